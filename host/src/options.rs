@@ -1,0 +1,70 @@
+//! What to compute: [`AttentionOptions`] and its parts.
+
+pub use sage_layout::scale::Granularity as QuantGranularity;
+
+/// How the two sides of an unequal causal mask line up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CausalAlign {
+    /// Query `i` sees keys `0 ..= i`: the first query lines up with the first key.
+    TopLeft,
+    /// Query `i` sees keys `0 ..= i + key_len - query_len`: the last query lines up with the last key (decoding
+    /// against a cache, chunked prefill). Queries that see no key get zeros and a log-sum-exp of −∞.
+    BottomRight,
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// Every key.
+    #[default]
+    None,
+    /// No key after the query. Only for equal query and key lengths, where both alignments mean the same.
+    Causal,
+    /// No key after the query, with the stated alignment; any lengths.
+    CausalAligned(CausalAlign),
+}
+
+/// How probabilities are multiplied with values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PvMode {
+    /// Probabilities and values in e4m3, tensor-core sums emptied into f32 after every segment of keys: SageAttention2's
+    /// `pv_accum_dtype="fp32+fp32"`.
+    #[default]
+    Fp8,
+}
+
+/// Options of an attention call. `AttentionOptions::default()` is SageAttention2's default on Hopper, with values smoothed too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionOptions {
+    /// How many queries and keys share an INT8 scale. Finer is more exact and costs nothing. Default: per thread.
+    pub granularity: QuantGranularity,
+    /// How probabilities are multiplied with values. Default: FP8.
+    pub pv_mode: PvMode,
+    /// Subtract the keys' channel mean before quantizing; softmax does not notice (SageAttention, section 4.2). Default: on.
+    pub smooth_k: bool,
+    /// Subtract the values' channel mean over each segment of keys before quantizing, and add it back to the output
+    /// (SageAttention2, section 3.4). Default: on.
+    pub smooth_v: bool,
+    /// Which keys a query sees. Default: all.
+    pub mask: Mask,
+    /// What `query · key` is multiplied by before the exponential; finite and positive. Default: `head_dim`^-½.
+    pub softmax_scale: Option<f32>,
+    /// Also return the natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, f32.
+    /// Default: no.
+    pub return_lse: bool,
+}
+
+impl Default for AttentionOptions {
+    fn default() -> Self {
+        Self {
+            granularity: QuantGranularity::PerThread,
+            pv_mode: PvMode::Fp8,
+            smooth_k: true,
+            smooth_v: true,
+            mask: Mask::None,
+            softmax_scale: None,
+            return_lse: false,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The kernel table: every GPU program, its symbol, its launch shape and its budgets.
+//!
+//! [`for_each_kernel!`](crate::for_each_kernel) is the one list. This module makes [`Kernel`] of it, `sage-kernels`
+//! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
+
+use crate::tile::{
+    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes,
+};
+
+/// A GPU architecture that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// Hopper (H100, H200, GH200), with the features that only compute capability 9.0 has.
+    Sm90a,
+}
+
+impl Architecture {
+    /// Every architecture that kernels exist for.
+    pub const ALL: [Self; 1] = [Self::Sm90a];
+
+    /// The name that compilers know it by.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sm90a => "sm_90a",
+        }
+    }
+
+    /// The PTX version its kernels are written in, as an LLVM target feature.
+    pub const fn ptx_feature(self) -> &'static str {
+        match self {
+            Self::Sm90a => "+ptx80",
+        }
+    }
+
+    /// Whether its kernels run on a GPU of compute capability `major.minor`.
+    pub const fn runs_on(self, major: i32, minor: i32) -> bool {
+        match self {
+            Self::Sm90a => major == 9 && minor == 0,
+        }
+    }
+}
+
+/// Element type of the caller's tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// What a kernel does; its instantiations differ in head dimension and element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Sum, minimum and maximum of every channel over each segment of tokens.
+    ChannelStatistics,
+    /// Channel mean of the keys, from the segments' sums.
+    KeyMean,
+    /// Segment means and the channel scale of the values, from the segments' statistics.
+    ValueScale,
+    /// Queries to INT8 tiles.
+    QuantizeQuery,
+    /// Keys, less their mean, to INT8 tiles.
+    QuantizeKey,
+    /// Values, less their segment means, to transposed e4m3 tiles.
+    QuantizeValue,
+    /// Attention on the quantized tiles.
+    Attention,
+}
+
+/// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
+///
+/// `KeyMean` and `ValueScale` read and write f32 alone; their element type stands for nothing and is `F16`.
+#[macro_export]
+macro_rules! for_each_kernel {
+    ($callback:ident) => {
+        $callback! {
+            ChannelStatisticsD64F16 = "sage_channel_statistics_d64_f16": ChannelStatistics, 64, F16;
+            ChannelStatisticsD64Bf16 = "sage_channel_statistics_d64_bf16": ChannelStatistics, 64, Bf16;
+            ChannelStatisticsD128F16 = "sage_channel_statistics_d128_f16": ChannelStatistics, 128, F16;
+            ChannelStatisticsD128Bf16 = "sage_channel_statistics_d128_bf16": ChannelStatistics, 128, Bf16;
+            KeyMeanD64 = "sage_key_mean_d64": KeyMean, 64, F16;
+            KeyMeanD128 = "sage_key_mean_d128": KeyMean, 128, F16;
+            ValueScaleD64 = "sage_value_scale_d64": ValueScale, 64, F16;
+            ValueScaleD128 = "sage_value_scale_d128": ValueScale, 128, F16;
+            QuantizeQueryD64F16 = "sage_quantize_query_d64_f16": QuantizeQuery, 64, F16;
+            QuantizeQueryD64Bf16 = "sage_quantize_query_d64_bf16": QuantizeQuery, 64, Bf16;
+            QuantizeQueryD128F16 = "sage_quantize_query_d128_f16": QuantizeQuery, 128, F16;
+            QuantizeQueryD128Bf16 = "sage_quantize_query_d128_bf16": QuantizeQuery, 128, Bf16;
+            QuantizeKeyD64F16 = "sage_quantize_key_d64_f16": QuantizeKey, 64, F16;
+            QuantizeKeyD64Bf16 = "sage_quantize_key_d64_bf16": QuantizeKey, 64, Bf16;
+            QuantizeKeyD128F16 = "sage_quantize_key_d128_f16": QuantizeKey, 128, F16;
+            QuantizeKeyD128Bf16 = "sage_quantize_key_d128_bf16": QuantizeKey, 128, Bf16;
+            QuantizeValueD64F16 = "sage_quantize_value_d64_f16": QuantizeValue, 64, F16;
+            QuantizeValueD64Bf16 = "sage_quantize_value_d64_bf16": QuantizeValue, 64, Bf16;
+            QuantizeValueD128F16 = "sage_quantize_value_d128_f16": QuantizeValue, 128, F16;
+            QuantizeValueD128Bf16 = "sage_quantize_value_d128_bf16": QuantizeValue, 128, Bf16;
+            AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
+            AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
+            AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
+            AttentionD128Bf16 = "sage_attention_hopper_d128_bf16": Attention, 128, Bf16;
+        }
+    };
+}
+
+macro_rules! define_kernel {
+    ($($variant:ident = $symbol:literal: $family:ident, $head_dim:literal, $element:ident;)*) => {
+        /// A GPU program. The variants are named family, head dimension, element type.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)]
+        pub enum Kernel { $($variant),* }
+
+        impl Kernel {
+            /// Every kernel, in the table's order.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The kernel's symbol in its PTX module, and the module's file name.
+            pub const fn symbol(self) -> &'static str {
+                match self { $(Self::$variant => $symbol),* }
+            }
+
+            /// What the kernel does.
+            pub const fn family(self) -> Family {
+                match self { $(Self::$variant => Family::$family),* }
+            }
+
+            /// Padded head dimension.
+            pub const fn head_dim(self) -> u32 {
+                match self { $(Self::$variant => $head_dim),* }
+            }
+
+            /// Element type of the caller's tensors, where the kernel touches them.
+            pub const fn element(self) -> ElementType {
+                match self { $(Self::$variant => ElementType::$element),* }
+            }
+        }
+    };
+}
+for_each_kernel!(define_kernel);
+
+/// Slots of the attention kernel's ring of key and value tiles.
+pub const PIPELINE_STAGES: u32 = 3;
+
+/// Threads that share a row of 16-bit elements in the statistics and quantization kernels: one for each 16 bytes.
+pub const fn threads_per_row(padded_head_dim: u32) -> u32 {
+    padded_head_dim / 8
+}
+
+impl Kernel {
+    /// The kernel that does `family` for a padded head dimension and element type, if there is one.
+    pub fn find(family: Family, padded_head_dim: u32, element: ElementType) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kernel| {
+            kernel.family() == family
+                && kernel.head_dim() == padded_head_dim
+                && (kernel.element() == element || matches!(family, Family::KeyMean | Family::ValueScale))
+        })
+    }
+
+    /// Threads of a CTA; becomes `.maxntid`.
+    pub const fn threads(self) -> u32 {
+        match self.family() {
+            Family::KeyMean | Family::ValueScale => self.head_dim(),
+            Family::Attention => (1 + CONSUMER_WARPGROUPS) * 128,
+            Family::QuantizeValue => 256,
+            _ => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
+        }
+    }
+
+    /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`.
+    pub const fn min_blocks(self) -> u32 {
+        1
+    }
+
+    /// Dynamic shared memory of a launch, in bytes.
+    pub const fn shared_bytes(self) -> u32 {
+        match self.family() {
+            Family::KeyMean | Family::ValueScale => 0,
+            // sum, minimum, maximum: f32 of every token lane and channel
+            Family::ChannelStatistics => 3 * crate::statistics::TOKEN_LANES * self.head_dim() * 4,
+            // largest absolute values: of each row, or of the rows equal modulo TOKEN_LANES
+            Family::QuantizeQuery => WARPGROUP_ROWS * 4,
+            Family::QuantizeKey => crate::statistics::TOKEN_LANES * 4,
+            // a transposed tile, its rows padded by 16 bytes against bank conflicts
+            Family::QuantizeValue => self.head_dim() * (VALUE_ROW_BYTES + 16),
+            Family::Attention => AttentionShared::new(self.head_dim()).bytes,
+        }
+    }
+
+    /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
+    pub const fn block_barriers(self) -> u32 {
+        match self.family() {
+            Family::KeyMean | Family::ValueScale => 0,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of stack and spills that the kernel may use: 0, unless a measurement says otherwise.
+    pub const fn stack_budget(self) -> u32 {
+        0
+    }
+}
+
+/// The attention kernel's shared memory. Offsets are in bytes from its start, which is aligned to 1024.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShared {
+    /// Query tiles, one a consumer warpgroup.
+    pub query: u32,
+    /// Ring of key tiles.
+    pub key: u32,
+    /// Ring of value tiles, each followed by [`Self::ONES_BYTES`] of ones.
+    pub value: u32,
+    /// Distance of the value ring's slots.
+    pub value_stride: u32,
+    /// f32 output sums of finished segments, and row sums: one region a consumer warp.
+    pub master: u32,
+    /// Distance of the warps' regions.
+    pub master_stride: u32,
+    /// mbarriers, 8 bytes each.
+    pub barriers: u32,
+    /// All of it.
+    pub bytes: u32,
+}
+
+impl AttentionShared {
+    /// Eight channels of e4m3 ones for 128 keys: the extra value columns whose product is the row sum.
+    pub const ONES_BYTES: u32 = 8 * VALUE_ROW_BYTES;
+    /// mbarriers: query full and empty for each warpgroup, slot full and empty for each stage.
+    pub const BARRIERS: u32 = 2 * CONSUMER_WARPGROUPS + 2 * PIPELINE_STAGES;
+
+    /// The layout for a padded head dimension.
+    pub const fn new(padded_head_dim: u32) -> Self {
+        let query = 0;
+        let key = query + CONSUMER_WARPGROUPS * query_tile_bytes(padded_head_dim);
+        let value = key + PIPELINE_STAGES * key_tile_bytes(padded_head_dim);
+        let value_stride = key_tile_bytes(padded_head_dim) + Self::ONES_BYTES;
+        let master = value + PIPELINE_STAGES * value_stride;
+        // a lane holds head_dim / 2 output accumulators and 2 row sums
+        let master_stride = (padded_head_dim / 2 + 2) * 32 * 4;
+        let barriers = master + CTA_QUERIES / crate::tile::WARP_ROWS * master_stride;
+        Self { query, key, value, value_stride, master, master_stride, barriers, bytes: barriers + 8 * Self::BARRIERS }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_are_unique_and_say_what_they_are() {
+        for (index, kernel) in Kernel::ALL.iter().enumerate() {
+            assert!(Kernel::ALL[..index].iter().all(|other| other.symbol() != kernel.symbol()));
+            assert!(kernel.symbol().contains(if kernel.head_dim() == 64 { "_d64" } else { "_d128" }));
+            assert_eq!(Kernel::find(kernel.family(), kernel.head_dim(), kernel.element()), Some(*kernel));
+        }
+    }
+
+    #[test]
+    fn shared_memory_fits_and_tiles_are_aligned() {
+        for &kernel in Kernel::ALL {
+            assert!(kernel.shared_bytes() <= 227 * 1024, "{kernel:?}: {}", kernel.shared_bytes());
+            assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
+        }
+        for head_dim in crate::tile::NATIVE_HEAD_DIMS {
+            let shared = AttentionShared::new(head_dim);
+            for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
+                assert_eq!(offset % 1024, 0);
+            }
+            assert_eq!(shared.barriers % 8, 0);
+        }
+    }
+}

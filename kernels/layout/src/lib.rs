@@ -1,0 +1,30 @@
+//! What the GPU kernels and the host agree on.
+//!
+//! The quantizers write operands, the attention kernels read them, the host sizes and launches, and the CPU engine
+//! reproduces the same codes. Every map from a logical index to a place in memory, every grouping rule and every
+//! kernel name that more than one of them needs is here, once, as plain `no_std` Rust without dependencies.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`tile`] | tile sizes, padded lengths, byte sizes of the operand buffers |
+//! | [`swizzle`] | where byte `(row, column)` of a tile lies in shared memory |
+//! | [`fragment`] | which lane of a warp holds which element of a tensor-core tile |
+//! | [`token_order`] | the order of tokens inside a value tile |
+//! | [`scale`] | quantization groups and their scales |
+//! | [`round`] | e4m3, f16 and bf16 rounding, bit-exact |
+//! | [`statistics`] | the order of summation of channel statistics |
+//! | [`visibility`] | which keys a query may see |
+//! | [`kernel`] | the kernel table: names, launch bounds, budgets |
+//! | [`params`] | the `#[repr(C)]` parameters of every kernel |
+#![no_std]
+
+pub mod fragment;
+pub mod kernel;
+pub mod params;
+pub mod round;
+pub mod scale;
+pub mod statistics;
+pub mod swizzle;
+pub mod tile;
+pub mod token_order;
+pub mod visibility;

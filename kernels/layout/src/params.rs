@@ -1,0 +1,192 @@
+//! Parameters of the kernels: one `#[repr(C)]` struct each, passed by value.
+//!
+//! Addresses are device addresses; 0 means "not there" where a field says it may be. Strides count elements. All sizes
+//! were checked by the host: lengths, head counts and tile counts are under 2³⁰, and products are taken in 64 bits.
+
+/// A device address.
+pub type Address = u64;
+
+/// Distances, in elements, between consecutive batches, heads and tokens of a tensor. Channels are adjacent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Strides {
+    /// From one batch to the next.
+    pub batch: i64,
+    /// From one head to the next.
+    pub head: i64,
+    /// From one token to the next.
+    pub token: i64,
+}
+
+/// A tensor of the caller: `[batch, head, token, channel]` in any order of the first three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TensorView {
+    /// First element.
+    pub address: Address,
+    /// Distances between elements.
+    pub strides: Strides,
+    /// Heads a batch.
+    pub heads: u32,
+    /// Tokens a head.
+    pub tokens: u32,
+    /// Channels that exist, at most the kernel's padded head dimension.
+    pub head_dim: u32,
+    /// 1 if every row starts at a multiple of 16 bytes and is a multiple of 16 bytes long, else 0.
+    pub vectorized: u32,
+}
+
+/// `ChannelStatistics`: grid (segments, heads, batch).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ChannelStatisticsParams {
+    /// Keys or values.
+    pub input: TensorView,
+    /// f32 `[batch · heads][segments][padded head_dim]`: sums.
+    pub sum: Address,
+    /// The same shape: minima. 0 if not wanted, then neither is `max`.
+    pub min: Address,
+    /// The same shape: maxima.
+    pub max: Address,
+}
+
+/// `KeyMean`: grid (batch · heads).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct KeyMeanParams {
+    /// f32 `[batch · heads][segments][padded head_dim]`: sums.
+    pub sum: Address,
+    /// f32 `[batch · heads][padded head_dim]`: means.
+    pub mean: Address,
+    /// Tokens a head.
+    pub tokens: u32,
+    /// Explicit padding; 0.
+    pub reserved: u32,
+}
+
+/// `ValueScale`: grid (batch · heads).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ValueScaleParams {
+    /// f32 `[batch · heads][segments][padded head_dim]`: sums on entry, segment means on return.
+    pub mean: Address,
+    /// The same shape: minima.
+    pub min: Address,
+    /// The same shape: maxima.
+    pub max: Address,
+    /// The same shape: segment means in units of the channel's scale.
+    pub mean_codes: Address,
+    /// f32 `[batch · heads][padded head_dim]`: scales.
+    pub scale: Address,
+    /// Tokens a head.
+    pub tokens: u32,
+    /// 1 to subtract the means (`smooth_v`), 0 to take them as 0.
+    pub smooth: u32,
+}
+
+/// `QuantizeQuery`: grid (query tiles of the padded length, heads, batch).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct QuantizeQueryParams {
+    /// Queries.
+    pub input: TensorView,
+    /// INT8 `[batch · heads][query tiles][64 · padded head_dim]`, swizzled.
+    pub codes: Address,
+    /// f32 `[batch · heads][query tiles][QUERY_SCALES_PER_TILE]`: scales times `score_scale`.
+    pub scales: Address,
+    /// f32 `[batch · key heads][padded head_dim]`: the key mean; 0 if `log_sum_exp_shift` is.
+    pub key_mean: Address,
+    /// f32 `[batch · heads][padded queries]`: `softmax_scale · query · key_mean` of each row; 0 if not wanted.
+    pub log_sum_exp_shift: Address,
+    /// Query heads that share a key head.
+    pub heads_per_key_head: u32,
+    /// A [`Granularity`](crate::scale::Granularity) as a number.
+    pub granularity: u32,
+    /// The softmax scale.
+    pub softmax_scale: f32,
+    /// The softmax scale times log₂ e, folded into the scales.
+    pub score_scale: f32,
+}
+
+/// `QuantizeKey`: grid (key tiles, heads, batch).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct QuantizeKeyParams {
+    /// Keys.
+    pub input: TensorView,
+    /// INT8 `[batch · heads][key tiles][128 · padded head_dim]`, swizzled.
+    pub codes: Address,
+    /// f32 `[batch · heads][key tiles][KEY_SCALES_PER_TILE]`.
+    pub scales: Address,
+    /// f32 `[batch · heads][padded head_dim]`: what is subtracted; 0 for nothing.
+    pub mean: Address,
+    /// A [`Granularity`](crate::scale::Granularity) as a number.
+    pub granularity: u32,
+    /// Explicit padding; 0.
+    pub reserved: u32,
+}
+
+/// `QuantizeValue`: grid (key tiles, heads, batch).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct QuantizeValueParams {
+    /// Values.
+    pub input: TensorView,
+    /// e4m3 `[batch · heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled.
+    pub codes: Address,
+    /// f32 `[batch · heads][padded head_dim]`.
+    pub scale: Address,
+    /// f32 `[batch · heads][segments][padded head_dim]`: segment means.
+    pub mean: Address,
+}
+
+/// `Attention`: grid (at most one CTA a multiprocessor), each CTA takes every `grid`-th item.
+///
+/// An item is 192 queries of one head.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AttentionParams {
+    /// Query codes; see [`QuantizeQueryParams::codes`].
+    pub query: Address,
+    /// Key codes; see [`QuantizeKeyParams::codes`].
+    pub key: Address,
+    /// Value codes; see [`QuantizeValueParams::codes`].
+    pub value: Address,
+    /// Query scales.
+    pub query_scale: Address,
+    /// Key scales.
+    pub key_scale: Address,
+    /// Value scales.
+    pub value_scale: Address,
+    /// Segment means of the values, in units of the value scales.
+    pub value_mean_codes: Address,
+    /// `log_sum_exp` less this is what the softmax computed; 0 for nothing.
+    pub log_sum_exp_shift: Address,
+    /// f32 `[batch · query heads][query_len]`: natural logarithm of each row's sum of exponentials; 0 if not wanted.
+    pub log_sum_exp: Address,
+    /// The result, in the queries' shape.
+    pub output: TensorView,
+    /// Keys a head.
+    pub key_len: u32,
+    /// See [`visibility`](crate::visibility).
+    pub diagonal: i32,
+    /// Query heads that share a key head.
+    pub heads_per_key_head: u32,
+    /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
+    pub items: u32,
+}
+
+const _: () = {
+    use core::mem::{align_of, offset_of, size_of};
+    assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
+    assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
+    assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
+    assert!(size_of::<ChannelStatisticsParams>() == 72 && offset_of!(ChannelStatisticsParams, sum) == 48);
+    assert!(size_of::<KeyMeanParams>() == 24 && offset_of!(KeyMeanParams, tokens) == 16);
+    assert!(size_of::<ValueScaleParams>() == 48 && offset_of!(ValueScaleParams, tokens) == 40);
+    assert!(size_of::<QuantizeQueryParams>() == 96 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 80);
+    assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
+    assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);
+    assert!(size_of::<AttentionParams>() == 136 && offset_of!(AttentionParams, output) == 72);
+    assert!(offset_of!(AttentionParams, key_len) == 120 && offset_of!(AttentionParams, items) == 132);
+};

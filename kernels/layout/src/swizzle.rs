@@ -1,0 +1,86 @@
+//! Shared-memory swizzles of the matrix descriptors.
+//!
+//! The tensor cores read eight rows of 16-byte chunks at once. So that these fall into different banks, the hardware
+//! expects chunk `c` of row `r` at position `c ^ phase(r)` of that row (PTX ISA, "Shared memory matrix layout").
+//! Rows of 128 bytes use the 128-byte swizzle, rows of 64 bytes the 64-byte swizzle.
+//!
+//! ```text
+//! 128-byte swizzle (8 chunks a row)      64-byte swizzle (4 chunks a row)
+//! row 0: 0 1 2 3 4 5 6 7                 rows 0,1: 0 1 2 3
+//! row 1: 1 0 3 2 5 4 7 6                 rows 2,3: 1 0 3 2
+//! row 2: 2 3 0 1 6 7 4 5                 rows 4,5: 2 3 0 1
+//! row 3: 3 2 1 0 7 6 5 4                 rows 6,7: 3 2 1 0
+//! ```
+
+/// Bytes of a chunk, the unit that a swizzle moves.
+pub const CHUNK_BYTES: u32 = 16;
+
+/// What the chunk index of `row` is xored with.
+///
+/// `row_bytes` is 64 or 128.
+pub const fn phase(row: u32, row_bytes: u32) -> u32 {
+    match row_bytes {
+        128 => row % 8,
+        _ => row / 2 % 4,
+    }
+}
+
+/// Byte offset in its tile of byte `column` of `row`.
+pub const fn offset(row: u32, column: u32, row_bytes: u32) -> u32 {
+    let chunk = column / CHUNK_BYTES ^ phase(row, row_bytes);
+    row * row_bytes + chunk * CHUNK_BYTES + column % CHUNK_BYTES
+}
+
+/// The inverse of [`offset`]: `(row, column)` of the byte at `offset`.
+pub const fn position(offset: u32, row_bytes: u32) -> (u32, u32) {
+    let row = offset / row_bytes;
+    let within = offset % row_bytes;
+    let chunk = within / CHUNK_BYTES ^ phase(row, row_bytes);
+    (row, chunk * CHUNK_BYTES + within % CHUNK_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offset_is_a_bijection_of_the_tile() {
+        for row_bytes in [64u32, 128] {
+            let mut seen = [false; 128 * 128];
+            for row in 0..128 {
+                for column in 0..row_bytes {
+                    let place = offset(row, column, row_bytes);
+                    assert!(!core::mem::replace(&mut seen[place as usize], true));
+                    assert_eq!(position(place, row_bytes), (row, column));
+                }
+            }
+            assert!(seen[..128 * row_bytes as usize].iter().all(|&hit| hit));
+        }
+    }
+
+    /// The hardware's definition: address bits 4.. are xored with bits 7.. (as many as the swizzle has).
+    #[test]
+    fn matches_the_address_bit_definition() {
+        for (row_bytes, bits) in [(64u32, 2u32), (128, 3)] {
+            for linear in 0..128 * row_bytes {
+                let mask = (1 << bits) - 1;
+                let swizzled = linear ^ ((linear >> 7 & mask) << 4);
+                assert_eq!(offset(linear / row_bytes, linear % row_bytes, row_bytes), swizzled);
+            }
+        }
+    }
+
+    /// Eight rows of one chunk column, as the tensor cores read them, touch all 32 banks once.
+    #[test]
+    fn a_chunk_column_has_no_bank_conflicts() {
+        for column in (0..128).step_by(16) {
+            let mut banks = [0; 32];
+            for row in 0..8 {
+                for word in 0..4 {
+                    banks[(offset(row, column, 128) / 4 + word) as usize % 32] += 1;
+                }
+            }
+            assert_eq!(banks, [1; 32]);
+        }
+    }
+}

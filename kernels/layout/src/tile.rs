@@ -1,0 +1,86 @@
+//! Tile sizes and buffer sizes.
+//!
+//! Queries, keys and values are quantized into *tiles*: contiguous blocks in exactly the byte order that the tensor
+//! cores read from shared memory, so that one bulk copy brings a tile in. Lengths are padded to whole tiles with zeros.
+
+/// Query rows of one warp's matrix instruction.
+pub const WARP_ROWS: u32 = 16;
+/// Query rows of one warpgroup (four warps), and of one quantized query tile.
+pub const WARPGROUP_ROWS: u32 = 4 * WARP_ROWS;
+/// Consumer warpgroups of one attention CTA.
+pub const CONSUMER_WARPGROUPS: u32 = 3;
+/// Query rows of one attention CTA.
+pub const CTA_QUERIES: u32 = CONSUMER_WARPGROUPS * WARPGROUP_ROWS;
+/// Keys of one key tile and of one value tile.
+pub const KEY_TILE: u32 = 128;
+/// Keys whose scores a warpgroup holds in registers at a time.
+pub const KEY_CHUNK: u32 = 64;
+/// Key tiles of one *segment*: the tensor cores' FP8 accumulators are emptied into f32 after each, and the value's
+/// channel mean is taken over each (see `docs/numerics.md`, "Two-level accumulation").
+pub const SEGMENT_TILES: u32 = 8;
+/// Keys of one segment.
+pub const SEGMENT_KEYS: u32 = SEGMENT_TILES * KEY_TILE;
+/// Bytes of one row of a value tile: one e4m3 code a key.
+pub const VALUE_ROW_BYTES: u32 = KEY_TILE;
+
+/// The head dimensions that kernels exist for. Others up to the largest are padded with zero channels.
+pub const NATIVE_HEAD_DIMS: [u32; 2] = [64, 128];
+
+/// The smallest native head dimension that holds `head_dim` channels, or `None` if `head_dim` is 0 or over 128.
+pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
+    match head_dim {
+        1..=64 => Some(64),
+        65..=128 => Some(128),
+        _ => None,
+    }
+}
+
+/// Query rows after padding to whole CTAs.
+pub const fn padded_queries(query_len: u32) -> u32 {
+    query_len.div_ceil(CTA_QUERIES) * CTA_QUERIES
+}
+
+/// Attention CTAs' worth of queries.
+pub const fn query_ctas(query_len: u32) -> u32 {
+    query_len.div_ceil(CTA_QUERIES)
+}
+
+/// Key tiles, the last one padded.
+pub const fn key_tiles(key_len: u32) -> u32 {
+    key_len.div_ceil(KEY_TILE)
+}
+
+/// Key segments, the last one possibly short.
+pub const fn segments(key_len: u32) -> u32 {
+    key_len.div_ceil(SEGMENT_KEYS)
+}
+
+/// Bytes of one quantized query tile (64 rows).
+pub const fn query_tile_bytes(padded_head_dim: u32) -> u32 {
+    WARPGROUP_ROWS * padded_head_dim
+}
+
+/// Bytes of one quantized key tile or value tile (128 keys).
+pub const fn key_tile_bytes(padded_head_dim: u32) -> u32 {
+    KEY_TILE * padded_head_dim
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_covers_every_length() {
+        for len in 1..2000 {
+            assert!(padded_queries(len) >= len && padded_queries(len) - len < CTA_QUERIES);
+            assert!(key_tiles(len) * KEY_TILE >= len && key_tiles(len) * KEY_TILE - len < KEY_TILE);
+            assert!(segments(len) * SEGMENT_KEYS >= len);
+        }
+        assert_eq!(padded_head_dim(0), None);
+        assert_eq!(padded_head_dim(1), Some(64));
+        assert_eq!(padded_head_dim(64), Some(64));
+        assert_eq!(padded_head_dim(65), Some(128));
+        assert_eq!(padded_head_dim(128), Some(128));
+        assert_eq!(padded_head_dim(129), None);
+    }
+}

@@ -1,0 +1,2 @@
+//! The project's verbs: `cargo xtask <verb>`.
+fn main() {}
