@@ -4,13 +4,11 @@ use crate::cpu;
 use crate::device::Device;
 use crate::element::Element;
 use crate::error::Error;
-use crate::gpu::driver::checked;
+use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
 use crate::options::AttentionOptions;
 use crate::plan::AttentionPlan;
 use crate::tensor::{AttentionProblem, extent};
-use cust::memory::{AsyncCopyDestination, DeviceBuffer};
-use cust::stream::{Stream, StreamFlags};
 
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,15 +44,9 @@ pub fn attention<T: Element>(
         return Err(Error::SliceDType { got: T::DTYPE, expected: problem.dtype });
     }
     let elements = |shape, strides| extent(shape, strides).expect("checked by the plan") as usize;
-    for (tensor, slice, needed) in [
-        ("query", query, elements(problem.query_shape(), problem.query_strides)),
-        ("key", key, elements(problem.key_shape(), problem.key_strides)),
-        ("value", value, elements(problem.key_shape(), problem.value_strides)),
-    ] {
-        if slice.len() < needed {
-            return Err(Error::SliceTooShort { tensor, got: slice.len(), needed });
-        }
-    }
+    let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
+    let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
+    let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
     let mut output = zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(zeroed("log_sum_exp", plan.log_sum_exp_len())?),
@@ -71,6 +63,11 @@ pub fn attention<T: Element>(
     Ok(AttentionOutput { output, log_sum_exp })
 }
 
+/// The part of a slice that its tensor reaches.
+fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
+    slice.get(..needed).ok_or(Error::SliceTooShort { tensor, got: slice.len(), needed })
+}
+
 /// A vector of zeros, or the error that there is no memory for it.
 fn zeroed<T: bytemuck::Zeroable + Clone>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {
     let mut vector = Vec::new();
@@ -80,7 +77,7 @@ fn zeroed<T: bytemuck::Zeroable + Clone>(argument: &'static str, len: usize) -> 
     Ok(vector)
 }
 
-/// Copies the inputs to buffers of its own, runs the plan on a stream of its own, and copies the results back.
+/// Copies the inputs to memory of its own, runs the plan on a stream of its own, and copies the results back.
 fn attend_on_gpu(
     plan: &AttentionPlan,
     gpu: &'static Gpu,
@@ -89,47 +86,37 @@ fn attend_on_gpu(
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
     let prepared = plan.prepare(gpu)?;
-    let _current = gpu.enter()?;
-    let allocate = |bytes: usize| {
-        // SAFETY: bytes need no initialization, and nothing here reads them before a copy or a kernel has written them.
-        checked("cuMemAlloc", unsafe { DeviceBuffer::<u8>::uninitialized(bytes) })
+    let stream = Stream::new(gpu)?;
+    let upload = |argument, bytes: &[u8]| {
+        let mut memory = DeviceMemory::new(gpu, argument, bytes.len())?;
+        memory.write(0, bytes, &stream)?;
+        Ok::<_, Error>(memory)
     };
-    // Declared before the buffers, so that after an error the stream outlives them. Its destruction does not wait, but
-    // freeing memory does.
-    let stream = checked("cuStreamCreate", Stream::new(StreamFlags::NON_BLOCKING, None))?;
-    let upload = |bytes: &[u8]| {
-        let mut buffer = allocate(bytes.len())?;
-        // SAFETY: the host's memory is borrowed for the whole function, and the device's is freed after the stream's
-        // work is done.
-        checked("cuMemcpyHtoDAsync", unsafe { buffer.async_copy_from(bytes, &stream) })?;
-        Ok::<_, Error>(buffer)
-    };
-    let (query, key, value) = (upload(query)?, upload(key)?, upload(value)?);
+    let query = upload("query", query)?;
+    let key = upload("key", key)?;
+    let value = upload("value", value)?;
     // What lies between the output's rows is the caller's to see.
-    let device_output = upload(output)?;
+    let device_output = upload("output", output)?;
     let device_log_sum_exp = match &log_sum_exp {
-        Some(log_sum_exp) => Some(allocate(size_of_val::<[f32]>(log_sum_exp))?),
+        Some(_) => Some(DeviceMemory::new(gpu, "log_sum_exp", plan.log_sum_exp_len() * 4)?),
         None => None,
     };
-    let workspace = allocate(plan.workspace_bytes() as usize)?;
-    let address = |buffer: &DeviceBuffer<u8>| buffer.as_device_ptr().as_raw();
+    let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
     let buffers = GpuBuffers {
-        query: address(&query),
-        key: address(&key),
-        value: address(&value),
-        output: address(&device_output),
-        log_sum_exp: device_log_sum_exp.as_ref().map(address),
-        workspace: address(&workspace),
-        workspace_bytes: workspace.len() as u64,
+        query: query.address(),
+        key: key.address(),
+        value: value.address(),
+        output: device_output.address(),
+        log_sum_exp: device_log_sum_exp.as_ref().map(DeviceMemory::address),
+        workspace: workspace.address(),
+        workspace_bytes: workspace.bytes() as u64,
     };
-    // SAFETY: the stream is of the GPU's primary context, which is current; the buffers are as large as the host's
-    // slices and the plan's sizes, apart from each other, and freed after the stream's work is done.
-    unsafe {
-        prepared.enqueue(stream.as_inner().cast(), &buffers)?;
-        checked("cuMemcpyDtoHAsync", device_output.async_copy_to(output, &stream))?;
-        if let (Some(device), Some(host)) = (&device_log_sum_exp, log_sum_exp) {
-            checked("cuMemcpyDtoHAsync", device.async_copy_to(bytemuck::cast_slice_mut(host), &stream))?;
-        }
+    // SAFETY: the stream is the GPU's; the buffers are as large as the plan's sizes, apart from each other, and freed
+    // after the stream's work is done.
+    unsafe { prepared.enqueue(stream.raw(), &buffers)? };
+    device_output.read(0, output, &stream)?;
+    if let (Some(device), Some(host)) = (&device_log_sum_exp, log_sum_exp) {
+        device.read(0, bytemuck::cast_slice_mut(host), &stream)?;
     }
-    checked("cuStreamSynchronize", stream.synchronize())
+    Ok(())
 }

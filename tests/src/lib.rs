@@ -1,1 +1,4 @@
-//! Tests.
+//! What tests and benchmarks share.
+
+pub mod gpu;
+pub mod random;

@@ -102,6 +102,39 @@ impl AttentionPlan {
         };
         Ok(PreparedPlan { plan: *self, gpu, kernels })
     }
+
+    /// Checks the addresses of a call, as [`PreparedPlan::enqueue`] does before it enqueues anything.
+    ///
+    /// # Errors
+    ///
+    /// Addresses that are null or not aligned, a workspace that is too small, a log-sum-exp buffer without `return_lse`
+    /// or the reverse.
+    pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
+        let problem = self.problem();
+        let bytes = |shape, strides| extent(shape, strides).expect("checked by the plan") * DType::BYTES as u64;
+        let tensors = [
+            ("query", buffers.query, bytes(problem.query_shape(), problem.query_strides)),
+            ("key", buffers.key, bytes(problem.key_shape(), problem.key_strides)),
+            ("value", buffers.value, bytes(problem.key_shape(), problem.value_strides)),
+            ("output", buffers.output, bytes(problem.query_shape(), problem.output_strides)),
+        ];
+        for (argument, address, needed) in tensors {
+            check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
+        }
+        let return_lse = self.options().return_lse;
+        match buffers.log_sum_exp {
+            Some(address) if return_lse => {
+                check_address("log_sum_exp", address, self.log_sum_exp_len() as u64 * 4, 4)?;
+            }
+            None if !return_lse => {}
+            _ => return Err(Error::LogSumExpBuffer { return_lse }),
+        }
+        let needed = self.workspace_bytes();
+        if buffers.workspace_bytes < needed {
+            return Err(Error::WorkspaceTooSmall { got: buffers.workspace_bytes, needed });
+        }
+        check_address("workspace", buffers.workspace, needed, workspace::ALIGNMENT)
+    }
 }
 
 impl PreparedPlan {
@@ -122,9 +155,8 @@ impl PreparedPlan {
     ///
     /// # Errors
     ///
-    /// Addresses that are null or not aligned, a workspace that is too small, a log-sum-exp buffer without `return_lse`
-    /// or the reverse; [`Error::Driver`] if a launch is refused, which also reports failures of earlier work. After
-    /// an error of the driver's, some of the call's kernels may be enqueued.
+    /// What [`check_buffers`](AttentionPlan::check_buffers) finds; [`Error::Driver`] if a launch is refused, which also
+    /// reports failures of earlier work. After an error of the driver's, some of the call's kernels may be enqueued.
     ///
     /// # Safety
     ///
@@ -145,10 +177,10 @@ impl PreparedPlan {
     #[doc(hidden)]
     pub unsafe fn enqueue_part(&self, part: Part, stream: *mut c_void, buffers: &GpuBuffers) -> Result<(), Error> {
         let _span = tracing::trace_span!("enqueue", ?part).entered();
-        self.check(buffers)?;
+        self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
         let call = Call { prepared: self, stream, buffers };
-        // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check`.
+        // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`.
         unsafe {
             if part != Part::Attention {
                 call.quantize()?;
@@ -159,39 +191,12 @@ impl PreparedPlan {
         }
         Ok(())
     }
-
-    fn check(&self, buffers: &GpuBuffers) -> Result<(), Error> {
-        let problem = self.plan.problem();
-        let bytes = |shape, strides| extent(shape, strides).expect("checked by the plan") * DType::BYTES as u64;
-        let tensors = [
-            ("query", buffers.query, bytes(problem.query_shape(), problem.query_strides)),
-            ("key", buffers.key, bytes(problem.key_shape(), problem.key_strides)),
-            ("value", buffers.value, bytes(problem.key_shape(), problem.value_strides)),
-            ("output", buffers.output, bytes(problem.query_shape(), problem.output_strides)),
-        ];
-        for (argument, address, needed) in tensors {
-            check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
-        }
-        let return_lse = self.plan.options().return_lse;
-        match buffers.log_sum_exp {
-            Some(address) if return_lse => {
-                check_address("log_sum_exp", address, self.plan.log_sum_exp_len() as u64 * 4, 4)?;
-            }
-            None if !return_lse => {}
-            _ => return Err(Error::LogSumExpBuffer { return_lse }),
-        }
-        let needed = self.plan.workspace_bytes();
-        if buffers.workspace_bytes < needed {
-            return Err(Error::WorkspaceTooSmall { got: buffers.workspace_bytes, needed });
-        }
-        check_address("workspace", buffers.workspace, needed, workspace::ALIGNMENT)
-    }
 }
 
 fn check_address(argument: &'static str, got: u64, needed: u64, alignment: u64) -> Result<(), Error> {
     match got {
         0 => Err(Error::NullPointer { argument, needed }),
-        _ if got % alignment != 0 => Err(Error::UnalignedPointer { argument, got, alignment }),
+        _ if !got.is_multiple_of(alignment) => Err(Error::UnalignedPointer { argument, got, alignment }),
         _ => Ok(()),
     }
 }

@@ -5,9 +5,12 @@
 //! | `driver` | finds the CUDA driver at run time |
 //! | `module` | the embedded kernels, and how one is loaded |
 //! | [`launch`] | what a plan puts on a stream |
+//! | `memory` | device memory and streams of our own |
 
 pub(crate) mod driver;
 pub mod launch;
+#[doc(hidden)]
+pub mod memory;
 mod module;
 
 use crate::error::Error;
