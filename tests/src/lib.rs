@@ -1,4 +1,5 @@
-//! What tests and benchmarks share.
+//! What the tests share: random tensors, measures of error, runs on the GPU.
 
+pub mod error;
 pub mod gpu;
-pub mod random;
+pub mod tensor;

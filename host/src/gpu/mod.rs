@@ -110,7 +110,8 @@ impl Gpu {
     }
 
     /// Makes the GPU's context current on this thread until the guard is dropped.
-    pub(crate) fn enter(&self) -> Result<CurrentContext, Error> {
+    #[doc(hidden)]
+    pub fn enter(&self) -> Result<CurrentContext, Error> {
         // SAFETY: the primary context was retained and is never released.
         unsafe { cuda!(cuCtxPushCurrent_v2(self.context))? };
         Ok(CurrentContext(std::marker::PhantomData))
@@ -118,7 +119,9 @@ impl Gpu {
 }
 
 /// A context that is current on this thread; dropping it brings back the one before.
-pub(crate) struct CurrentContext(std::marker::PhantomData<*const ()>);
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct CurrentContext(std::marker::PhantomData<*const ()>);
 
 impl Drop for CurrentContext {
     fn drop(&mut self) {

@@ -1,0 +1,52 @@
+//! Near exact attention, at any length.
+
+use crate::{DTYPES, with_lse};
+use half::f16;
+use sage_tests::error::Accuracy;
+use sage_tests::gpu::{attend, gpu};
+use sage_tests::tensor::{Inputs, Random, key_shape, query_shape, tensor};
+use sageattention::{AttentionProblem, Gpu, TensorLayout};
+
+/// Relative L1 distance from exact attention, of standard normal queries and keys and values that `value` makes of
+/// normal numbers and the token.
+fn relative_l1(gpu: &'static Gpu, head_dim: usize, key_len: usize, value: impl Fn(f32, usize) -> f32) -> f64 {
+    // A few queries tell as much as many, and the exact reference is slow.
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DTYPES[0], [1, 4, 192, head_dim], [4, key_len]);
+    let mut random = Random(key_len as u64);
+    let inputs = Inputs::<f16> {
+        query: tensor(problem.query_strides, query_shape(&problem), |_| random.normal()),
+        key: tensor(problem.key_strides, key_shape(&problem), |_| random.normal()),
+        value: tensor(problem.value_strides, key_shape(&problem), |[_, _, token, _]| value(random.normal(), token)),
+    };
+    let result = attend(gpu, &problem, &with_lse(), &inputs);
+    let exact = sageattention::testing::exact(&problem, &with_lse(), inputs.slices());
+    for (&result, &exact) in result.log_sum_exp.iter().zip(&exact.log_sum_exp) {
+        assert!((f64::from(result) - exact).abs() < 0.05, "log_sum_exp is {result}, exactly {exact}");
+    }
+    let accuracy = Accuracy::of(result.output, &exact.output);
+    println!("head_dim {head_dim}, key_len {key_len}: {accuracy:?}");
+    accuracy.relative_l1
+}
+
+/// The bound holds at every length: the tensor cores' short accumulators don't let the error grow.
+#[test]
+fn normal_values() {
+    let Some(gpu) = gpu() else { return };
+    for head_dim in [64, 128] {
+        for key_len in [1536, 16384] {
+            let error = relative_l1(gpu, head_dim, key_len, |normal, _| normal);
+            assert!(error <= 0.0395, "head_dim {head_dim}, key_len {key_len}: {error}");
+        }
+    }
+}
+
+/// Values that share a mean, or whose mean drifts along the keys, are where plain FP8 sums lose most.
+#[test]
+fn values_with_a_mean() {
+    let Some(gpu) = gpu() else { return };
+    for key_len in [1536, 16384] {
+        let constant = relative_l1(gpu, 128, key_len, |normal, _| normal + 2.0);
+        let drifting = relative_l1(gpu, 128, key_len, |normal, token| normal + 4.0 * token as f32 / key_len as f32);
+        assert!(constant <= 0.0395 && drifting <= 0.0395, "key_len {key_len}: {constant}, {drifting}");
+    }
+}
