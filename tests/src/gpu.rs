@@ -5,8 +5,9 @@ use crate::tensor::{Inputs, Outputs, gather, query_shape, span};
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, PreparedPlan};
 use std::io::Write;
+use std::sync::Once;
 
-/// GPU 0; or `None`, after a line that says why, where there is none.
+/// GPU 0; or `None` where there is none, after one line that says why.
 ///
 /// # Panics
 ///
@@ -18,9 +19,12 @@ pub fn gpu() -> Option<&'static Gpu> {
             panic!("SAGE_REQUIRE_GPU=1, but {reason}")
         }
         Err(reason) => {
-            let thread = std::thread::current();
-            // Not by a print macro, whose lines of passing tests are kept back.
-            let _ = writeln!(std::io::stderr(), "skipped {}: {reason}", thread.name().unwrap_or("a GPU test"));
+            static SAY_IT_ONCE: Once = Once::new();
+            SAY_IT_ONCE.call_once(|| {
+                // Not by a print macro: those of passing tests are kept back.
+                let line = format!("\nGPU tests are skipped: {reason}\n");
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            });
             None
         }
     }

@@ -1,7 +1,8 @@
 //! The GPU against the CPU engine, against exact attention, and against itself.
 //!
 //! Every run is in poisoned buffers with guards (`sage_tests::gpu`): what was not written, what was written elsewhere, and
-//! what was read from elsewhere shows in every test. Without a GPU each test says that it was skipped.
+//! what was read from elsewhere shows in every test. Without a GPU they are skipped, with a line that says so; with
+//! `SAGE_REQUIRE_GPU=1` they fail.
 
 mod accuracy;
 mod codes;
