@@ -22,3 +22,10 @@ pub fn any(predicate: bool) -> bool {
 pub fn shuffle_xor(value: f32, mask: u32) -> f32 {
     arch::warp::shuffle_xor(value, mask)
 }
+
+/// The first lane's `value` (`shfl.sync.idx`). Tells the compiler that a value is the same in all lanes, so that it and
+/// what follows from it can live in uniform registers.
+#[inline(always)]
+pub fn broadcast(value: u32) -> u32 {
+    arch::warp::broadcast(value)
+}

@@ -107,7 +107,7 @@ impl OnlineSoftmax {
             for (index, value) in values.iter_mut().enumerate() {
                 let element = 8 * keys + index;
                 let exponent = math::fma(scores[element] as f32, scale, self.offset[index / 2 % 2]);
-                *value = if visible.shows(element) { math::exp2(exponent) } else { 0.0 };
+                *value = math::exp2(if visible.shows(element) { exponent } else { f32::NEG_INFINITY });
             }
             let operand = &mut probabilities[keys / 2];
             operand[keys % 2 * 2] = convert::e4m3x4([values[0], values[1], values[4], values[5]]);

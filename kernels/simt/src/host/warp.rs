@@ -11,3 +11,7 @@ pub fn any(_predicate: bool) -> bool {
 pub fn shuffle_xor(_value: f32, _mask: u32) -> f32 {
     needs_executor!("shfl.sync.bfly")
 }
+
+pub fn broadcast(_value: u32) -> u32 {
+    needs_executor!("shfl.sync.idx")
+}

@@ -7,6 +7,8 @@ unsafe extern "C" {
     safe fn vote_any_sync(mask: u32, predicate: bool) -> bool;
     #[link_name = "llvm.nvvm.shfl.sync.bfly.f32"]
     safe fn shfl_sync_bfly(mask: u32, value: f32, lane_mask: u32, clamp: u32) -> f32;
+    #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
+    safe fn shfl_sync_idx(mask: u32, value: u32, lane: u32, clamp: u32) -> u32;
 }
 
 #[inline(always)]
@@ -22,4 +24,9 @@ pub fn any(predicate: bool) -> bool {
 #[inline(always)]
 pub fn shuffle_xor(value: f32, mask: u32) -> f32 {
     shfl_sync_bfly(ALL_LANES, value, mask, 31)
+}
+
+#[inline(always)]
+pub fn broadcast(value: u32) -> u32 {
+    shfl_sync_idx(ALL_LANES, value, 0, 31)
 }

@@ -44,6 +44,8 @@ struct Consumer<'a, const REGISTERS: usize> {
     base: u32,
     signals: Signals,
     warpgroup: u32,
+    /// Warp of the warpgroup.
+    warp: u32,
     lane: u32,
     /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the output, `N` and `N + 2` the row sums of
     /// finished segments, `N + 1` and `N + 3` those of the current one, where `N = REGISTERS − 4`.
@@ -84,14 +86,16 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
 {
     let memory = const { AttentionShared::new(head_dim(REGISTERS)) };
     let thread = thread::thread_idx_x() % 128;
-    let warp = warpgroup * 4 + thread / warp::LANES;
+    let warp = warp::broadcast(thread / warp::LANES);
+    let region = base + memory.master + (4 * warpgroup + warp) * memory.master_stride;
     let mut consumer = Consumer::<REGISTERS> {
         params,
         base,
         signals,
         warpgroup,
+        warp,
         lane: thread % warp::LANES,
-        region: base + memory.master + warp * memory.master_stride + 4 * (thread % warp::LANES),
+        region: region + 4 * (thread % warp::LANES),
         position: Position::new(),
     };
     let mut query_phase = 0;
@@ -116,7 +120,7 @@ where
     unsafe fn attend<E: Element>(&mut self, item: WorkItem, query_phase: u32) {
         let params = self.params;
         let tiles = item.warpgroup_key_tiles(params, self.warpgroup);
-        let warp = thread::thread_idx_x() % 128 / warp::LANES;
+        let warp = self.warp;
         let tile_row = item.first_query + self.warpgroup * WARPGROUP_ROWS;
         let first_row = tile_row + warp * WARP_ROWS;
         let query_tile =
@@ -143,7 +147,7 @@ where
 
             self.signals.of(Signal::QueryFull(self.warpgroup)).wait(query_phase);
             if tiles.all > 0 {
-                self.wait_tiles();
+                self.wait_tiles(self.position);
                 state.scale = state.query_scale * global::load_f32(state.key_scale);
                 wgmma::fence();
                 self.multiply_query_key(&mut state.scores, self.key_chunk(self.position, 0));
@@ -151,27 +155,23 @@ where
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.scores);
 
-                let last = tiles.all - 1;
                 let mut tile = 0;
-                for segment in 0..=last / SEGMENT_TILES {
-                    let end = min((segment + 1) * SEGMENT_TILES, last);
+                for segment in 0..tiles.all.div_ceil(SEGMENT_TILES) {
+                    let end = min((segment + 1) * SEGMENT_TILES, tiles.all);
                     while tile < min(end, tiles.whole) {
-                        self.step::<false, false>(&mut state, tile);
+                        self.step::<false>(&mut state, tile, tiles.all);
                         tile += 1;
                     }
                     while tile < end {
-                        self.step::<true, false>(&mut state, tile);
+                        self.step::<true>(&mut state, tile, tiles.all);
                         tile += 1;
-                    }
-                    if segment == last / SEGMENT_TILES {
-                        self.step::<true, true>(&mut state, last);
                     }
                     self.flush(&mut state, item.key_head, segment);
                 }
             }
             self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
             for _ in tiles.all..item.key_tiles(params) {
-                self.wait_tiles();
+                self.wait_tiles(self.position);
                 self.release_tiles(self.position);
                 self.position.advance();
             }
@@ -179,10 +179,12 @@ where
         }
     }
 
-    /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there.
+    /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
+    /// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
-    unsafe fn step<const MASKED: bool, const LAST: bool>(&mut self, state: &mut State<REGISTERS>, tile: u32) {
+    unsafe fn step<const MASKED: bool>(&mut self, state: &mut State<REGISTERS>, tile: u32, tiles: u32) {
         let current = self.position;
+        let next_tile = min(tile + 1, tiles - 1);
         let visible = |chunk: u32| {
             if MASKED { Visible::Some(state.visible.of_chunk((2 * tile + chunk) * KEY_CHUNK)) } else { Visible::All }
         };
@@ -191,11 +193,8 @@ where
 
         // SAFETY: see `attend`.
         unsafe {
-            let next_key_scale = if LAST {
-                0.0
-            } else {
-                global::load_f32(state.key_scale + 4 * (KEY_SCALES_PER_TILE as u64 * (tile as u64 + 1)))
-            };
+            let next_key_scale =
+                global::load_f32(state.key_scale + 4 * (KEY_SCALES_PER_TILE as u64 * next_tile as u64));
 
             // chunk A; nothing is in flight
             let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, first);
@@ -212,9 +211,8 @@ where
 
             // chunk B; P·V of chunk A is in flight until the exponentials are done
             self.position.advance();
-            if !LAST {
-                self.wait_tiles();
-            }
+            let next = if next_tile > tile { self.position } else { current };
+            self.wait_tiles(next);
             let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, second);
             wgmma::wait::<0>();
             wgmma::settle(&mut state.output);
@@ -224,9 +222,7 @@ where
             self.empty_row_sums(&mut state.output);
             wgmma::settle(&mut state.output);
             wgmma::fence();
-            if !LAST {
-                self.multiply_query_key(&mut state.scores, self.key_chunk(self.position, 0));
-            }
+            self.multiply_query_key(&mut state.scores, self.key_chunk(next, 0));
             Self::multiply_value(&mut state.output, &probabilities, value.advance(KEY_CHUNK));
             wgmma::commit();
             wgmma::wait::<0>();
@@ -412,9 +408,9 @@ where
     }
 
     #[inline(always)]
-    unsafe fn wait_tiles(&self) {
+    unsafe fn wait_tiles(&self, position: Position) {
         // SAFETY: see `attend`.
-        unsafe { self.signals.of(Signal::TilesFull(self.position.stage)).wait(self.position.phase) };
+        unsafe { self.signals.of(Signal::TilesFull(position.stage)).wait(position.phase) };
     }
 
     #[inline(always)]

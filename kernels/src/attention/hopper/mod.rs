@@ -20,7 +20,7 @@ use sage_layout::kernel::{AttentionShared, PIPELINE_STAGES};
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{CONSUMER_WARPGROUPS, key_tile_bytes};
 use simt::wgmma::ValueAccumulator;
-use simt::{barrier, mbarrier, shared, thread};
+use simt::{barrier, mbarrier, shared, thread, warp};
 
 use crate::element::Element;
 use pipeline::Signals;
@@ -67,7 +67,7 @@ where
         barrier::fence_proxy_async();
         thread::sync_threads();
 
-        let warpgroup = thread / 128;
+        let warpgroup = warp::broadcast(thread / 128);
         if warpgroup == CONSUMER_WARPGROUPS {
             thread::decrease_registers::<PRODUCER_REGISTERS>();
             if thread % 128 == 0 {
