@@ -19,7 +19,7 @@ pub type Probabilities = [[u32; 4]; 2];
 /// log₂ of the largest e4m3 number.
 const LOG2_E4M3_MAX: f32 = 8.807_355;
 /// Octaves between a fresh row maximum's probability and saturation.
-const HEADROOM: f32 = 5.0;
+const HEADROOM: f32 = 4.0;
 /// log₂ of the probability of a fresh row maximum.
 const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
 /// `CEILING − reference` before any score was seen: every probability saturates.
