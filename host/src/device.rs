@@ -1,5 +1,6 @@
 //! Where to compute: [`Device`].
 
+use crate::cpu;
 use crate::gpu::Gpu;
 
 /// Where to compute.
@@ -34,4 +35,9 @@ impl std::fmt::Display for Device {
             Self::Gpu(ordinal) => write!(formatter, "gpu:{ordinal}"),
         }
     }
+}
+
+/// The instructions that the CPU's inner loops use on this machine, for a human: `AVX-512`, `AVX2`, `portable`.
+pub fn cpu_instructions() -> &'static str {
+    cpu::instructions()
 }

@@ -58,6 +58,7 @@
 //! | [`device`] | CPU or GPU |
 //! | [`error`] | what can be wrong, in words |
 
+pub(crate) mod accuracy;
 pub mod attention;
 pub(crate) mod cpu;
 pub mod device;

@@ -1,5 +1,6 @@
 //! The CPU's parts for tests and benchmarks, without checks: the problem, the options and the slices must fit each other.
 
+pub use crate::accuracy::Accuracy;
 use crate::cpu;
 pub use crate::cpu::exact::ExactOutput;
 pub use crate::cpu::quantize::Quantized;

@@ -22,3 +22,8 @@ mod view;
 pub(crate) use attend::attend;
 pub(crate) use exact::exact;
 pub(crate) use quantize::quantize;
+
+/// What people call the instructions that [`simd`] uses on this machine.
+pub(crate) fn instructions() -> &'static str {
+    simd::InstructionSet::detect().name()
+}

@@ -218,3 +218,8 @@ pub fn devices() -> Vec<GpuInfo> {
     };
     (0..count().unwrap_or(0)).filter_map(|ordinal| info(ordinal).ok()).collect()
 }
+
+/// The architectures that kernels can be built for, and for each whether this build holds them all.
+pub fn embedded_kernels() -> Vec<(&'static str, Result<(), Error>)> {
+    Architecture::ALL.map(|architecture| (architecture.name(), module::complete(architecture))).into()
+}

@@ -83,6 +83,17 @@ impl InstructionSet {
         Self::available().next().unwrap_or(Self(Level::Portable))
     }
 
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "AVX-512",
+        }
+    }
+
     /// `dots[row][key] = Σ queries[row][channel] · keys[key][channel]` for [`ROWS`] rows and a tile of keys.
     ///
     /// `queries` is `[ROWS][width]`, `keys` is `[width / 4][128][4]` (four adjacent channels of every key); codes are

@@ -1,0 +1,178 @@
+//! What several verbs are told, and the library's words for it.
+
+use clap::ValueEnum;
+use sageattention::{
+    AttentionOptions, CausalAlign, DType, Device, Error, Mask, QuantGranularity, TensorLayout, Unsupported,
+};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where query, key and value are.
+#[derive(clap::Args)]
+pub struct TensorArguments {
+    /// Safetensors file with query, key and value, in f16, bf16 or f32
+    pub input: PathBuf,
+    /// Name of the query tensor, of rank 4, or of rank 3 for a single sequence
+    #[arg(long = "q", value_name = "NAME", default_value = "q")]
+    pub query: String,
+    /// Name of the key tensor
+    #[arg(long = "k", value_name = "NAME", default_value = "k")]
+    pub key: String,
+    /// Name of the value tensor
+    #[arg(long = "v", value_name = "NAME", default_value = "v")]
+    pub value: String,
+    /// Order of the tensors' axes
+    #[arg(long, value_enum, default_value_t = Layout::Hnd)]
+    pub layout: Layout,
+    /// 16-bit type that f32 tensors are rounded to [default: f16]
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
+}
+
+/// What to compute.
+#[derive(clap::Args)]
+pub struct OptionArguments {
+    /// Hide later keys from each query; unequal lengths need an alignment
+    #[arg(long, value_enum, value_name = "ALIGNMENT", num_args = 0..=1, require_equals = true)]
+    causal: Option<Option<Align>>,
+    /// What query · key is multiplied by before the softmax [default: head_dim^-½]
+    #[arg(long, allow_negative_numbers = true)]
+    scale: Option<f32>,
+    /// How many queries and keys share an INT8 scale
+    #[arg(long, value_enum, default_value_t = Granularity::PerThread)]
+    granularity: Granularity,
+    /// Leave the keys' channel mean in
+    #[arg(long)]
+    no_smooth_k: bool,
+    /// Leave the values' channel means in
+    #[arg(long)]
+    no_smooth_v: bool,
+}
+
+impl OptionArguments {
+    /// The library's options, without log-sum-exp.
+    pub fn options(&self) -> AttentionOptions {
+        AttentionOptions {
+            granularity: match self.granularity {
+                Granularity::PerBlock => QuantGranularity::PerBlock,
+                Granularity::PerWarp => QuantGranularity::PerWarp,
+                Granularity::PerThread => QuantGranularity::PerThread,
+            },
+            smooth_k: !self.no_smooth_k,
+            smooth_v: !self.no_smooth_v,
+            mask: match self.causal {
+                None => Mask::None,
+                Some(None) => Mask::Causal,
+                Some(Some(Align::TopLeft)) => Mask::CausalAligned(CausalAlign::TopLeft),
+                Some(Some(Align::BottomRight)) => Mask::CausalAligned(CausalAlign::BottomRight),
+            },
+            softmax_scale: self.scale,
+            ..Default::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Align {
+    /// The first query lines up with the first key
+    TopLeft,
+    /// The last query lines up with the last key
+    BottomRight,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Granularity {
+    /// 64 queries, 128 keys
+    PerBlock,
+    /// 16 queries, 128 keys
+    PerWarp,
+    /// 2 queries, 32 keys
+    PerThread,
+}
+
+/// Order of a tensor's axes.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Layout {
+    /// [batch, heads, tokens, head_dim]
+    Hnd,
+    /// [batch, tokens, heads, head_dim]
+    Nhd,
+}
+
+impl From<Layout> for TensorLayout {
+    fn from(layout: Layout) -> Self {
+        match layout {
+            Layout::Hnd => Self::Hnd,
+            Layout::Nhd => Self::Nhd,
+        }
+    }
+}
+
+/// A 16-bit type.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Precision {
+    /// 11 bits of precision, up to 65504
+    F16,
+    /// 8 bits of precision, the range of f32
+    Bf16,
+}
+
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F16 => Self::F16,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// The device that was asked for.
+#[derive(Clone, Copy)]
+pub enum DeviceChoice {
+    /// The GPU if it can be used, else the CPU.
+    Auto,
+    /// This one.
+    Exactly(Device),
+}
+
+impl DeviceChoice {
+    /// The device to use.
+    pub fn resolve(self) -> Device {
+        match self {
+            Self::Auto => Device::auto(),
+            Self::Exactly(device) => device,
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let gpu = |ordinal: &str| ordinal.parse().ok().map(|ordinal| Self::Exactly(Device::Gpu(ordinal)));
+        match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Exactly(Device::Cpu)),
+            "gpu" => Some(Self::Exactly(Device::Gpu(0))),
+            _ => text.strip_prefix("gpu:").and_then(gpu),
+        }
+        .ok_or("allowed are auto, cpu, gpu, and gpu:N for GPU number N")
+    }
+}
+
+/// An error of the library in the command line's words, where the library's own speak of Rust.
+pub fn explain(error: Error) -> anyhow::Error {
+    match error {
+        Error::Unsupported(Unsupported::AmbiguousCausal { query_len, key_len }) => anyhow::anyhow!(
+            "--causal with {query_len} queries and {key_len} keys can mean two things; for unequal lengths choose \
+             --causal=top-left or --causal=bottom-right"
+        ),
+        Error::Unsupported(Unsupported::SoftmaxScale { got }) => {
+            anyhow::anyhow!("--scale is {got}; it must be finite and positive")
+        }
+        Error::NoGpu { ordinal, reason } => {
+            anyhow::anyhow!("no GPU {ordinal}: {reason}; use --device cpu, or --device auto to take what is there")
+        }
+        other => other.into(),
+    }
+}

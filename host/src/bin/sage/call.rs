@@ -1,0 +1,110 @@
+//! An attention call, its result head after head.
+
+use crate::progress::Progress;
+use sageattention::testing::{self, ExactOutput};
+use sageattention::{
+    AttentionOptions, AttentionOutput, AttentionPlan, AttentionProblem, Device, Element, Error, TensorLayout, attention,
+};
+
+/// Multiply-adds between two moves of the progress bar, a thread: about a tenth of a second.
+const STEP_MULTIPLY_ADDS: usize = 1 << 31;
+
+/// A call that was checked.
+pub struct Call<'a, T> {
+    problem: AttentionProblem,
+    options: AttentionOptions,
+    query: &'a [T],
+    key: &'a [T],
+    value: &'a [T],
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    /// Checks the problem and the options. The output will be contiguous, in the order of its axes.
+    pub fn new(
+        problem: AttentionProblem,
+        options: AttentionOptions,
+        [query, key, value]: [&'a [T]; 3],
+    ) -> Result<Self, Error> {
+        let problem = head_major(problem);
+        AttentionPlan::new(problem, options)?;
+        Ok(Self { problem, options, query, key, value })
+    }
+
+    /// What is computed.
+    pub fn problem(&self) -> &AttentionProblem {
+        &self.problem
+    }
+
+    /// Quantized attention: the output is `[batch, query_heads, query_len, head_dim]`.
+    pub fn attention(&self, device: Device) -> Result<AttentionOutput<T>, Error> {
+        if device != Device::Cpu {
+            let progress = Progress::start(format!("attention on {device}"), 1);
+            let result = attention(device, self.problem, self.options, self.query, self.key, self.value);
+            progress.advance();
+            return result;
+        }
+        let steps = self.steps();
+        let progress = Progress::start("attention on the CPU", steps.len());
+        let log_sum_exp = self.options.return_lse.then(Vec::new);
+        let mut whole = AttentionOutput { output: Vec::new(), log_sum_exp };
+        for step in steps {
+            let part = attention(device, step.problem, step.options, step.query, step.key, step.value)?;
+            whole.output.extend(part.output);
+            whole.log_sum_exp.iter_mut().for_each(|whole| whole.extend(part.log_sum_exp.iter().flatten()));
+            progress.advance();
+        }
+        Ok(whole)
+    }
+
+    /// Attention in f64, on the same 16-bit tensors: the output is `[batch, query_heads, query_len, head_dim]`.
+    pub fn exact_output(&self) -> Vec<f64> {
+        let steps = self.steps();
+        let progress = Progress::start("exact attention", steps.len());
+        let mut whole = Vec::new();
+        for step in steps {
+            let ExactOutput { output, .. } =
+                testing::exact(&step.problem, &step.options, [step.query, step.key, step.value]);
+            whole.extend(output);
+            progress.advance();
+        }
+        whole
+    }
+
+    /// The call cut into calls on neighbouring heads, which give neighbouring parts of the result.
+    fn steps(&self) -> Vec<Call<'a, T>> {
+        let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, .. } = self.problem;
+        let ratio = query_heads / key_heads;
+        let multiply_adds = [ratio, query_len, key_len, 2 * head_dim]
+            .into_iter()
+            .fold(1usize, |product, size| product.saturating_mul(size));
+        let heads_per_step = (STEP_MULTIPLY_ADDS * rayon::current_num_threads() / multiply_adds).clamp(1, key_heads);
+        let step = |batch: usize, first: usize| {
+            let heads = heads_per_step.min(key_heads - first);
+            let tail = |tensor: &'a [T], strides: sageattention::Strides, head: usize| {
+                &tensor[(batch as i64 * strides.batch + head as i64 * strides.head) as usize..]
+            };
+            Call {
+                query: tail(self.query, self.problem.query_strides, first * ratio),
+                key: tail(self.key, self.problem.key_strides, first),
+                value: tail(self.value, self.problem.value_strides, first),
+                problem: head_major(AttentionProblem {
+                    batch: 1,
+                    query_heads: heads * ratio,
+                    key_heads: heads,
+                    ..self.problem
+                }),
+                options: self.options,
+            }
+        };
+        (0..batch)
+            .flat_map(|batch| (0..key_heads).step_by(heads_per_step).map(move |first| (batch, first)))
+            .map(|(batch, first)| step(batch, first))
+            .collect()
+    }
+}
+
+/// The problem with a contiguous `[batch, query_heads, query_len, head_dim]` output.
+fn head_major(problem: AttentionProblem) -> AttentionProblem {
+    let output_strides = TensorLayout::Hnd.strides(problem.query_heads, problem.query_len, problem.head_dim);
+    AttentionProblem { output_strides, ..problem }
+}

@@ -1,0 +1,205 @@
+//! Query, key and value, from a file to what the library takes.
+
+use crate::arguments::TensorArguments;
+use crate::tensor_file::{Tensor, TensorFile};
+use anyhow::Context;
+use half::{bf16, f16};
+use safetensors::Dtype;
+use sageattention::{AttentionProblem, DType, Element, TensorDesc, TensorLayout};
+
+/// What can be wrong with a tensor.
+#[derive(Debug, thiserror::Error)]
+enum OperandError {
+    #[error("{argument} `{name}` holds {got:?}; allowed are F16, BF16 and F32")]
+    UnknownDType { argument: &'static str, name: String, got: Dtype },
+    #[error("{argument} `{name}` holds {got:?}, query `{query}` holds {expected:?}; all must be of one type")]
+    DTypeMix { argument: &'static str, name: String, got: Dtype, query: String, expected: Dtype },
+    #[error(
+        "{argument} `{name}` has rank {}, shape {shape:?}; it must have rank 4, [{axes}], or rank 3 without the batch",
+        .shape.len()
+    )]
+    Rank { argument: &'static str, name: String, shape: Vec<usize>, axes: &'static str },
+    #[error("--precision is for F32 tensors; query `{query}` holds {got:?}, which is computed as it is")]
+    NothingToRound { query: String, got: Dtype },
+    #[error(
+        "{argument} `{name}` holds {got:e}; {precision}, which it is to be rounded to, ends at {largest:e}{}",
+        if *.precision == DType::F16 { "; use --precision bf16" } else { "" }
+    )]
+    Overflow { argument: &'static str, name: String, got: f32, precision: DType, largest: f32 },
+    #[error("reference `{name}` has shape {got:?}; it must be {expected:?}, as the query's")]
+    ReferenceShape { name: String, got: Vec<usize>, expected: Vec<usize> },
+}
+
+/// Query, key and value as the library takes them.
+pub struct Operands {
+    /// Their shapes and strides.
+    pub problem: AttentionProblem,
+    /// Their elements.
+    pub slices: Slices,
+    /// The query's shape in the file.
+    pub query_shape: Vec<usize>,
+    /// The elements' type in the file.
+    pub file_dtype: Dtype,
+}
+
+/// Elements of query, key and value.
+pub enum Slices {
+    /// In binary16.
+    F16([Vec<f16>; 3]),
+    /// In bfloat16.
+    Bf16([Vec<bf16>; 3]),
+}
+
+impl Operands {
+    /// Reads the tensors that the arguments name, and says on stderr if they had to be rounded.
+    pub fn read(file: &mut TensorFile, arguments: &TensorArguments) -> anyhow::Result<Self> {
+        let tensors = [
+            ("query", file.read(&arguments.query)?),
+            ("key", file.read(&arguments.key)?),
+            ("value", file.read(&arguments.value)?),
+        ];
+        let [(_, query), ..] = &tensors;
+        let dtype = common_dtype(&tensors)?;
+        let precision = match (dtype, arguments.precision) {
+            (Dtype::F32, precision) => precision.map_or(DType::F16, DType::from),
+            (_, Some(_)) => {
+                return Err(OperandError::NothingToRound { query: query.name.clone(), got: dtype }.into());
+            }
+            (Dtype::BF16, None) => DType::Bf16,
+            (_, None) => DType::F16,
+        };
+
+        let problem = problem(arguments.layout.into(), precision, &tensors)?;
+        let slices = match precision {
+            DType::Bf16 => Slices::Bf16(elements(&tensors)?),
+            _ => Slices::F16(elements(&tensors)?),
+        };
+        if dtype == Dtype::F32 {
+            eprintln!("note: query, key and value are F32; they are rounded to {precision}");
+        }
+        Ok(Self { problem, slices, query_shape: query.shape.clone(), file_dtype: dtype })
+    }
+}
+
+/// The type that the three tensors hold.
+fn common_dtype(tensors: &[(&'static str, Tensor); 3]) -> Result<Dtype, OperandError> {
+    let [(_, query), ..] = tensors;
+    for (argument, Tensor { name, dtype, .. }) in tensors {
+        if !matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
+            return Err(OperandError::UnknownDType { argument, name: name.clone(), got: *dtype });
+        }
+        if *dtype != query.dtype {
+            return Err(OperandError::DTypeMix {
+                argument,
+                name: name.clone(),
+                got: *dtype,
+                query: query.name.clone(),
+                expected: query.dtype,
+            });
+        }
+    }
+    Ok(query.dtype)
+}
+
+/// The problem that the shapes pose.
+fn problem(
+    layout: TensorLayout,
+    dtype: DType,
+    tensors: &[(&'static str, Tensor); 3],
+) -> anyhow::Result<AttentionProblem> {
+    let mut shapes = [[1; 4]; 3];
+    for (padded, (argument, Tensor { name, shape, .. })) in shapes.iter_mut().zip(tensors) {
+        let axes = match layout {
+            TensorLayout::Hnd => "batch, heads, tokens, head_dim",
+            TensorLayout::Nhd => "batch, tokens, heads, head_dim",
+        };
+        match shape.len() {
+            rank @ 3..=4 => padded[4 - rank..].copy_from_slice(shape),
+            _ => return Err(OperandError::Rank { argument, name: name.clone(), shape: shape.clone(), axes }.into()),
+        }
+    }
+    // Only beside an axis of size 0, which no plan accepts, do sizes overflow: a file holds as many bytes as its shapes say.
+    let strides = shapes.map(|[_, second, third, last]| {
+        let third_stride = last.saturating_mul(third);
+        [second.saturating_mul(third_stride), third_stride, last, 1].map(|stride| stride as isize)
+    });
+    let [query, key, value] = std::array::from_fn(|i| TensorDesc::new(dtype, &shapes[i], &strides[i]));
+    AttentionProblem::from_tensors(layout, &query, &key, &value, &query).with_context(|| describe(tensors))
+}
+
+/// The tensors and their shapes, to stand before an error.
+fn describe(tensors: &[(&'static str, Tensor); 3]) -> String {
+    tensors.each_ref().map(|(argument, Tensor { name, shape, .. })| format!("{argument} `{name}` {shape:?}")).join(", ")
+}
+
+fn elements<T: Element>(tensors: &[(&'static str, Tensor); 3]) -> Result<[Vec<T>; 3], OperandError> {
+    let [query, key, value] = tensors;
+    Ok([narrow(query)?, narrow(key)?, narrow(value)?])
+}
+
+/// A tensor's elements, rounded if they are f32.
+fn narrow<T: Element>((argument, tensor): &(&'static str, Tensor)) -> Result<Vec<T>, OperandError> {
+    if tensor.dtype != Dtype::F32 {
+        return Ok(tensor.bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect());
+    }
+    let wide = tensor.bytes.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned::<f32>);
+    wide.map(|wide| {
+        let narrow = T::from_f32(wide);
+        if wide.is_finite() && !narrow.to_f32().is_finite() {
+            let (name, precision) = (tensor.name.clone(), T::DTYPE);
+            let largest = if precision == DType::F16 { f16::MAX.to_f32() } else { bf16::MAX.to_f32() };
+            return Err(OperandError::Overflow { argument, name, got: wide, precision, largest });
+        }
+        Ok(narrow)
+    })
+    .collect()
+}
+
+/// An output that a file holds.
+pub struct Reference {
+    /// Its name.
+    pub name: String,
+    /// `[batch, query_heads, query_len, head_dim]`, contiguous.
+    pub elements: Vec<f64>,
+}
+
+impl Reference {
+    /// Reads a tensor of the query's shape, in the layout of query, key and value.
+    pub fn read(file: &mut TensorFile, name: &str, operands: &Operands, layout: TensorLayout) -> anyhow::Result<Self> {
+        let Tensor { name, dtype, shape, bytes } = file.read(name)?;
+        let elements: Vec<f64> = match dtype {
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<f16>(b).to_f64()).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f64()).collect(),
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| bytemuck::pod_read_unaligned::<f32>(b).into()).collect(),
+            got => return Err(OperandError::UnknownDType { argument: "reference", name, got }.into()),
+        };
+        if shape != operands.query_shape {
+            return Err(
+                OperandError::ReferenceShape { name, got: shape, expected: operands.query_shape.clone() }.into()
+            );
+        }
+        let problem = &operands.problem;
+        let elements = match layout {
+            TensorLayout::Hnd => elements,
+            TensorLayout::Nhd => {
+                let [batch, heads, tokens, head_dim] = problem.query_shape();
+                swap_middle_axes(&elements, [batch, tokens, heads, head_dim])
+            }
+        };
+        Ok(Self { name, elements })
+    }
+}
+
+/// `[a, b, c, d]` as `[a, c, b, d]`: from one layout to the other.
+pub fn swap_middle_axes<T: Copy>(elements: &[T], [a, b, c, d]: [usize; 4]) -> Vec<T> {
+    let mut swapped = Vec::with_capacity(elements.len());
+    for outer in 0..a {
+        for third in 0..c {
+            for second in 0..b {
+                let row = (outer * b + second) * c + third;
+                swapped.extend_from_slice(&elements[row * d..][..d]);
+            }
+        }
+    }
+    swapped
+}
