@@ -13,9 +13,9 @@ use crate::quantize::query_key::key_head_of;
 #[derive(Clone, Copy)]
 pub struct WorkItem {
     /// Index over batches and query heads.
-    pub head: u64,
+    pub head: u32,
     /// Index over batches and key heads.
-    pub key_head: u64,
+    pub key_head: u32,
     /// First of the item's queries.
     pub first_query: u32,
 }
@@ -28,7 +28,7 @@ impl WorkItem {
         let ctas = query_ctas(params.output.tokens);
         // there is at least one query
         let ctas = NonZeroU32::new(ctas).unwrap_or(NonZeroU32::MIN);
-        let head = (index / ctas) as u64;
+        let head = index / ctas;
         Self {
             head,
             key_head: key_head_of(head, params.heads_per_key_head),
