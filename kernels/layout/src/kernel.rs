@@ -196,9 +196,9 @@ impl Kernel {
 
     /// Bytes of stack that the kernel may use: 0, unless a measurement stands beside it.
     ///
-    /// Attention with 128 channels fills its 160 registers. ptxas puts seven values that are used once an item or once a
-    /// segment on the stack; its main loops have no local memory access, and every form without spills was slower
-    /// (`docs/performance.md`).
+    /// Attention with 128 channels fills its 160 registers. ptxas puts seven values on the stack that are used once an
+    /// item or once a segment; the main loops do not touch local memory, and the kernel runs at the speeds of
+    /// `docs/performance.md` with them.
     pub const fn stack_budget(self) -> u32 {
         match (self.family(), self.head_dim()) {
             (Family::Attention, 128) => 32,
