@@ -73,15 +73,18 @@ pub struct KeyTiles {
     pub all: u32,
 }
 
-/// This CTA's items.
+/// This CTA's items: one of every round of as many items as there are CTAs.
+///
+/// Every other round is dealt out backwards. Under a causal mask a head's items shrink in order, and a CTA that always
+/// took the same place of a round could get the long ones of every head.
 #[inline(always)]
 pub fn items(params: &AttentionParams) -> impl Iterator<Item = WorkItem> {
-    Items { params, next: thread::block_idx_x() }
+    Items { params, round: 0 }
 }
 
 struct Items<'a> {
     params: &'a AttentionParams,
-    next: u32,
+    round: u32,
 }
 
 impl Iterator for Items<'_> {
@@ -89,8 +92,10 @@ impl Iterator for Items<'_> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<WorkItem> {
-        let index = self.next;
-        self.next += thread::grid_dim_x();
+        let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
+        let place = if self.round % 2 == 0 { cta } else { ctas - 1 - cta };
+        let index = self.round * ctas + place;
+        self.round += 1;
         (index < self.params.items).then(|| WorkItem::nth(self.params, index))
     }
 }
