@@ -67,6 +67,13 @@ pub fn build(arguments: &Arguments) -> Result<Vec<(Architecture, Vec<Built>)>> {
     for architecture in architectures(&arguments.arch)? {
         let folder = out.join(architecture.name());
         let module = ptx::Module::parse(&compiler.compile(&manifest, architecture)?)?;
+        ensure!(
+            module.version_feature().as_deref() == Some(architecture.ptx_feature()),
+            "{}'s kernels are meant to be {}, the device compiler wrote {:?}",
+            architecture.name(),
+            architecture.ptx_feature(),
+            module.version_feature()
+        );
         let modules = split(&module)?;
         fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
         remove_others(&folder, &modules)?;

@@ -115,8 +115,9 @@ impl DeviceCompiler {
     /// The one command line that compiles for the device.
     fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path, ptx: &Path) -> Command {
         let mut flags = FLAGS.map(String::from).to_vec();
+        // LLVM takes the PTX version from the processor. Naming it would do no more than make rustc warn, for each crate,
+        // that the feature is unstable.
         flags.push(format!("-Ctarget-cpu={}", architecture.name()));
-        flags.push(format!("-Ctarget-feature={}", architecture.ptx_feature()));
 
         let mut command = Command::new(&self.cargo);
         command
@@ -207,13 +208,13 @@ mod tests {
     fn a_barrier_is_not_duplicated() {
         let manifest = project::root().join("xtask/tests/convergence/Cargo.toml");
         let source = fs::read_to_string(manifest.with_file_name("src/lib.rs")).unwrap();
-        let barriers_in_source = source.matches("sync_threads();").count();
+        let barriers_in_source = source.matches("sync_threads();").count() as u32;
         assert!(barriers_in_source > 0);
 
         let compiler = find().unwrap();
         for architecture in Architecture::ALL {
             let module = ptx::Module::parse(&compiler.compile(&manifest, architecture).unwrap()).unwrap();
-            let barriers: usize = module.entries().map(|entry| ptx::count_block_barriers(&entry.text)).sum();
+            let barriers: u32 = module.entries().map(|entry| ptx::count_block_barriers(&entry.text)).sum();
             assert_eq!(barriers, barriers_in_source, "{}", architecture.name());
         }
     }

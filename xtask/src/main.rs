@@ -16,6 +16,8 @@ mod ptxas;
 mod setup;
 mod test;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -56,8 +58,18 @@ enum Verb {
     Bundle(bundle::Arguments),
 }
 
-fn main() -> Result<()> {
-    match CommandLine::parse().verb {
+fn main() -> ExitCode {
+    match run(CommandLine::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
         Verb::Setup => setup::run(),
         Verb::Doctor => doctor::run(),
         Verb::BuildPtx(arguments) => build_ptx::run(&arguments),

@@ -57,6 +57,12 @@ impl Module {
         Ok(Self { header, items })
     }
 
+    /// The PTX version, as LLVM's target features write it: `+ptx80` for 8.0.
+    pub fn version_feature(&self) -> Option<String> {
+        let version = self.header.lines().find_map(|line| line.strip_prefix(".version "))?;
+        Some(format!("+ptx{}", version.replace('.', "")))
+    }
+
     /// The kernels.
     pub fn entries(&self) -> impl Iterator<Item = &Item> {
         self.items.iter().filter(|item| item.is_entry)
@@ -205,6 +211,7 @@ $L__BB0_1: barrier.cta.sync.aligned 0;
     #[test]
     fn a_module_is_cut_into_one_a_kernel() {
         let module = Module::parse(MODULE).unwrap();
+        assert_eq!(module.version_feature().unwrap(), "+ptx80");
         let names: Vec<_> = module.entries().map(|entry| entry.name.as_str()).collect();
         assert_eq!(names, ["first", "second"]);
 
