@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Folder for the modules; the library embeds what is in target/ptx, or in SAGE_PTX_DIR
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Disassemble too: <symbol>.sass beside each cubin
+    /// Disassemble too: a file KERNEL.sass beside each cubin
     #[arg(long)]
     pub sass: bool,
 }

@@ -109,7 +109,9 @@ impl DeviceCompiler {
         fs::create_dir_all(&target_dir)?;
         let ptx = target_dir.join(package).with_extension("ptx");
         process::run(&mut self.command(manifest, architecture, &target_dir, &ptx))?;
-        fs::read_to_string(&ptx).with_context(|| format!("the device compiler left no {}", ptx.display()))
+        fs::read_to_string(&ptx).with_context(|| {
+            format!("the device compiler left no {}: delete {} and try again", ptx.display(), target_dir.display())
+        })
     }
 
     /// The one command line that compiles for the device.
