@@ -243,7 +243,7 @@ mod tests {
     fn every_result_and_every_failure_comes_back() {
         let items: Vec<u32> = (0..100).collect();
         assert_eq!(in_parallel(&items, |item| Ok(item * 2)).unwrap(), (0..200).step_by(2).collect::<Vec<_>>());
-        let odd = |item: &u32| if item % 2 == 0 { Ok(()) } else { bail!("odd {item}") };
+        let odd = |item: &u32| if item.is_multiple_of(2) { Ok(()) } else { bail!("odd {item}") };
         let error = in_parallel(&items[..6], odd).unwrap_err().to_string();
         assert_eq!(error, "odd 1\n\nodd 3\n\nodd 5");
     }

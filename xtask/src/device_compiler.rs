@@ -124,7 +124,7 @@ impl DeviceCompiler {
         let mut command = Command::new(&self.cargo);
         command
             .current_dir(project::root())
-            .args(["rustc", "--quiet", "--lib", "--crate-type=cdylib", "--profile=device", "-Zbuild-std=core"])
+            .args(["rustc", "--lib", "--crate-type=cdylib", "--profile=device", "-Zbuild-std=core"])
             .arg(format!("--target={TARGET}"))
             .arg("--manifest-path")
             .arg(manifest)
