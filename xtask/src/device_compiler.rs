@@ -137,8 +137,7 @@ impl DeviceCompiler {
             .env("RUSTC", &self.rustc)
             // These flags go to every crate, `core` included, and take precedence over a user's RUSTFLAGS.
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-            // The PTX is complete before linking: there is no linker to install.
-            .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", "true");
+            .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"));
         // What belongs to the host's toolchain, which runs us.
         for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "LD_LIBRARY_PATH"] {
             command.env_remove(variable);
