@@ -36,8 +36,10 @@ pub struct Built {
     pub ptx: String,
     /// ptxas's report.
     pub report: String,
-    cubin: PathBuf,
-    assembled: bool,
+    /// Where its cubin lies.
+    pub cubin: PathBuf,
+    /// Whether it was assembled now, or found from an earlier build.
+    pub assembled: bool,
 }
 
 /// Runs the verb.

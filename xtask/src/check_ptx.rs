@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         problems.extend(check(&built));
     }
     if !problems.is_empty() {
-        bail!("check-ptx found {}:\n{}", problems.len(), problems.join("\n"));
+        bail!("check-ptx found {} problems{}", problems.len(), grouped(&problems));
     }
     println!("check-ptx: every kernel is as the kernel table says");
     Ok(())
@@ -48,19 +48,39 @@ pub fn for_the_library() -> Result<()> {
     run(&Arguments::default())
 }
 
-/// Everything that is wrong with the kernels of an architecture: which kernel, what, and what to do.
-fn check(built: &[Built]) -> Vec<String> {
+/// Something that is wrong with a kernel.
+struct Problem {
+    kernel: String,
+    /// What is wrong, and what to do.
+    text: String,
+}
+
+/// The problems as text: what kernels have in common is said once.
+fn grouped(problems: &[Problem]) -> String {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for problem in problems {
+        match groups.iter_mut().find(|(text, _)| *text == problem.text) {
+            Some((_, kernels)) => kernels.push(&problem.kernel),
+            None => groups.push((&problem.text, vec![&problem.kernel])),
+        }
+    }
+    groups.iter().map(|(text, kernels)| format!("\n{}\n    {text}", kernels.join("\n"))).collect()
+}
+
+/// Everything that is wrong with the kernels of an architecture.
+fn check(built: &[Built]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for kernel in built {
         let found = match find_row(&kernel.symbol) {
             Some(row) => check_kernel(row.into(), &kernel.ptx, &kernel.report),
             None => vec!["is not in the kernel table: add a row in sage-layout, or remove the entry".into()],
         };
-        problems.extend(found.into_iter().map(|problem| format!("  {}: {problem}", kernel.symbol)));
+        problems.extend(found.into_iter().map(|text| Problem { kernel: kernel.symbol.clone(), text }));
     }
     let missing = Kernel::ALL.iter().filter(|row| built.iter().all(|kernel| kernel.symbol != row.symbol()));
-    problems.extend(missing.map(|row| {
-        format!("  {}: is in the kernel table but not in the PTX: add the entry to sage-kernels", row.symbol())
+    problems.extend(missing.map(|row| Problem {
+        kernel: row.symbol().into(),
+        text: "is in the kernel table but not in the PTX: add the entry to sage-kernels, or remove the row".into(),
     }));
     problems
 }
@@ -271,9 +291,18 @@ ptxas info    : Used 24 registers, used 1 barriers";
     fn the_entries_are_those_of_the_table() {
         let problems = check(&[]);
         assert_eq!(problems.len(), Kernel::ALL.len());
-        assert!(problems[0].contains(Kernel::ALL[0].symbol()) && problems[0].contains("not in the PTX"));
+        assert_eq!(problems[0].kernel, Kernel::ALL[0].symbol());
+        assert!(problems[0].text.contains("not in the PTX"));
 
-        let problems = check(&[Built::default()]);
-        assert!(problems[0].contains(": is not in the kernel table"), "{}", problems[0]);
+        let problems = check(&[Built { symbol: "stranger".into(), ..Built::default() }]);
+        assert_eq!(problems[0].kernel, "stranger");
+        assert!(problems[0].text.contains("not in the kernel table"));
+    }
+
+    #[test]
+    fn kernels_with_the_same_problem_are_listed_together() {
+        let problem = |kernel: &str, text: &str| Problem { kernel: kernel.into(), text: text.into() };
+        let problems = [problem("one", "spills"), problem("two", "panics"), problem("three", "spills")];
+        assert_eq!(grouped(&problems), "\none\nthree\n    spills\ntwo\n    panics");
     }
 }

@@ -18,15 +18,15 @@ const TARGET: &str = "nvptx64-nvidia-cuda";
 /// Older LLVMs don't know the instructions that the kernels use, or miscompile around barriers.
 const MINIMUM_LLVM: u32 = 22;
 
-/// Flags for `core` and every crate that ends up in a kernel, beside the architecture's.
-const FLAGS: [&str; 3] = [
-    // Loops over register arrays must unroll whole: an array that is indexed by a variable lives in local memory.
-    "-Cllvm-args=-unroll-threshold=100000",
-    "-Cllvm-args=-unroll-max-iteration-count-to-analyze=128",
-    // Jump threading copies code into the branches before it. A barrier must not be copied: threads that take different
-    // branches would wait at different barriers, for ever.
-    "-Zmir-enable-passes=-JumpThreading",
-];
+/// Loops over register arrays must unroll whole: an array that is indexed by a variable lives in local memory.
+const UNROLL: [&str; 2] =
+    ["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-max-iteration-count-to-analyze=128"];
+
+/// Jump threading copies code into the branches before it. A barrier must not be copied: threads that take different
+/// branches would wait at different barriers, for ever. `core` has no barriers and keeps the pass: without it, iterators
+/// don't shrink enough for loops over them to unroll.
+const NO_JUMP_THREADING: [&str; 2] =
+    [r#"profile.device.rustflags=["-Zmir-enable-passes=-JumpThreading"]"#, "profile.device.package.core.rustflags=[]"];
 
 /// What to type where `setup` can't install a device compiler.
 pub const REMEDY: &str = "run `cargo xtask setup` (as root on Debian, or with rustup installed), \
@@ -116,15 +116,17 @@ impl DeviceCompiler {
 
     /// The one command line that compiles for the device.
     fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path, ptx: &Path) -> Command {
-        let mut flags = FLAGS.map(String::from).to_vec();
         // LLVM takes the PTX version from the processor. Naming it would do no more than make rustc warn, for each crate,
         // that the feature is unstable.
-        flags.push(format!("-Ctarget-cpu={}", architecture.name()));
+        let processor = format!("-Ctarget-cpu={}", architecture.name());
+        let flags = [UNROLL[0], UNROLL[1], &processor].join("\x1f");
 
         let mut command = Command::new(&self.cargo);
         command
             .current_dir(project::root())
             .args(["rustc", "--lib", "--crate-type=cdylib", "--profile=device", "-Zbuild-std=core"])
+            .arg("-Zprofile-rustflags")
+            .args(NO_JUMP_THREADING.iter().flat_map(|setting| ["--config", setting]))
             .arg(format!("--target={TARGET}"))
             .arg("--manifest-path")
             .arg(manifest)
@@ -136,7 +138,7 @@ impl DeviceCompiler {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTC", &self.rustc)
             // These flags go to every crate, `core` included, and take precedence over a user's RUSTFLAGS.
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            .env("CARGO_ENCODED_RUSTFLAGS", flags)
             .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"));
         // What belongs to the host's toolchain, which runs us.
         for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "LD_LIBRARY_PATH"] {
