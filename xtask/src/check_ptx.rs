@@ -144,16 +144,12 @@ fn check_kernel(promise: Promise, module: &str, report: &str) -> Vec<String> {
         problems.push("ptxas's report has no register or stack count: is this ptxas too new?".into());
         return problems;
     };
-    let budget = promise.stack_budget;
-    for (what, bytes) in
-        [("stack", usage.stack), ("spill stores", usage.spill_stores), ("spill loads", usage.spill_loads)]
-    {
-        if bytes > budget {
-            problems.push(format!(
-                "has {bytes} bytes of {what}, its budget is {budget}: keep fewer values alive, use more threads or a \
-                 smaller tile; or raise its stack_budget, with the measurement that justifies it"
-            ));
-        }
+    if usage.stack.max(usage.spill_stores).max(usage.spill_loads) > promise.stack_budget {
+        problems.push(format!(
+            "has {} bytes of stack, {} of spill stores, {} of spill loads, its budget is {}: keep fewer values alive, \
+             use more threads or a smaller tile; or raise its stack_budget, with the measurement that justifies it",
+            usage.stack, usage.spill_stores, usage.spill_loads, promise.stack_budget
+        ));
     }
     problems.extend(usage.warnings.iter().map(|warning| {
         format!("ptxas says `{warning}`: for wgmma, wait for all before the loop's end and fence before each group")
@@ -268,10 +264,13 @@ ptxas info    : Used 24 registers, used 1 barriers";
 
     #[test]
     fn stack_and_spills() {
-        for what in ["stack", "spill stores", "spill loads"] {
-            let bytes = if what == "stack" { "stack frame" } else { what };
-            let report = REPORT.replace(&format!("0 bytes {bytes}"), &format!("8 bytes {bytes}"));
-            assert_problem(MODULE, &report, &[what, "8 bytes", "budget is 0"]);
+        for (line, unit) in [
+            ("bytes stack frame", "bytes of stack"),
+            ("bytes spill stores", "of spill stores"),
+            ("bytes spill loads", "of spill loads"),
+        ] {
+            let report = REPORT.replace(&format!("0 {line}"), &format!("8 {line}"));
+            assert_problem(MODULE, &report, &[&format!("8 {unit}"), "budget is 0"]);
             assert!(check_kernel(Promise { stack_budget: 8, ..PROMISE }, MODULE, &report).is_empty());
         }
     }
