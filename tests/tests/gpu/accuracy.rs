@@ -32,21 +32,22 @@ fn relative_l1(gpu: &'static Gpu, head_dim: usize, key_len: usize, value: impl F
 #[test]
 fn normal_values() {
     let Some(gpu) = gpu() else { return };
-    for head_dim in [64, 128] {
+    for (head_dim, bound) in [(64, 0.041), (128, 0.0395)] {
         for key_len in [1536, 16384] {
             let error = relative_l1(gpu, head_dim, key_len, |normal, _| normal);
-            assert!(error <= 0.0395, "head_dim {head_dim}, key_len {key_len}: {error}");
+            assert!(error <= bound, "head_dim {head_dim}, key_len {key_len}: {error}");
         }
     }
 }
 
-/// Values that share a mean, or whose mean drifts along the keys, are where plain FP8 sums lose most.
+/// Values that share a mean, or whose mean drifts along the keys, are where plain FP8 sums lose most. Smoothed, their
+/// error is that of the normal part, over a much larger output.
 #[test]
 fn values_with_a_mean() {
     let Some(gpu) = gpu() else { return };
     for key_len in [1536, 16384] {
         let constant = relative_l1(gpu, 128, key_len, |normal, _| normal + 2.0);
         let drifting = relative_l1(gpu, 128, key_len, |normal, token| normal + 4.0 * token as f32 / key_len as f32);
-        assert!(constant <= 0.0395 && drifting <= 0.0395, "key_len {key_len}: {constant}, {drifting}");
+        assert!(constant <= 0.002 && drifting <= 0.002, "key_len {key_len}: {constant}, {drifting}");
     }
 }
