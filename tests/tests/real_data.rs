@@ -35,19 +35,33 @@ fn the_exact_reference_gives_the_stored_outputs() {
     }
 }
 
-/// `(layer, cosine, relative L1)` of the emulation in `data/README.md`, keys smoothed.
-const BAR: [(&str, f64, f64); 3] =
-    [("encoder", 0.999849, 0.01536), ("cross", 0.999790, 0.01885), ("causal", 0.999615, 0.02566)];
+/// Accuracy of the emulation in `data/README.md` (cosine, relative L1), keys smoothed.
+struct Bar {
+    layer: &'static str,
+    /// Values as they are.
+    plain: (f64, f64),
+    /// Values smoothed too.
+    smooth_v: (f64, f64),
+}
+
+const BARS: [Bar; 3] = [
+    Bar { layer: "encoder", plain: (0.999849, 0.01535), smooth_v: (0.999876, 0.01391) },
+    Bar { layer: "cross", plain: (0.999791, 0.01876), smooth_v: (0.999805, 0.01858) },
+    Bar { layer: "causal", plain: (0.999615, 0.02567), smooth_v: (0.999579, 0.02778) },
+];
 
 #[test]
 fn quantized_attention_meets_the_bar() {
-    for (name, cosine, relative_l1) in BAR {
+    for Bar { layer: name, plain, smooth_v } in BARS {
         let layer = whisper(name);
         for granularity in QuantGranularity::ALL {
-            let accuracy = accuracy(&layer, &AttentionOptions { granularity, ..options(name) });
-            println!("{name} {granularity:?}: {accuracy:?}");
-            assert!(accuracy.relative_l1 <= relative_l1 * 1.02, "{name} {granularity:?}: {accuracy:?}");
-            assert!(1.0 - accuracy.cosine <= (1.0 - cosine) * 1.04, "{name} {granularity:?}: {accuracy:?}");
+            for (smooth_v, (cosine, relative_l1)) in [(false, plain), (true, smooth_v)] {
+                let accuracy = accuracy(&layer, &AttentionOptions { granularity, smooth_v, ..options(name) });
+                println!("{name} {granularity:?}, smooth_v {smooth_v}: {accuracy:?}");
+                // the emulation's query groups are per-warp: a coarser granularity gets 2 % more
+                assert!(accuracy.relative_l1 <= relative_l1 * 1.02, "{name} {granularity:?}: {accuracy:?}");
+                assert!(1.0 - accuracy.cosine <= (1.0 - cosine) * 1.04, "{name} {granularity:?}: {accuracy:?}");
+            }
         }
     }
 }
@@ -55,7 +69,7 @@ fn quantized_attention_meets_the_bar() {
 /// A constant added to every key leaves softmax as it is. Smoothing takes it out; without smoothing it costs accuracy.
 #[test]
 fn smoothing_takes_out_what_keys_have_in_common() {
-    for (name, _, relative_l1) in BAR {
+    for Bar { layer: name, smooth_v: (_, relative_l1), .. } in BARS {
         let mut layer = whisper(name);
         for row in layer.inputs.key.chunks_exact_mut(layer.problem.head_dim) {
             for (channel, shift) in [(5, 16.0), (21, -16.0), (37, 16.0), (53, -16.0)] {
