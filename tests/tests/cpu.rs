@@ -201,7 +201,7 @@ fn a_constant_row_on_every_key_changes_nothing() {
         // and smoothing is what does it
         let rough = AttentionOptions { smooth_k: false, ..options };
         let rough = difference(&attend(&problem, &rough, &shifted), &plain);
-        assert!(rough.relative_l1 > 0.02, "{rough:?}");
+        assert!(rough.relative_l1 > 0.005, "{rough:?}");
     }
 }
 
