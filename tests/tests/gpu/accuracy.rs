@@ -2,10 +2,11 @@
 
 use crate::{DTYPES, with_lse};
 use half::f16;
+use sage_tests::data::{Layer, whisper};
 use sage_tests::error::Accuracy;
 use sage_tests::gpu::{attend, gpu};
 use sage_tests::tensor::{Inputs, Random, key_shape, query_shape, tensor};
-use sageattention::{AttentionProblem, Gpu, TensorLayout};
+use sageattention::{AttentionOptions, AttentionProblem, Gpu, Mask, QuantGranularity, TensorLayout};
 
 /// Relative L1 distance from exact attention, of standard normal queries and keys and values that `value` makes of
 /// normal numbers and the token.
@@ -49,5 +50,24 @@ fn values_with_a_mean() {
         let constant = relative_l1(gpu, 128, key_len, |normal, _| normal + 2.0);
         let drifting = relative_l1(gpu, 128, key_len, |normal, token| normal + 4.0 * token as f32 / key_len as f32);
         assert!(constant <= 0.002 && drifting <= 0.002, "key_len {key_len}: {constant}, {drifting}");
+    }
+}
+
+/// As near exact attention as the CPU engine, on what trained models compute.
+#[test]
+fn real_data() {
+    let Some(gpu) = gpu() else { return };
+    for name in ["encoder", "cross", "causal"] {
+        let Layer { problem, inputs, .. } = whisper(name);
+        let mask = if name == "causal" { Mask::Causal } else { Mask::None };
+        for granularity in QuantGranularity::ALL {
+            let options = AttentionOptions { mask, granularity, ..with_lse() };
+            let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
+            let [gpu, cpu] =
+                [attend(gpu, &problem, &options, &inputs), sage_tests::tensor::attend(&problem, &options, &inputs)]
+                    .map(|result| Accuracy::of(result.output, &exact.output));
+            println!("{name}, {granularity:?}: {gpu:?}; CPU {cpu:?}");
+            assert!(gpu.relative_l1 <= 1.05 * cpu.relative_l1, "{name}, {granularity:?}: {gpu:?}, CPU {cpu:?}");
+        }
     }
 }
