@@ -1,5 +1,7 @@
 //! Element types of host tensors.
 
+use half::slice::HalfFloatSliceExt;
+
 use crate::tensor::DType;
 
 /// A 16-bit floating-point element: [`half::f16`] or [`half::bf16`].
@@ -10,6 +12,8 @@ pub trait Element: bytemuck::Pod + Send + Sync + private::Sealed {
     fn to_f32(self) -> f32;
     /// The nearest element, ties to even.
     fn from_f32(value: f32) -> Self;
+    /// The values of `source`, which is as long as `destination`.
+    fn widen(source: &[Self], destination: &mut [f32]);
 }
 
 impl Element for half::f16 {
@@ -20,6 +24,9 @@ impl Element for half::f16 {
     fn from_f32(value: f32) -> Self {
         Self::from_f32(value)
     }
+    fn widen(source: &[Self], destination: &mut [f32]) {
+        source.convert_to_f32_slice(destination);
+    }
 }
 
 impl Element for half::bf16 {
@@ -29,6 +36,9 @@ impl Element for half::bf16 {
     }
     fn from_f32(value: f32) -> Self {
         Self::from_f32(value)
+    }
+    fn widen(source: &[Self], destination: &mut [f32]) {
+        source.convert_to_f32_slice(destination);
     }
 }
 

@@ -1,7 +1,15 @@
-//! Checking a call, once, before anything runs.
+//! Checking a call, once, before anything runs: [`AttentionPlan`].
 
+use crate::error::{Error, Unsupported};
 use crate::options::{AttentionOptions, CausalAlign, Mask};
-use crate::tensor::AttentionProblem;
+use crate::tensor::{AttentionProblem, Strides, extent};
+use crate::workspace::Workspace;
+use sage_layout::tile;
+
+/// Largest length, and largest number of tiles: the kernels count in 32 bits, with room to add two.
+const MAX_COUNT: u64 = (1 << 30) - 1;
+/// Largest batch and number of heads: CUDA's limit for a grid's second and third axis.
+const MAX_GRID: u64 = 65535;
 
 /// A problem and its options after all checks, with everything that follows from them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +37,148 @@ impl Resolved {
             options,
             softmax_scale: options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)),
             diagonal,
-            padded_head_dim: sage_layout::tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
+            padded_head_dim: tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
         }
     }
+}
+
+/// An attention call that was checked and can run any number of times, on any device.
+///
+/// A plan holds no memory and no device state. On the GPU, [`prepare`](Self::prepare) it and enqueue it on a stream of
+/// yours, with a workspace of yours; [`attention()`](crate::attention()) does that for slices in host memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionPlan {
+    pub(crate) resolved: Resolved,
+    pub(crate) workspace: Workspace,
+}
+
+impl AttentionPlan {
+    /// Checks a problem and its options.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`], with what [`supports`] says.
+    pub fn new(problem: AttentionProblem, options: AttentionOptions) -> Result<Self, Error> {
+        supports(&problem, &options)?;
+        let resolved = Resolved::derive(problem, options);
+        let workspace = Workspace::new(&resolved);
+        tracing::debug!(?problem, ?options, workspace_bytes = workspace.bytes, "attention planned");
+        Ok(Self { resolved, workspace })
+    }
+
+    /// Shapes, strides and element type.
+    pub fn problem(&self) -> &AttentionProblem {
+        &self.resolved.problem
+    }
+
+    /// The options.
+    pub fn options(&self) -> &AttentionOptions {
+        &self.resolved.options
+    }
+
+    /// The scale that is used: the options' one, or `head_dim`^-½.
+    pub fn softmax_scale(&self) -> f32 {
+        self.resolved.softmax_scale
+    }
+
+    /// Size of the GPU workspace, in bytes. It holds the quantized operands, so it grows with the lengths, never with
+    /// their product.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.workspace.bytes
+    }
+
+    /// Elements (f32) of the log-sum-exp, `[batch, query_heads, query_len]`; 0 without `return_lse`.
+    pub fn log_sum_exp_len(&self) -> usize {
+        let problem = self.problem();
+        if self.options().return_lse { problem.batch * problem.query_heads * problem.query_len } else { 0 }
+    }
+
+    /// What the kernels write into the workspace: name, offset and length in bytes. For tests of the kernels.
+    #[doc(hidden)]
+    pub fn workspace_regions(&self) -> Vec<(&'static str, std::ops::Range<u64>)> {
+        self.workspace.regions()
+    }
+}
+
+/// Whether a problem and its options can be computed; a framework may route the call elsewhere if not.
+///
+/// This says nothing about the device: kernels for every supported GPU, and the CPU, take the same problems.
+///
+/// # Errors
+///
+/// The first reason that is found against it.
+pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Unsupported> {
+    let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, .. } = *problem;
+    for (argument, size, allowed) in [
+        ("batch", batch, MAX_GRID),
+        ("query_heads", query_heads, MAX_GRID),
+        ("key_heads", key_heads, MAX_GRID),
+        ("query_len", query_len, MAX_COUNT),
+        ("key_len", key_len, MAX_COUNT),
+    ] {
+        if size == 0 {
+            return Err(Unsupported::Zero { argument });
+        }
+        at_most(argument, size as u64, allowed)?;
+    }
+    if tile::padded_head_dim(u32::try_from(head_dim).unwrap_or(u32::MAX)).is_none() {
+        return Err(Unsupported::HeadDim { got: head_dim });
+    }
+    if query_heads % key_heads != 0 {
+        return Err(Unsupported::HeadRatio { query_heads, key_heads });
+    }
+    // Every factor is under 2³⁰ or 2¹⁶ here, so that 64 bits hold the products.
+    let query_tiles = (batch * query_heads) as u64 * tile::query_ctas(query_len as u32) as u64;
+    at_most("batch * query_heads * query tiles (192 queries each)", query_tiles, MAX_COUNT)?;
+    let key_tiles = (batch * key_heads) as u64 * tile::key_tiles(key_len as u32) as u64;
+    at_most("batch * key_heads * key tiles (128 keys each)", key_tiles, MAX_COUNT)?;
+
+    check_strides("query", problem.query_shape(), problem.query_strides)?;
+    check_strides("key", problem.key_shape(), problem.key_strides)?;
+    check_strides("value", problem.key_shape(), problem.value_strides)?;
+    check_strides("output", problem.query_shape(), problem.output_strides)?;
+    check_no_overlap(problem.query_shape(), problem.output_strides)?;
+
+    if options.mask == Mask::Causal && query_len != key_len {
+        return Err(Unsupported::AmbiguousCausal { query_len, key_len });
+    }
+    match options.softmax_scale {
+        Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),
+        _ => Ok(()),
+    }
+}
+
+fn at_most(argument: &'static str, got: u64, allowed: u64) -> Result<(), Unsupported> {
+    if got > allowed { Err(Unsupported::TooLarge { argument, got, allowed }) } else { Ok(()) }
+}
+
+fn axes(shape: [usize; 4], strides: Strides) -> [(&'static str, usize, i64); 3] {
+    let [batch, heads, tokens, _] = shape;
+    [("batch", batch, strides.batch), ("head", heads, strides.head), ("token", tokens, strides.token)]
+}
+
+fn check_strides(tensor: &'static str, shape: [usize; 4], strides: Strides) -> Result<(), Unsupported> {
+    for (axis, _, got) in axes(shape, strides) {
+        if got < 0 {
+            return Err(Unsupported::NegativeStride { tensor, axis, got });
+        }
+    }
+    match extent(shape, strides) {
+        Some(_) => Ok(()),
+        None => Err(Unsupported::TooFar { tensor }),
+    }
+}
+
+/// Every axis must step over everything that the axes with smaller strides span. Strides are known to be sound.
+fn check_no_overlap(shape: [usize; 4], strides: Strides) -> Result<(), Unsupported> {
+    let mut axes = axes(shape, strides);
+    axes.sort_by_key(|&(_, _, stride)| stride);
+    let mut span = shape[3] as i64;
+    for (axis, size, stride) in axes {
+        if size > 1 && stride < span {
+            return Err(Unsupported::OverlappingOutput { axis, got: stride, needed: span });
+        }
+        span += (size as i64 - 1) * stride;
+    }
+    Ok(())
 }

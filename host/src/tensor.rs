@@ -1,5 +1,6 @@
 //! Shapes, strides and element types: [`AttentionProblem`], and tensors in host memory.
 
+use crate::error::Error;
 use sage_layout::kernel::ElementType;
 pub use sage_layout::params::Strides;
 
@@ -11,6 +12,20 @@ pub enum DType {
     F16,
     /// bfloat16, [`half::bf16`].
     Bf16,
+}
+
+impl DType {
+    /// Bytes of an element.
+    pub const BYTES: usize = 2;
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 impl From<DType> for ElementType {
@@ -33,6 +48,14 @@ pub enum TensorLayout {
 }
 
 impl TensorLayout {
+    /// The axes, outermost first.
+    const fn axes(self) -> &'static str {
+        match self {
+            Self::Hnd => "batch, heads, tokens, head_dim",
+            Self::Nhd => "batch, tokens, heads, head_dim",
+        }
+    }
+
     /// Strides of a contiguous tensor, in elements.
     pub fn strides(self, heads: usize, tokens: usize, head_dim: usize) -> Strides {
         let [heads, tokens, head_dim] = [heads, tokens, head_dim].map(|size| size as i64);
@@ -106,4 +129,125 @@ impl AttentionProblem {
             output_strides: queries,
         }
     }
+    /// The problem that four tensors of one layout pose.
+    ///
+    /// # Errors
+    ///
+    /// A rank other than 4, channels that are not adjacent, different element types, or shapes that don't go together.
+    /// Everything else is checked when the problem is planned.
+    pub fn from_tensors(
+        layout: TensorLayout,
+        query: &TensorDesc,
+        key: &TensorDesc,
+        value: &TensorDesc,
+        output: &TensorDesc,
+    ) -> Result<Self, Error> {
+        let (query_shape, query_strides) = query.resolve("query", layout)?;
+        let (key_shape, key_strides) = key.resolve("key", layout)?;
+        let (value_shape, value_strides) = value.resolve("value", layout)?;
+        let (output_shape, output_strides) = output.resolve("output", layout)?;
+        for (tensor, desc) in [("key", key), ("value", value), ("output", output)] {
+            if desc.dtype != query.dtype {
+                return Err(Error::DTypeMix { tensor, got: desc.dtype, query: query.dtype });
+            }
+        }
+        let same = |tensor, shape: [usize; 4], of, expected: [usize; 4], axes: &[usize]| match axes
+            .iter()
+            .find(|&&axis| shape[axis] != expected[axis])
+        {
+            None => Ok(()),
+            Some(&axis) => {
+                let (got, expected) = (shape[axis], expected[axis]);
+                let axis = ["batch", "heads", "tokens", "head_dim"][axis];
+                Err(Error::Shape { tensor, axis, got, expected, of })
+            }
+        };
+        same("key", key_shape, "query", query_shape, &[0, 3])?;
+        same("value", value_shape, "key", key_shape, &[0, 1, 2, 3])?;
+        same("output", output_shape, "query", query_shape, &[0, 1, 2, 3])?;
+        let [batch, query_heads, query_len, head_dim] = query_shape;
+        let [_, key_heads, key_len, _] = key_shape;
+        Ok(Self {
+            batch,
+            query_heads,
+            key_heads,
+            query_len,
+            key_len,
+            head_dim,
+            dtype: query.dtype,
+            query_strides,
+            key_strides,
+            value_strides,
+            output_strides,
+        })
+    }
+
+    /// `[batch, query_heads, query_len, head_dim]`: the shape of query and output.
+    pub fn query_shape(&self) -> [usize; 4] {
+        [self.batch, self.query_heads, self.query_len, self.head_dim]
+    }
+
+    /// `[batch, key_heads, key_len, head_dim]`: the shape of key and value.
+    pub fn key_shape(&self) -> [usize; 4] {
+        [self.batch, self.key_heads, self.key_len, self.head_dim]
+    }
+}
+
+/// A tensor as frameworks describe it: element type, shape and strides, without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorDesc<'a> {
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes of the axes, outermost first.
+    pub shape: &'a [usize],
+    /// Distances between neighbours along each axis, in elements.
+    pub strides: &'a [isize],
+}
+
+impl<'a> TensorDesc<'a> {
+    /// Takes note of a tensor; [`AttentionProblem::from_tensors`] checks it.
+    pub fn new(dtype: DType, shape: &'a [usize], strides: &'a [isize]) -> Self {
+        Self { dtype, shape, strides }
+    }
+
+    /// `[batch, heads, tokens, head_dim]` and the strides of the first three.
+    fn resolve(&self, name: &'static str, layout: TensorLayout) -> Result<([usize; 4], Strides), Error> {
+        let &[batch, second, third, head_dim] = self.shape else {
+            return Err(Error::Rank { tensor: name, got: self.shape.len(), axes: layout.axes() });
+        };
+        let &[batch_stride, second_stride, third_stride, last_stride] = self.strides else {
+            return Err(Error::StrideCount { tensor: name, got: self.strides.len(), rank: 4 });
+        };
+        // The stride of an axis of size 1 is never used, and frameworks put anything there.
+        if last_stride != 1 && head_dim > 1 {
+            return Err(Error::LastStride { tensor: name, got: last_stride });
+        }
+        let stride = |size: usize, stride: isize| if size > 1 { stride as i64 } else { 0 };
+        let batch_stride = stride(batch, batch_stride);
+        let (second_stride, third_stride) = (stride(second, second_stride), stride(third, third_stride));
+        Ok(match layout {
+            TensorLayout::Hnd => (
+                [batch, second, third, head_dim],
+                Strides { batch: batch_stride, head: second_stride, token: third_stride },
+            ),
+            TensorLayout::Nhd => (
+                [batch, third, second, head_dim],
+                Strides { batch: batch_stride, head: third_stride, token: second_stride },
+            ),
+        })
+    }
+}
+
+/// How far a tensor with these sizes and strides reaches: the index after its last element, if 64 bits hold its
+/// distance in bytes.
+///
+/// Sizes are at least 1 and strides not negative.
+pub(crate) fn extent([batch, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> Option<u64> {
+    let last = |size: usize, stride: i64| i64::try_from(size - 1).ok()?.checked_mul(stride);
+    let elements = last(batch, strides.batch)?
+        .checked_add(last(heads, strides.head)?)?
+        .checked_add(last(tokens, strides.token)?)?
+        .checked_add(i64::try_from(head_dim).ok()?)?;
+    elements.checked_mul(DType::BYTES as i64)?;
+    Some(elements as u64)
 }

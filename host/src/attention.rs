@@ -1,0 +1,122 @@
+//! The whole call on tensors in host memory: [`attention()`].
+
+use crate::cpu;
+use crate::device::Device;
+use crate::element::Element;
+use crate::error::Error;
+use crate::gpu::memory::{DeviceMemory, Stream};
+use crate::gpu::{Gpu, GpuBuffers};
+use crate::options::AttentionOptions;
+use crate::plan::AttentionPlan;
+use crate::tensor::{AttentionProblem, extent};
+
+/// What [`attention()`] computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionOutput<T> {
+    /// `[batch, query_heads, query_len, head_dim]`, laid out by the problem's `output_strides`. Elements between rows
+    /// that the strides leave free are zero.
+    pub output: Vec<T>,
+    /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`; with `return_lse`.
+    pub log_sum_exp: Option<Vec<f32>>,
+}
+
+/// Attention on tensors in host memory: softmax(query · keyᵀ · scale) · value, quantized as SageAttention2 does it
+/// (section 3).
+///
+/// The slices hold the tensors in the problem's shapes and strides. On a GPU, this copies them there and back; to
+/// compute on what is there already, [`prepare`](AttentionPlan::prepare) a plan and enqueue it.
+///
+/// # Errors
+///
+/// What [`AttentionPlan::new`] finds, slices of another type than the problem's or too short for its strides,
+/// [`Error::OutOfMemory`]; and for a GPU what [`Gpu::open`] and the driver say.
+pub fn attention<T: Element>(
+    device: Device,
+    problem: AttentionProblem,
+    options: AttentionOptions,
+    query: &[T],
+    key: &[T],
+    value: &[T],
+) -> Result<AttentionOutput<T>, Error> {
+    let _span = tracing::info_span!("attention", %device, ?problem, ?options).entered();
+    let plan = AttentionPlan::new(problem, options)?;
+    if T::DTYPE != problem.dtype {
+        return Err(Error::SliceDType { got: T::DTYPE, expected: problem.dtype });
+    }
+    let elements = |shape, strides| extent(shape, strides).expect("checked by the plan") as usize;
+    let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
+    let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
+    let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
+    let mut output = zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
+    let mut log_sum_exp = match options.return_lse {
+        true => Some(zeroed("log_sum_exp", plan.log_sum_exp_len())?),
+        false => None,
+    };
+    match device {
+        Device::Cpu => cpu::attend(&plan.resolved, query, key, value, &mut output, log_sum_exp.as_deref_mut()),
+        Device::Gpu(ordinal) => {
+            let slices = [query, key, value].map(bytemuck::cast_slice);
+            let output = bytemuck::cast_slice_mut(&mut output);
+            attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, output, log_sum_exp.as_deref_mut())?;
+        }
+    }
+    Ok(AttentionOutput { output, log_sum_exp })
+}
+
+/// The part of a slice that its tensor reaches.
+fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
+    slice.get(..needed).ok_or(Error::SliceTooShort { tensor, got: slice.len(), needed })
+}
+
+/// A vector of zeros, or the error that there is no memory for it.
+fn zeroed<T: bytemuck::Zeroable + Clone>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {
+    let mut vector = Vec::new();
+    let reserved = vector.try_reserve_exact(len);
+    reserved.map_err(|_| Error::OutOfMemory { argument, bytes: len as u64 * size_of::<T>() as u64 })?;
+    vector.resize(len, T::zeroed());
+    Ok(vector)
+}
+
+/// Copies the inputs to memory of its own, runs the plan on a stream of its own, and copies the results back.
+fn attend_on_gpu(
+    plan: &AttentionPlan,
+    gpu: &'static Gpu,
+    [query, key, value]: [&[u8]; 3],
+    output: &mut [u8],
+    log_sum_exp: Option<&mut [f32]>,
+) -> Result<(), Error> {
+    let prepared = plan.prepare(gpu)?;
+    let stream = Stream::new(gpu)?;
+    let upload = |argument, bytes: &[u8]| {
+        let mut memory = DeviceMemory::new(gpu, argument, bytes.len())?;
+        memory.write(0, bytes, &stream)?;
+        Ok::<_, Error>(memory)
+    };
+    let query = upload("query", query)?;
+    let key = upload("key", key)?;
+    let value = upload("value", value)?;
+    // What lies between the output's rows is the caller's to see.
+    let device_output = upload("output", output)?;
+    let device_log_sum_exp = match &log_sum_exp {
+        Some(_) => Some(DeviceMemory::new(gpu, "log_sum_exp", plan.log_sum_exp_len() * 4)?),
+        None => None,
+    };
+    let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
+    let buffers = GpuBuffers {
+        query: query.address(),
+        key: key.address(),
+        value: value.address(),
+        output: device_output.address(),
+        log_sum_exp: device_log_sum_exp.as_ref().map(DeviceMemory::address),
+        workspace: workspace.address(),
+        workspace_bytes: workspace.bytes() as u64,
+    };
+    // SAFETY: the stream is the GPU's; the buffers are as large as the plan's sizes, apart from each other, and freed
+    // after the stream's work is done.
+    unsafe { prepared.enqueue(stream.raw(), &buffers)? };
+    device_output.read(0, output, &stream)?;
+    if let (Some(device), Some(host)) = (&device_log_sum_exp, log_sum_exp) {
+        device.read(0, bytemuck::cast_slice_mut(host), &stream)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! Attention on codes.
+
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+use sage_layout::scale::{self, E4M3_MAX, KEY_SCALES_PER_TILE};
+use sage_layout::tile::{SEGMENT_TILES, key_tiles, padded_queries, segments};
+use sage_layout::visibility::visible_keys;
+
+use super::quantize::{QUERY_TILE, Quantized, TILE, quantize};
+use super::simd::{InstructionSet, Matrix, QUAD, ROWS};
+use super::view;
+use crate::element::Element;
+use crate::plan::Resolved;
+
+/// Octaves between a row's largest probability and e4m3's largest number.
+///
+/// The GPU keeps a row's reference until a probability saturates, so its largest lies anywhere in these octaves; the CPU
+/// keeps it at their lower end.
+const HEADROOM: f32 = 3.0;
+
+/// Quantized attention (SageAttention2, algorithm 1).
+///
+/// `output` is written where the plan's output strides say, `log_sum_exp` is `[batch, query_heads, query_len]`.
+/// Memory: the codes, one byte an element of query, key and value, the keys' twice; nothing grows with
+/// `query_len · key_len`.
+pub(crate) fn attend<T: Element>(
+    plan: &Resolved,
+    query: &[T],
+    key: &[T],
+    value: &[T],
+    output: &mut [T],
+    log_sum_exp: Option<&mut [f32]>,
+) {
+    let problem = &plan.problem;
+    let quantized = quantize(plan, query, key, value);
+    let operands = Operands { keys: interleave_keys(&quantized), plan, quantized };
+    let tiles = problem.query_len.div_ceil(QUERY_TILE);
+    // Held only while a finished tile is copied out.
+    let destination = Mutex::new((output, log_sum_exp));
+    (0..problem.batch * problem.query_heads * tiles).into_par_iter().for_each_init(
+        || Scratch::new(operands.quantized.width),
+        |scratch, item| {
+            // late tiles of a causal mask see the most keys: they go first
+            let (batch_head, tile) = (item / tiles, tiles - 1 - item % tiles);
+            let first = tile * QUERY_TILE;
+            operands.attend_tile(scratch, batch_head, first);
+            let mut destination = destination.lock().unwrap_or_else(PoisonError::into_inner);
+            let (output, log_sum_exp) = &mut *destination;
+            let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
+            for row in 0..QUERY_TILE.min(problem.query_len - first) {
+                let start = view::offset(problem.output_strides, [batch, head, first + row]);
+                let finished = &scratch.output[row * operands.quantized.width..];
+                for (element, &value) in output[start..start + problem.head_dim].iter_mut().zip(finished) {
+                    *element = T::from_f32(value);
+                }
+                if let Some(log_sum_exp) = log_sum_exp {
+                    log_sum_exp[batch_head * problem.query_len + first + row] = scratch.rows[row].log_sum_exp;
+                }
+            }
+        },
+    );
+}
+
+/// The keys in the order of [`InstructionSet::dots`]: `[key heads][key tiles][width / 4][128][4]`.
+fn interleave_keys(quantized: &Quantized) -> Vec<i8> {
+    let width = quantized.width;
+    let mut interleaved = vec![0; quantized.key_codes.len()];
+    let tiles = interleaved.par_chunks_exact_mut(TILE * width).zip(quantized.key_codes.par_chunks_exact(TILE * width));
+    tiles.for_each(|(interleaved, codes)| {
+        for (key, row) in codes.chunks_exact(width).enumerate() {
+            for (quad, codes) in row.chunks_exact(QUAD).enumerate() {
+                interleaved[(quad * TILE + key) * QUAD..][..QUAD].copy_from_slice(codes);
+            }
+        }
+    });
+    interleaved
+}
+
+/// The online softmax of one query.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Largest score yet, in octaves.
+    reference: f32,
+    /// Sum of the probabilities of finished segments, and of the segment at work.
+    sum: f32,
+    segment_sum: f32,
+    log_sum_exp: f32,
+}
+
+/// What one query tile needs.
+struct Scratch {
+    rows: [Row; QUERY_TILE],
+    dots: Box<[[i32; TILE]; ROWS]>,
+    probabilities: Vec<f32>,
+    /// `[128][width]`.
+    values: Vec<f32>,
+    /// `[64][width]`: products of the segment at work.
+    segment: Vec<f32>,
+    /// `[64][width]`: products of finished segments, in the end the output.
+    output: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(width: usize) -> Self {
+        Self {
+            rows: [Row { reference: 0.0, sum: 0.0, segment_sum: 0.0, log_sum_exp: 0.0 }; QUERY_TILE],
+            dots: Box::new([[0; TILE]; ROWS]),
+            probabilities: vec![0.0; ROWS * TILE],
+            values: vec![0.0; TILE * width],
+            segment: vec![0.0; QUERY_TILE * width],
+            output: vec![0.0; QUERY_TILE * width],
+        }
+    }
+
+    fn reset(&mut self) {
+        self.rows.fill(Row { reference: f32::NEG_INFINITY, sum: 0.0, segment_sum: 0.0, log_sum_exp: 0.0 });
+        self.segment.fill(0.0);
+        self.output.fill(0.0);
+    }
+}
+
+struct Operands<'a> {
+    plan: &'a Resolved,
+    quantized: Quantized,
+    keys: Vec<i8>,
+}
+
+impl Operands<'_> {
+    /// Attention of the 64 queries from `first` on; result and log-sum-exp are left in `scratch`.
+    fn attend_tile(&self, scratch: &mut Scratch, batch_head: usize, first: usize) {
+        let (plan, quantized, width) = (self.plan, &self.quantized, self.quantized.width);
+        let problem = &plan.problem;
+        let instructions = InstructionSet::detect();
+        let key_head = batch_head / (problem.query_heads / problem.key_heads);
+        let tile_count = key_tiles(problem.key_len as u32) as usize;
+        let segment_count = segments(problem.key_len as u32) as usize;
+        let rows = QUERY_TILE.min(problem.query_len - first);
+        let visible = |row: usize| visible_keys((first + row) as u32, plan.diagonal, problem.key_len as u32) as usize;
+        // later rows never see fewer keys
+        let visible_tiles = visible(rows - 1).div_ceil(TILE);
+
+        scratch.reset();
+        for tile in 0..visible_tiles {
+            let tile_index = key_head * tile_count + tile;
+            let keys = &self.keys[tile_index * TILE * width..][..TILE * width];
+            let values = &quantized.value_codes[tile_index * TILE * width..][..TILE * width];
+            instructions.decode_e4m3(values, &mut scratch.values);
+            let stored = &quantized.key_scales[tile_index * KEY_SCALES_PER_TILE as usize..];
+            let key_scales = std::array::from_fn(|key| stored[scale::key_scale_index(key as u32) as usize]);
+            let visible_here = |row: usize| visible(row).saturating_sub(tile * TILE).min(TILE);
+
+            for block in (0..rows).step_by(ROWS) {
+                let block_rows = block..rows.min(block + ROWS);
+                if visible_here(block_rows.end - 1) == 0 {
+                    continue;
+                }
+                let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first + block;
+                let queries = &quantized.query_codes[padded_row * width..][..ROWS * width];
+                instructions.dots(queries, keys, &mut scratch.dots);
+                scratch.probabilities.fill(0.0);
+                for row in block_rows {
+                    let probabilities = scratch.probabilities[(row - block) * TILE..].first_chunk_mut();
+                    let (Some(probabilities), true) = (probabilities, visible_here(row) > 0) else { continue };
+                    let dots = &scratch.dots[row - block];
+                    let query_scale = self.query_scale(batch_head, first + row);
+                    let max = instructions.scores(dots, &key_scales, query_scale, visible_here(row), probabilities);
+                    let state = &mut scratch.rows[row];
+                    if max > state.reference {
+                        let factor = (state.reference - max).exp2();
+                        state.reference = max;
+                        state.sum *= factor;
+                        state.segment_sum *= factor;
+                        for sum in &mut scratch.segment[row * width..][..width] {
+                            *sum *= factor;
+                        }
+                        for sum in &mut scratch.output[row * width..][..width] {
+                            *sum *= factor;
+                        }
+                    }
+                    state.segment_sum += instructions.probabilities(probabilities, exponent_offset() - state.reference);
+                }
+                instructions.multiply_accumulate_f32(
+                    Matrix { elements: &scratch.probabilities, stride: TILE },
+                    Matrix { elements: &scratch.values, stride: width },
+                    Matrix { elements: &mut scratch.segment[block * width..], stride: width },
+                    [TILE, width],
+                );
+            }
+
+            let segment = tile / SEGMENT_TILES as usize;
+            if tile + 1 == visible_tiles || (tile + 1).is_multiple_of(SEGMENT_TILES as usize) {
+                let means = &quantized.value_mean_codes[(key_head * segment_count + segment) * width..][..width];
+                scratch.finish_segment(means);
+            }
+        }
+        let scales = &quantized.value_scales[key_head * width..][..width];
+        let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
+        let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
+        scratch.finish(scales, shifts);
+    }
+
+    fn query_scale(&self, batch_head: usize, row: usize) -> f32 {
+        let stored = scale::query_scale_index(padded_queries(self.plan.problem.query_len as u32)) as usize;
+        self.quantized.query_scales[batch_head * stored + scale::query_scale_index(row as u32) as usize]
+    }
+}
+
+impl Scratch {
+    /// Adds the finished segment to the output: `Σ p · (value - mean) + (Σ p) · mean`, in units of the value scales.
+    fn finish_segment(&mut self, means: &[f32]) {
+        let width = means.len();
+        let products = self.output.chunks_exact_mut(width).zip(self.segment.chunks_exact_mut(width));
+        for (row, (output, segment)) in self.rows.iter_mut().zip(products) {
+            for ((output, segment), mean) in output.iter_mut().zip(segment.iter_mut()).zip(means) {
+                *output += *segment + row.segment_sum * mean;
+                *segment = 0.0;
+            }
+            row.sum += row.segment_sum;
+            row.segment_sum = 0.0;
+        }
+    }
+
+    /// Turns sums into the output, and into natural log-sum-exps; a query that sees no key gets zeros and −∞.
+    fn finish(&mut self, scales: &[f32], shifts: &[f32]) {
+        for (index, (row, output)) in self.rows.iter_mut().zip(self.output.chunks_exact_mut(scales.len())).enumerate() {
+            for (output, scale) in output.iter_mut().zip(scales) {
+                *output = if row.sum == 0.0 { 0.0 } else { *output * scale / row.sum };
+            }
+            let octaves = row.sum.log2() - exponent_offset() + row.reference;
+            let shift = shifts.get(index).copied().unwrap_or(0.0);
+            row.log_sum_exp = if row.sum == 0.0 { f32::NEG_INFINITY } else { octaves * std::f32::consts::LN_2 + shift };
+        }
+    }
+}
+
+/// What is added to `score - reference` before the exponential, so that the largest probability is 448 · 2^-[`HEADROOM`].
+fn exponent_offset() -> f32 {
+    E4M3_MAX.log2() - HEADROOM
+}

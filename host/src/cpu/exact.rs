@@ -1,0 +1,150 @@
+//! Attention in f64.
+
+use rayon::prelude::*;
+use sage_layout::tile::KEY_TILE;
+use sage_layout::visibility::visible_keys;
+
+use super::simd::{self, InstructionSet, Matrix};
+use super::view::View;
+use crate::element::Element;
+use crate::plan::Resolved;
+
+/// Query rows that are worked on together.
+const ROWS: usize = simd::ROWS;
+const TILE: usize = KEY_TILE as usize;
+
+/// Exact attention's result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExactOutput {
+    /// `[batch, query_heads, query_len, head_dim]`, contiguous.
+    pub output: Vec<f64>,
+    /// `[batch, query_heads, query_len]`: natural logarithm of each row's sum of exponentials; −∞ where a query sees no
+    /// key.
+    pub log_sum_exp: Vec<f64>,
+}
+
+/// Softmax attention without quantization: inputs widened to f64, every operation in f64.
+///
+/// Memory beyond the result: keys and values of the heads in flight in f64, and [`ROWS`] rows of scores a thread.
+pub(crate) fn exact<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: &[T]) -> ExactOutput {
+    let problem = &plan.problem;
+    let head_dim = problem.head_dim;
+    let heads_per_key_head = problem.query_heads / problem.key_heads;
+    let query = View { elements: query, strides: problem.query_strides, head_dim };
+    let key = View { elements: key, strides: problem.key_strides, head_dim };
+    let value = View { elements: value, strides: problem.value_strides, head_dim };
+
+    let rows = problem.batch * problem.query_heads * problem.query_len;
+    let mut output = vec![0.0; rows * head_dim];
+    let mut log_sum_exp = vec![f64::NEG_INFINITY; rows];
+    let group_rows = heads_per_key_head * problem.query_len;
+    output.par_chunks_mut(group_rows * head_dim).zip(log_sum_exp.par_chunks_mut(group_rows)).enumerate().for_each(
+        |(batch_head, (output, log_sum_exp))| {
+            let (batch, key_head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
+            let operands = Operands::read(plan, &key, &value, [batch, key_head]);
+            let head_outputs = output.par_chunks_mut(problem.query_len * head_dim);
+            let head_sums = log_sum_exp.par_chunks_mut(problem.query_len);
+            head_outputs.zip(head_sums).enumerate().for_each(|(head, (output, log_sum_exp))| {
+                let head = key_head * heads_per_key_head + head;
+                let blocks = output.par_chunks_mut(ROWS * head_dim).zip(log_sum_exp.par_chunks_mut(ROWS));
+                blocks.enumerate().for_each(|(block, (output, log_sum_exp))| {
+                    operands.attend(plan, &query, [batch, head, block * ROWS], output, log_sum_exp);
+                });
+            });
+        },
+    );
+    ExactOutput { output, log_sum_exp }
+}
+
+/// Keys and values of one head.
+struct Operands {
+    /// `[key tiles][padded head_dim][128]`.
+    key: Vec<f64>,
+    /// `[key tiles · 128][padded head_dim]`.
+    value: Vec<f64>,
+}
+
+impl Operands {
+    fn read<T: Element>(plan: &Resolved, key: &View<T>, value: &View<T>, [batch, head]: [usize; 2]) -> Self {
+        let width = plan.padded_head_dim as usize;
+        let tokens = plan.problem.key_len.next_multiple_of(TILE);
+        let mut operands = Self { key: vec![0.0; tokens * width], value: vec![0.0; tokens * width] };
+        let tiles = operands.key.par_chunks_mut(TILE * width).zip(operands.value.par_chunks_mut(TILE * width));
+        tiles.enumerate().for_each(|(tile, (keys, values))| {
+            let mut row = [0.0f32; 128];
+            for token in tile * TILE..plan.problem.key_len.min((tile + 1) * TILE) {
+                let within = token % TILE;
+                key.read_row([batch, head, token], &mut row);
+                for (channel, &element) in row[..width].iter().enumerate() {
+                    keys[channel * TILE + within] = f64::from(element);
+                }
+                value.read_row([batch, head, token], &mut row);
+                for (wide, &element) in values[within * width..].iter_mut().zip(&row[..width]) {
+                    *wide = f64::from(element);
+                }
+            }
+        });
+        operands
+    }
+
+    /// Attention of up to [`ROWS`] queries from `first` on.
+    fn attend<T: Element>(
+        &self,
+        plan: &Resolved,
+        query: &View<T>,
+        [batch, head, first]: [usize; 3],
+        output: &mut [f64],
+        log_sum_exp: &mut [f64],
+    ) {
+        let instructions = InstructionSet::detect();
+        let width = plan.padded_head_dim as usize;
+        let rows = log_sum_exp.len();
+        let visible =
+            |row: usize| visible_keys((first + row) as u32, plan.diagonal, plan.problem.key_len as u32) as usize;
+        // later rows never see fewer keys
+        let keys = visible(rows - 1).next_multiple_of(TILE);
+
+        let mut queries = vec![0.0; ROWS * width];
+        let mut narrow = [0.0f32; 128];
+        for (row, wide) in queries.chunks_exact_mut(width).take(rows).enumerate() {
+            query.read_row([batch, head, first + row], &mut narrow);
+            for (wide, &element) in wide.iter_mut().zip(&narrow) {
+                *wide = f64::from(element) * f64::from(plan.softmax_scale);
+            }
+        }
+
+        let mut scores = vec![0.0; ROWS * keys];
+        for (tile, key) in self.key.chunks_exact(width * TILE).take(keys / TILE).enumerate() {
+            instructions.multiply_accumulate_f64(
+                Matrix { elements: &queries, stride: width },
+                Matrix { elements: key, stride: TILE },
+                Matrix { elements: &mut scores[tile * TILE..], stride: keys },
+                [width, TILE],
+            );
+        }
+        let mut sums = [0.0; ROWS];
+        for row in 0..rows {
+            let (seen, unseen) = scores[row * keys..(row + 1) * keys].split_at_mut(visible(row));
+            unseen.fill(0.0);
+            let max = seen.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            for score in seen.iter_mut() {
+                *score = (*score - max).exp();
+            }
+            sums[row] = seen.iter().sum();
+            log_sum_exp[row] = max + sums[row].ln();
+        }
+
+        let mut products = vec![0.0; ROWS * width];
+        instructions.multiply_accumulate_f64(
+            Matrix { elements: &scores, stride: keys },
+            Matrix { elements: &self.value, stride: width },
+            Matrix { elements: &mut products, stride: width },
+            [keys, width],
+        );
+        for (row, output) in output.chunks_exact_mut(plan.problem.head_dim).enumerate() {
+            for (output, product) in output.iter_mut().zip(&products[row * width..]) {
+                *output = if sums[row] == 0.0 { 0.0 } else { product / sums[row] };
+            }
+        }
+    }
+}

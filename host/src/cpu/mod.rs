@@ -1,0 +1,24 @@
+//! Attention on the CPU.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`mod@exact`] | attention in f64, the yardstick of every accuracy figure |
+//! | [`mod@quantize`] | the codes and scales that the GPU makes, bit for bit, in row-major order |
+//! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
+//! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, e4m3 P·V |
+//! | [`simd`] | their inner loops, for each instruction set |
+//! | [`view`] | rows of a caller's tensor |
+//!
+//! Everything takes a [`Resolved`](crate::plan::Resolved) plan and slices that its strides fit; all loops run on rayon's
+//! current thread pool, and results do not depend on the number of threads.
+
+pub(crate) mod attend;
+pub(crate) mod exact;
+pub(crate) mod quantize;
+pub(crate) mod simd;
+pub(crate) mod tiles;
+mod view;
+
+pub(crate) use attend::attend;
+pub(crate) use exact::exact;
+pub(crate) use quantize::quantize;

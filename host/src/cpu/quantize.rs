@@ -1,0 +1,373 @@
+//! Queries, keys and values to codes and scales, with the GPU's bits.
+//!
+//! The rules are `sage_layout`'s: groups and scales in [`scale`], rounding in [`round`](sage_layout::round), the order
+//! of summation in [`statistics`]. All arithmetic is f32, each operation rounded to nearest even on its own: no fused
+//! multiply-adds, here or in the GPU's quantizers.
+
+use std::f32::consts::LOG2_E;
+
+use rayon::prelude::*;
+use sage_layout::round::e4m3_from_f32;
+use sage_layout::scale::{self, Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
+use sage_layout::statistics;
+use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, WARPGROUP_ROWS, key_tiles, padded_queries, segments};
+
+use super::view::View;
+use crate::element::Element;
+use crate::plan::Resolved;
+
+pub(super) const QUERY_TILE: usize = WARPGROUP_ROWS as usize;
+pub(super) const TILE: usize = KEY_TILE as usize;
+const SEGMENT: usize = SEGMENT_KEYS as usize;
+const MAX_WIDTH: usize = 128;
+
+/// Quantized queries, keys and values (SageAttention2, section 3).
+///
+/// "Query heads" below counts all batches' query heads, "key heads" all batches' key heads. Lengths are padded as
+/// [`sage_layout::tile`] says, channels to the padded head dimension (`width`); padding has code 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// 64 or 128.
+    pub width: usize,
+    /// `[query heads][padded queries][width]`.
+    pub query_codes: Vec<i8>,
+    /// `[query heads][padded queries / 2]`, by [`scale::query_scale_index`]: what a code is worth, times the softmax
+    /// scale and log₂ e.
+    pub query_scales: Vec<f32>,
+    /// `[key heads][key tiles · 128][width]`: of the keys less their mean.
+    pub key_codes: Vec<i8>,
+    /// `[key heads][key tiles · 4]`, by [`scale::key_scale_index`].
+    pub key_scales: Vec<f32>,
+    /// e4m3 `[key heads][key tiles · 128][width]`: of the values less their segment's mean.
+    pub value_codes: Vec<u8>,
+    /// `[key heads][width]`.
+    pub value_scales: Vec<f32>,
+    /// `[key heads][segments][width]`: the values' channel means; zeros without `smooth_v`.
+    pub value_means: Vec<f32>,
+    /// The same in units of the channel's scale.
+    pub value_mean_codes: Vec<f32>,
+    /// `[key heads][width]`: the keys' channel means; empty without `smooth_k`.
+    pub key_mean: Vec<f32>,
+    /// `[query heads][padded queries]`: `softmax_scale · query · key_mean`, what smoothing takes out of a row's
+    /// log-sum-exp; empty without `smooth_k` and `return_lse`.
+    pub log_sum_exp_shift: Vec<f32>,
+}
+
+/// Quantizes one call's inputs, which must be finite.
+pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: &[T]) -> Quantized {
+    let (problem, options) = (&plan.problem, &plan.options);
+    let (head_dim, width) = (problem.head_dim, plan.padded_head_dim as usize);
+    let query = View { elements: query, strides: problem.query_strides, head_dim };
+    let key = View { elements: key, strides: problem.key_strides, head_dim };
+    let value = View { elements: value, strides: problem.value_strides, head_dim };
+
+    let key_mean = if options.smooth_k { key_mean(plan, &key) } else { Vec::new() };
+    let (key_codes, key_scales) = quantize_key(plan, &key, &key_mean);
+    let ValueScales { scales, inverses, means, mean_codes } = value_scales(plan, &value);
+    let value_codes = quantize_value(plan, &value, &inverses, &means);
+    let (query_codes, query_scales) = quantize_query(plan, &query);
+    let log_sum_exp_shift =
+        if options.smooth_k && options.return_lse { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
+    Quantized {
+        width,
+        query_codes,
+        query_scales,
+        key_codes,
+        key_scales,
+        value_codes,
+        value_scales: scales,
+        value_means: means,
+        value_mean_codes: mean_codes,
+        key_mean,
+        log_sum_exp_shift,
+    }
+}
+
+/// Sum, minimum and maximum of every channel over each segment of tokens: `[key heads][segments][width]`.
+struct ChannelStatistics {
+    sum: Vec<f32>,
+    min: Vec<f32>,
+    max: Vec<f32>,
+}
+
+fn channel_statistics<T: Element>(plan: &Resolved, input: &View<T>) -> ChannelStatistics {
+    const LANES: usize = statistics::TOKEN_LANES as usize;
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let segments = segments(problem.key_len as u32) as usize;
+    let len = problem.batch * problem.key_heads * segments * width;
+    let mut result =
+        ChannelStatistics { sum: vec![0.0; len], min: vec![f32::INFINITY; len], max: vec![f32::NEG_INFINITY; len] };
+    let chunks = (
+        result.sum.par_chunks_exact_mut(width),
+        result.min.par_chunks_exact_mut(width),
+        result.max.par_chunks_exact_mut(width),
+    );
+    chunks.into_par_iter().enumerate().for_each(|(index, (sum, min, max))| {
+        let (batch_head, segment) = (index / segments, index % segments);
+        let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
+        let mut partial = [[0.0f32; MAX_WIDTH]; LANES];
+        let mut row = [0.0f32; MAX_WIDTH];
+        let first = segment * SEGMENT;
+        for token in first..problem.key_len.min(first + SEGMENT) {
+            input.read_row([batch, head, token], &mut row);
+            let partial = &mut partial[(token - first) % LANES];
+            for channel in 0..width {
+                let element = row[channel];
+                partial[channel] += element;
+                min[channel] = if element < min[channel] { element } else { min[channel] };
+                max[channel] = if element > max[channel] { element } else { max[channel] };
+            }
+        }
+        for partial in &partial {
+            for (sum, partial) in sum.iter_mut().zip(partial) {
+                *sum += partial;
+            }
+        }
+    });
+    result
+}
+
+/// Channel means of the keys: `[key heads][width]`.
+fn key_mean<T: Element>(plan: &Resolved, key: &View<T>) -> Vec<f32> {
+    let width = plan.padded_head_dim as usize;
+    let segments = segments(plan.problem.key_len as u32) as usize;
+    let statistics = channel_statistics(plan, key);
+    let mut means = vec![0.0; plan.problem.batch * plan.problem.key_heads * width];
+    for (mean, sums) in means.chunks_exact_mut(width).zip(statistics.sum.chunks_exact(segments * width)) {
+        for sum in sums.chunks_exact(width) {
+            for (mean, sum) in mean.iter_mut().zip(sum) {
+                *mean += sum;
+            }
+        }
+        for mean in mean {
+            *mean /= plan.problem.key_len as f32;
+        }
+    }
+    means
+}
+
+/// What [`Quantized`] calls `value_scales`, `value_means` and `value_mean_codes`.
+struct ValueScales {
+    scales: Vec<f32>,
+    /// `[key heads][width]`: what values are multiplied by before they are rounded.
+    inverses: Vec<f32>,
+    means: Vec<f32>,
+    mean_codes: Vec<f32>,
+}
+
+fn value_scales<T: Element>(plan: &Resolved, value: &View<T>) -> ValueScales {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let segments = segments(problem.key_len as u32) as usize;
+    let statistics = channel_statistics(plan, value);
+    let mut scales = vec![0.0; problem.batch * problem.key_heads * width];
+    let mut inverses = scales.clone();
+    let mut means = statistics.sum;
+    let mut mean_codes = vec![0.0; means.len()];
+    for head in 0..problem.batch * problem.key_heads {
+        for channel in 0..width {
+            let places = (0..segments).map(|segment| (head * segments + segment) * width + channel);
+            let (mut amax, mut mean_amax) = (0.0f32, 0.0f32);
+            // a padded channel has minimum and maximum 0 like a channel of zeros
+            for (segment, place) in places.clone().enumerate() {
+                let tokens = SEGMENT.min(problem.key_len - segment * SEGMENT);
+                let mean = if plan.options.smooth_v { means[place] / tokens as f32 } else { 0.0 };
+                means[place] = mean;
+                amax = amax.max(statistics.max[place] - mean).max(mean - statistics.min[place]);
+                mean_amax = mean_amax.max(mean.abs());
+            }
+            let (scale, inverse) = scale::value_scale(amax, mean_amax);
+            scales[head * width + channel] = scale;
+            inverses[head * width + channel] = inverse;
+            for place in places {
+                mean_codes[place] = means[place] * inverse;
+            }
+        }
+    }
+    ValueScales { scales, inverses, means, mean_codes }
+}
+
+fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32], means: &[f32]) -> Vec<u8> {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let tiles = key_tiles(problem.key_len as u32) as usize;
+    let segments = segments(problem.key_len as u32) as usize;
+    let mut codes = vec![0; problem.batch * problem.key_heads * tiles * TILE * width];
+    codes.par_chunks_exact_mut(TILE * width).enumerate().for_each(|(index, codes)| {
+        let (batch_head, tile) = (index / tiles, index % tiles);
+        let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
+        let segment = tile * TILE / SEGMENT;
+        let mean = &means[(batch_head * segments + segment) * width..][..width];
+        let inverse = &inverses[batch_head * width..][..width];
+        let mut row = [0.0f32; MAX_WIDTH];
+        for (token, codes) in (tile * TILE..problem.key_len).zip(codes.chunks_exact_mut(width)) {
+            value.read_row([batch, head, token], &mut row);
+            for channel in 0..width {
+                codes[channel] = e4m3_from_f32((row[channel] - mean[channel]) * inverse[channel]);
+            }
+        }
+    });
+    codes
+}
+
+fn quantize_key<T: Element>(plan: &Resolved, key: &View<T>, means: &[f32]) -> (Vec<i8>, Vec<f32>) {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let tiles = key_tiles(problem.key_len as u32) as usize;
+    let heads = problem.batch * problem.key_heads;
+    let mut codes = vec![0; heads * tiles * TILE * width];
+    let mut scales = vec![0.0; heads * tiles * KEY_SCALES_PER_TILE as usize];
+    let chunks =
+        codes.par_chunks_exact_mut(TILE * width).zip(scales.par_chunks_exact_mut(KEY_SCALES_PER_TILE as usize));
+    chunks.enumerate().for_each_init(
+        || vec![0.0f32; TILE * width],
+        |rows, (index, (codes, scales))| {
+            let (batch_head, tile) = (index / tiles, index % tiles);
+            let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
+            rows.fill(0.0);
+            for (token, row) in (tile * TILE..problem.key_len).zip(rows.chunks_exact_mut(width)) {
+                key.read_row([batch, head, token], row);
+                if plan.options.smooth_k {
+                    for (element, mean) in row.iter_mut().zip(&means[batch_head * width..]) {
+                        *element -= mean;
+                    }
+                }
+            }
+            let groups = Groups {
+                granularity: plan.options.granularity,
+                index: scale::key_scale_index,
+                share: scale::keys_share_scale,
+            };
+            groups.quantize(rows, width, codes, scales);
+        },
+    );
+    (codes, scales)
+}
+
+fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>) -> (Vec<i8>, Vec<f32>) {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let tiles = padded_queries(problem.query_len as u32) as usize / QUERY_TILE;
+    let heads = problem.batch * problem.query_heads;
+    let score_scale = plan.softmax_scale * LOG2_E;
+    let mut codes = vec![0; heads * tiles * QUERY_TILE * width];
+    let mut scales = vec![0.0; heads * tiles * QUERY_SCALES_PER_TILE as usize];
+    let chunks =
+        codes.par_chunks_exact_mut(QUERY_TILE * width).zip(scales.par_chunks_exact_mut(QUERY_SCALES_PER_TILE as usize));
+    chunks.enumerate().for_each_init(
+        || vec![0.0f32; QUERY_TILE * width],
+        |rows, (index, (codes, scales))| {
+            let (batch_head, tile) = (index / tiles, index % tiles);
+            let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
+            rows.fill(0.0);
+            for (token, row) in (tile * QUERY_TILE..problem.query_len).zip(rows.chunks_exact_mut(width)) {
+                query.read_row([batch, head, token], row);
+            }
+            let groups = Groups {
+                granularity: plan.options.granularity,
+                index: scale::query_scale_index,
+                share: scale::queries_share_scale,
+            };
+            groups.quantize(rows, width, codes, scales);
+            for scale in scales {
+                *scale *= score_scale;
+            }
+        },
+    );
+    (codes, scales)
+}
+
+/// How the rows of a tile are grouped.
+struct Groups {
+    granularity: Granularity,
+    /// Where a row's scale is stored.
+    index: fn(u32) -> u32,
+    /// Whether two rows share a scale.
+    share: fn(Granularity, u32, u32) -> bool,
+}
+
+impl Groups {
+    /// Quantizes one tile's `rows`, `width` elements each.
+    fn quantize(&self, rows: &[f32], width: usize, codes: &mut [i8], scales: &mut [f32]) {
+        const MAX_SCALES: usize = QUERY_SCALES_PER_TILE as usize;
+        let mut amax = [0.0f32; MAX_SCALES];
+        let mut any_row = [0u32; MAX_SCALES];
+        for (row, elements) in (0..).zip(rows.chunks_exact(width)) {
+            let stored = (self.index)(row) as usize;
+            amax[stored] = amax_of(elements).max(amax[stored]);
+            any_row[stored] = row;
+        }
+        let mut inverses = [0.0f32; MAX_SCALES];
+        for (stored, scale) in scales.iter_mut().enumerate() {
+            let shared =
+                (0..MAX_SCALES).filter(|&other| (self.share)(self.granularity, any_row[stored], any_row[other]));
+            (*scale, inverses[stored]) = scale::int8_scale(shared.fold(0.0, |max, other| amax[other].max(max)));
+        }
+        for (row, (elements, codes)) in (0..).zip(rows.chunks_exact(width).zip(codes.chunks_exact_mut(width))) {
+            let inverse = inverses[(self.index)(row) as usize];
+            for (code, element) in codes.iter_mut().zip(elements) {
+                *code = round_to_i8(element * inverse);
+            }
+        }
+    }
+}
+
+fn amax_of(elements: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    for chunk in elements.chunks_exact(16) {
+        for (lane, element) in lanes.iter_mut().zip(chunk) {
+            *lane = if element.abs() > *lane { element.abs() } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(0.0, f32::max)
+}
+
+/// Rounds half to even; `value` lies strictly within ±127.5.
+///
+/// The sum has the rounded value in the last bits of its mantissa, in two's complement, and unlike `round_ties_even` it
+/// is one instruction everywhere.
+fn round_to_i8(value: f32) -> i8 {
+    const ONE_AND_A_HALF_TIMES_2_23: f32 = 12582912.0;
+    (value + ONE_AND_A_HALF_TIMES_2_23).to_bits() as i8
+}
+
+fn log_sum_exp_shift<T: Element>(plan: &Resolved, query: &View<T>, key_mean: &[f32]) -> Vec<f32> {
+    /// Channels that one thread of the GPU adds up.
+    const CHUNK: usize = 8;
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let rows = padded_queries(problem.query_len as u32) as usize;
+    let mut shifts = vec![0.0; problem.batch * problem.query_heads * rows];
+    shifts.par_chunks_exact_mut(rows).enumerate().for_each(|(batch_head, shifts)| {
+        let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
+        let key_head = batch * problem.key_heads + head / (problem.query_heads / problem.key_heads);
+        let mean = &key_mean[key_head * width..][..width];
+        let mut row = [0.0f32; MAX_WIDTH];
+        for (token, shift) in shifts.iter_mut().enumerate().take(problem.query_len) {
+            query.read_row([batch, head, token], &mut row);
+            let mut sums = [0.0f32; MAX_WIDTH / CHUNK];
+            for (sum, (row, mean)) in sums.iter_mut().zip(row.chunks(CHUNK).zip(mean.chunks(CHUNK))) {
+                *sum = row.iter().zip(mean).fold(0.0, |sum, (element, mean)| sum + element * mean);
+            }
+            let mut lanes = width / CHUNK;
+            while lanes > 1 {
+                lanes /= 2;
+                for lane in 0..lanes {
+                    sums[lane] = sums[2 * lane] + sums[2 * lane + 1];
+                }
+            }
+            *shift = plan.softmax_scale * sums[0];
+        }
+    });
+    shifts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn int8_rounds_half_to_even() {
+        for eighths in -1018..=1018 {
+            let value = eighths as f32 / 8.0;
+            for value in [value, value.next_up(), value.next_down()] {
+                assert_eq!(round_to_i8(value), value.round_ties_even() as i8, "{value}");
+            }
+        }
+    }
+}

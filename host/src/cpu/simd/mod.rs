@@ -1,0 +1,231 @@
+//! The inner loops of the CPU's attention, for each instruction set.
+//!
+//! | module | CPUs |
+//! |---|---|
+//! | [`portable`] | any |
+//! | [`avx2`] | x86-64 with AVX2 and FMA |
+//! | [`avx512`] | x86-64 with AVX-512 (F, BW, DQ, VL, VNNI) |
+//!
+//! Each has the same functions. Integer results are equal everywhere; floating-point results differ in their last bits,
+//! because only some CPUs fuse multiplication with addition.
+//!
+//! Matrix products work on [`ROWS`] rows at a time, so that one block's scores stay in the first-level cache.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod multiply;
+mod portable;
+mod softmax;
+
+use sage_layout::tile::KEY_TILE;
+
+pub(super) use multiply::Matrix;
+
+/// Rows of a block.
+pub(super) const ROWS: usize = 16;
+/// Keys of a tile.
+pub(super) const TILE: usize = KEY_TILE as usize;
+/// Adjacent channels that an integer instruction multiplies and adds up.
+pub(super) const QUAD: usize = 4;
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InstructionSet(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Calls the same function of the module that `self` stands for.
+macro_rules! dispatch {
+    ($self:ident, $function:ident($($argument:expr),*)) => {
+        match $self.0 {
+            Level::Portable => portable::$function($($argument),*),
+            // SAFETY: `InstructionSet::available` makes this level only on CPUs that have its instructions.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { avx2::$function($($argument),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::$function($($argument),*) },
+        }
+    };
+}
+
+impl InstructionSet {
+    /// Every instruction set that this CPU has, best first.
+    fn available() -> impl Iterator<Item = Self> {
+        [
+            #[cfg(target_arch = "x86_64")]
+            (is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("fma"))
+            .then_some(Self(Level::Avx512)),
+            #[cfg(target_arch = "x86_64")]
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(Level::Avx2)),
+            Some(Self(Level::Portable)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The best instruction set that this CPU has.
+    pub fn detect() -> Self {
+        Self::available().next().unwrap_or(Self(Level::Portable))
+    }
+
+    /// `dots[row][key] = Σ queries[row][channel] · keys[key][channel]` for [`ROWS`] rows and a tile of keys.
+    ///
+    /// `queries` is `[ROWS][width]`, `keys` is `[width / 4][128][4]` (four adjacent channels of every key); codes are
+    /// within ±127.
+    pub fn dots(self, queries: &[i8], keys: &[i8], dots: &mut [[i32; TILE]; ROWS]) {
+        dispatch!(self, dots(queries, keys, dots))
+    }
+
+    /// One row's scores: `dots · query_scale · key_scales`, −∞ from key `visible` on. Returns the largest.
+    pub fn scores(
+        self,
+        dots: &[i32; TILE],
+        key_scales: &[f32; TILE],
+        query_scale: f32,
+        visible: usize,
+        scores: &mut [f32; TILE],
+    ) -> f32 {
+        dispatch!(self, scores(dots, key_scales, query_scale, visible, scores))
+    }
+
+    /// Replaces each score by `2^(score + offset)`, at most 448, rounded to e4m3. Returns their sum.
+    pub fn probabilities(self, scores: &mut [f32; TILE], offset: f32) -> f32 {
+        dispatch!(self, probabilities(scores, offset))
+    }
+
+    /// The numbers that e4m3 codes stand for.
+    pub fn decode_e4m3(self, codes: &[u8], values: &mut [f32]) {
+        dispatch!(self, decode_e4m3(codes, values))
+    }
+
+    /// `c += a · b` for [`ROWS`] rows of `a` and `c`; `columns` is 64 or 128.
+    pub fn multiply_accumulate_f32(
+        self,
+        a: Matrix<&[f32]>,
+        b: Matrix<&[f32]>,
+        c: Matrix<&mut [f32]>,
+        [depth, columns]: [usize; 2],
+    ) {
+        dispatch!(self, multiply_accumulate_f32(a, b, c, [depth, columns]))
+    }
+
+    /// `c += a · b` for [`ROWS`] rows of `a` and `c`; `columns` is 64 or 128.
+    pub fn multiply_accumulate_f64(
+        self,
+        a: Matrix<&[f64]>,
+        b: Matrix<&[f64]>,
+        c: Matrix<&mut [f64]>,
+        [depth, columns]: [usize; 2],
+    ) {
+        dispatch!(self, multiply_accumulate_f64(a, b, c, [depth, columns]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern, the same in every run.
+    fn noise(seed: u32) -> impl FnMut() -> u32 {
+        let mut state = seed;
+        move || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            state >> 8
+        }
+    }
+
+    #[test]
+    fn integer_products_are_equal_everywhere() {
+        for width in [64, 128] {
+            let mut noise = noise(1);
+            // the extremes often, for the sake of 16-bit sums on the way
+            let mut code = || match noise() % 4 {
+                0 => 127,
+                1 => -127,
+                _ => (noise() % 255) as i32 as i8 as i32,
+            };
+            let mut codes = |len: usize| -> Vec<i8> { (0..len).map(|_| code().max(-127) as i8).collect() };
+            let (queries, keys) = (codes(ROWS * width), codes(TILE * width));
+            for instructions in InstructionSet::available() {
+                let mut dots = [[0; TILE]; ROWS];
+                instructions.dots(&queries, &keys, &mut dots);
+                for (row, dots) in dots.iter().enumerate() {
+                    for (key, &dot) in dots.iter().enumerate() {
+                        let product = |channel: usize| {
+                            let key = keys[(channel / QUAD * TILE + key) * QUAD + channel % QUAD];
+                            i32::from(queries[row * width + channel]) * i32::from(key)
+                        };
+                        assert_eq!(dot, (0..width).map(product).sum(), "{instructions:?}, row {row}, key {key}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn matrix_products_are_exact_on_small_integers() {
+        let mut noise = noise(2);
+        let mut integers = |len: usize| -> Vec<f32> { (0..len).map(|_| (noise() % 17) as f32 - 8.0).collect() };
+        for columns in [64, 128] {
+            for depth in [0, 1, 7, 128] {
+                let (a, b, c) = (integers(ROWS * 130), integers(128 * 140), integers(ROWS * 150));
+                let wide = |narrow: &[f32]| -> Vec<f64> { narrow.iter().map(|&x| f64::from(x)).collect() };
+                for instructions in InstructionSet::available() {
+                    let (mut narrow, mut double) = (c.clone(), wide(&c));
+                    instructions.multiply_accumulate_f32(
+                        Matrix { elements: &a, stride: 130 },
+                        Matrix { elements: &b, stride: 140 },
+                        Matrix { elements: &mut narrow, stride: 150 },
+                        [depth, columns],
+                    );
+                    instructions.multiply_accumulate_f64(
+                        Matrix { elements: &wide(&a), stride: 130 },
+                        Matrix { elements: &wide(&b), stride: 140 },
+                        Matrix { elements: &mut double, stride: 150 },
+                        [depth, columns],
+                    );
+                    for (place, &before) in c.iter().enumerate() {
+                        let (row, column) = (place / 150, place % 150);
+                        let product = |k: usize| a[row * 130 + k] * b[k * 140 + column];
+                        let sum: f32 = if column < columns { (0..depth).map(product).sum() } else { 0.0 };
+                        assert_eq!(narrow[place], before + sum, "{instructions:?}, {place}");
+                        assert_eq!(double[place], f64::from(before + sum), "{instructions:?}, {place}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn probabilities_agree() {
+        let mut noise = noise(3);
+        let dots: [i32; TILE] = std::array::from_fn(|_| noise() as i32 % 200_000 - 100_000);
+        let key_scales: [f32; TILE] = std::array::from_fn(|key| [0.01, 0.02, 0.03, 0.015][key % 8 / 2]);
+        for visible in [1, 2, 17, 127, 128] {
+            let mut expected = None;
+            for instructions in InstructionSet::available() {
+                let mut row = [0.0; TILE];
+                let max = instructions.scores(&dots, &key_scales, 0.005, visible, &mut row);
+                let sum = instructions.probabilities(&mut row, 5.8 - max);
+                assert!(row[visible..].iter().all(|&probability| probability == 0.0));
+                assert_eq!(row.iter().sum::<f32>(), sum);
+                assert_eq!(*expected.get_or_insert((row, max, sum)), (row, max, sum), "{instructions:?}");
+            }
+        }
+    }
+}

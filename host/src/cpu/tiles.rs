@@ -1,0 +1,46 @@
+//! [`Quantized`] as the bytes of the GPU's operand buffers.
+
+use sage_layout::{swizzle, tile, token_order};
+
+use super::quantize::{QUERY_TILE, Quantized, TILE};
+
+impl Quantized {
+    /// The query codes as the GPU's buffer: `[query heads][query tiles][64 · width]`, each tile swizzled.
+    pub fn query_tiles(&self) -> Vec<u8> {
+        row_tiles(&self.query_codes, QUERY_TILE, self.width)
+    }
+
+    /// The key codes as the GPU's buffer: `[key heads][key tiles][128 · width]`, each tile swizzled.
+    pub fn key_tiles(&self) -> Vec<u8> {
+        row_tiles(&self.key_codes, TILE, self.width)
+    }
+
+    /// The value codes as the GPU's buffer: `[key heads][key tiles][width · 128]`, each tile transposed, its tokens in
+    /// [`token_order`], swizzled.
+    pub fn value_tiles(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.value_codes.len()];
+        let tile_bytes = tile::key_tile_bytes(self.width as u32) as usize;
+        for (codes, bytes) in self.value_codes.chunks_exact(tile_bytes).zip(bytes.chunks_exact_mut(tile_bytes)) {
+            for (token, row) in (0..).zip(codes.chunks_exact(self.width)) {
+                for (channel, &code) in (0..).zip(row) {
+                    let position = token_order::position_of(token);
+                    bytes[swizzle::offset(channel, position, tile::VALUE_ROW_BYTES) as usize] = code;
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// Tiles of `rows` rows of `width` codes, swizzled.
+fn row_tiles(codes: &[i8], rows: usize, width: usize) -> Vec<u8> {
+    let mut bytes = vec![0; codes.len()];
+    for (codes, bytes) in codes.chunks_exact(rows * width).zip(bytes.chunks_exact_mut(rows * width)) {
+        for (row, codes) in (0..).zip(codes.chunks_exact(width)) {
+            for (column, &code) in (0..).zip(codes) {
+                bytes[swizzle::offset(row, column, width as u32) as usize] = code as u8;
+            }
+        }
+    }
+    bytes
+}

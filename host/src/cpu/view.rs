@@ -1,0 +1,26 @@
+//! Rows of a caller's tensor.
+
+use sage_layout::params::Strides;
+
+use crate::element::Element;
+
+/// A `[batch, heads, tokens, head_dim]` tensor with its first three axes in any order.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a, T> {
+    pub elements: &'a [T],
+    pub strides: Strides,
+    pub head_dim: usize,
+}
+
+impl<T: Element> View<'_, T> {
+    /// Widens a row into the front of `destination`, and leaves what follows as it is.
+    pub fn read_row(&self, [batch, head, token]: [usize; 3], destination: &mut [f32]) {
+        let start = offset(self.strides, [batch, head, token]);
+        T::widen(&self.elements[start..start + self.head_dim], &mut destination[..self.head_dim]);
+    }
+}
+
+/// Where a row starts, in elements.
+pub(super) fn offset(strides: Strides, [batch, head, token]: [usize; 3]) -> usize {
+    (batch as i64 * strides.batch + head as i64 * strides.head + token as i64 * strides.token) as usize
+}

@@ -1,0 +1,258 @@
+//! What can be wrong with a call: [`Unsupported`] for a problem and its options, [`Error`] for everything.
+//!
+//! Every message names the argument, what it got and what is allowed.
+
+use crate::tensor::DType;
+
+/// Why a problem and its options can't be planned, on any device.
+///
+/// [`supports`](crate::supports) returns it so that a framework can route the call elsewhere.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// A head dimension that no kernel is made for.
+    #[error("head_dim is {got}; allowed are 1 to 128")]
+    HeadDim {
+        /// The problem's head dimension.
+        got: usize,
+    },
+    /// Query heads that can't be dealt evenly to key heads.
+    #[error("query_heads is {query_heads}, key_heads is {key_heads}; query_heads must be a multiple of key_heads")]
+    HeadRatio {
+        /// Heads of query and output.
+        query_heads: usize,
+        /// Heads of key and value.
+        key_heads: usize,
+    },
+    /// An empty tensor.
+    #[error("{argument} is 0; it must be at least 1")]
+    Zero {
+        /// The length or count that is zero.
+        argument: &'static str,
+    },
+    /// More than the kernels can count or a launch can hold.
+    #[error("{argument} is {got}; at most {allowed} are allowed")]
+    TooLarge {
+        /// The length, count or product that is too large.
+        argument: &'static str,
+        /// Its value.
+        got: u64,
+        /// Its largest allowed value.
+        allowed: u64,
+    },
+    /// A stride that walks backwards.
+    #[error("{tensor}'s {axis} stride is {got}; strides must not be negative")]
+    NegativeStride {
+        /// The tensor.
+        tensor: &'static str,
+        /// The axis.
+        axis: &'static str,
+        /// Its stride, in elements.
+        got: i64,
+    },
+    /// An output with two elements in one place.
+    #[error(
+        "output's {axis} stride is {got}, so that elements overlap; an output's strides must keep its elements apart, \
+         here by at least {needed}"
+    )]
+    OverlappingOutput {
+        /// The axis.
+        axis: &'static str,
+        /// Its stride, in elements.
+        got: i64,
+        /// The extent of the axes inside it, in elements.
+        needed: i64,
+    },
+    /// A tensor that spans more memory than there are addresses.
+    #[error("{tensor}'s shape and strides span more than 2^63 bytes; the last element's address must be a number")]
+    TooFar {
+        /// The tensor.
+        tensor: &'static str,
+    },
+    /// A causal mask that could mean two things.
+    #[error(
+        "mask is Causal with query_len {query_len} and key_len {key_len}; for unequal lengths choose \
+         CausalAligned(CausalAlign::TopLeft) or CausalAligned(CausalAlign::BottomRight)"
+    )]
+    AmbiguousCausal {
+        /// Queries a sequence.
+        query_len: usize,
+        /// Keys a sequence.
+        key_len: usize,
+    },
+    /// A softmax scale that makes no softmax.
+    #[error("softmax_scale is {got}; it must be finite and positive")]
+    SoftmaxScale {
+        /// The options' scale.
+        got: f32,
+    },
+}
+
+/// Any error of this crate.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The problem and its options can't be planned.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+
+    /// A tensor that is not four-dimensional.
+    #[error("{tensor} has rank {got}; it must have rank 4: [{axes}]")]
+    Rank {
+        /// The tensor.
+        tensor: &'static str,
+        /// Its rank.
+        got: usize,
+        /// The axes it must have, in the layout's order.
+        axes: &'static str,
+    },
+    /// As many strides as axes are needed.
+    #[error("{tensor} has {got} strides for {rank} axes; it must have one for each")]
+    StrideCount {
+        /// The tensor.
+        tensor: &'static str,
+        /// Its number of strides.
+        got: usize,
+        /// Its number of axes.
+        rank: usize,
+    },
+    /// Channels that are not adjacent.
+    #[error("{tensor}'s last stride is {got}; it must be 1: the channels of a token are adjacent in memory")]
+    LastStride {
+        /// The tensor.
+        tensor: &'static str,
+        /// Its last stride, in elements.
+        got: isize,
+    },
+    /// Tensors of different element types.
+    #[error("{tensor} is {got}, query is {query}; all four tensors must have the same element type")]
+    DTypeMix {
+        /// The tensor that differs from the query.
+        tensor: &'static str,
+        /// Its element type.
+        got: DType,
+        /// The query's element type.
+        query: DType,
+    },
+    /// Tensors whose shapes don't go together.
+    #[error("{tensor}'s {axis} is {got}; it must be {expected}, as {of}'s")]
+    Shape {
+        /// The tensor that differs.
+        tensor: &'static str,
+        /// The axis on which it differs.
+        axis: &'static str,
+        /// Its size there.
+        got: usize,
+        /// What its size must be.
+        expected: usize,
+        /// The tensor that says so.
+        of: &'static str,
+    },
+    /// A host slice of another element type than the problem's.
+    #[error("the slices hold {got}, the problem's dtype is {expected}; they must be the same")]
+    SliceDType {
+        /// The slices' element type.
+        got: DType,
+        /// The problem's element type.
+        expected: DType,
+    },
+    /// A host slice that ends before the tensor does.
+    #[error("{tensor} has {got} elements; its shape and strides need at least {needed}")]
+    SliceTooShort {
+        /// The tensor.
+        tensor: &'static str,
+        /// The slice's length, in elements.
+        got: usize,
+        /// The index after the tensor's last element.
+        needed: usize,
+    },
+
+    /// A device address that is null.
+    #[error("{argument}'s device address is null; it must be the address of {needed} bytes")]
+    NullPointer {
+        /// The buffer.
+        argument: &'static str,
+        /// Bytes that will be accessed behind the address.
+        needed: u64,
+    },
+    /// A device address that no vector load can start at.
+    #[error("{argument}'s device address is {got:#x}; it must be a multiple of {alignment} bytes")]
+    UnalignedPointer {
+        /// The buffer.
+        argument: &'static str,
+        /// Its address.
+        got: u64,
+        /// Its alignment, in bytes.
+        alignment: u64,
+    },
+    /// A workspace that does not hold what the plan needs.
+    #[error("workspace has {got} bytes; the plan needs {needed}")]
+    WorkspaceTooSmall {
+        /// The workspace's size, in bytes.
+        got: u64,
+        /// [`AttentionPlan::workspace_bytes`](crate::AttentionPlan::workspace_bytes).
+        needed: u64,
+    },
+    /// The log-sum-exp was asked for without a buffer, or a buffer given without asking.
+    #[error(
+        "log_sum_exp is {}, return_lse is {return_lse}; a buffer is needed with return_lse and allowed only then",
+        if *.return_lse { "None" } else { "a buffer" }
+    )]
+    LogSumExpBuffer {
+        /// The plan's option.
+        return_lse: bool,
+    },
+    /// Not enough memory for a buffer of the host call.
+    #[error("{argument} needs {bytes} bytes of memory; there is not as much")]
+    OutOfMemory {
+        /// The buffer.
+        argument: &'static str,
+        /// Its size.
+        bytes: u64,
+    },
+
+    /// A GPU was asked for where there is none.
+    #[error("no GPU {ordinal}: {reason}; use Device::Cpu, or Device::auto() to take what is there")]
+    NoGpu {
+        /// The GPU that was asked for.
+        ordinal: usize,
+        /// What was found instead.
+        reason: String,
+    },
+    /// A GPU that no kernels exist for.
+    #[error(
+        "GPU {ordinal} ({name}) has compute capability {}.{}; supported are {supported}",
+        .capability.0,
+        .capability.1
+    )]
+    UnsupportedGpu {
+        /// The GPU that was asked for.
+        ordinal: usize,
+        /// Its name.
+        name: String,
+        /// Its compute capability, major and minor.
+        capability: (i32, i32),
+        /// The architectures that kernels exist for.
+        supported: String,
+    },
+    /// A library that was built before its kernels were.
+    #[error(
+        "this build holds no GPU kernel {kernel} for {architecture}; run `cargo xtask build-ptx`, then build again"
+    )]
+    MissingKernel {
+        /// The missing kernel's symbol.
+        kernel: &'static str,
+        /// The architecture it is missing for.
+        architecture: &'static str,
+    },
+    /// The CUDA driver refused a call, or reports the failure of an earlier one.
+    #[error("{call} failed with CUDA error {code}: {message}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// The driver's `CUresult`.
+        code: u32,
+        /// The driver's own words; for a kernel that does not load, the compiler's log.
+        message: String,
+    },
+}

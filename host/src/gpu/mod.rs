@@ -1,0 +1,220 @@
+//! Running plans on an NVIDIA GPU.
+//!
+//! | module | what |
+//! |---|---|
+//! | `driver` | finds the CUDA driver at run time |
+//! | `module` | the embedded kernels, and how one is loaded |
+//! | [`launch`] | what a plan puts on a stream |
+//! | `memory` | device memory and streams of our own |
+
+pub(crate) mod driver;
+pub mod launch;
+#[doc(hidden)]
+pub mod memory;
+mod module;
+
+use crate::error::Error;
+use cust::device::{Device as CudaDevice, DeviceAttribute};
+use cust::sys::CUcontext;
+use driver::{checked, cuda};
+use module::Function;
+use sage_layout::kernel::{Architecture, Kernel};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+pub use launch::{GpuBuffers, PreparedPlan};
+
+/// An NVIDIA GPU that kernels exist for.
+///
+/// It works in the device's primary context, the one that PyTorch, cudarc and the CUDA runtime use, so that device
+/// addresses and streams of theirs can be used here. A GPU is opened once a process and stays open.
+#[derive(Debug)]
+pub struct Gpu {
+    ordinal: usize,
+    name: String,
+    capability: (i32, i32),
+    multiprocessors: u32,
+    architecture: Architecture,
+    context: CUcontext,
+    /// The kernels that were loaded so far.
+    functions: Mutex<Vec<Function>>,
+}
+
+// SAFETY: the only part that is not already is the context, which any thread may make current.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    /// Opens the GPU that CUDA counts as number `ordinal`. Cheap when it is open already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGpu`] without a driver or such a GPU, [`Error::UnsupportedGpu`] if there are no kernels for it,
+    /// [`Error::MissingKernel`] if this build holds none, [`Error::Driver`] if the driver refuses.
+    pub fn open(ordinal: usize) -> Result<&'static Self, Error> {
+        static OPEN: Mutex<BTreeMap<usize, &'static Gpu>> = Mutex::new(BTreeMap::new());
+        let mut open = OPEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(gpu) = open.get(&ordinal) {
+            return Ok(gpu);
+        }
+        let gpu = &*Box::leak(Box::new(Self::find(ordinal)?));
+        open.insert(ordinal, gpu);
+        Ok(gpu)
+    }
+
+    fn find(ordinal: usize) -> Result<Self, Error> {
+        let _span = tracing::debug_span!("open_gpu", ordinal).entered();
+        let found = FoundGpu::find(ordinal)?;
+        let architecture = found.architecture()?;
+        module::complete(architecture)?;
+        let multiprocessors = found.attribute(DeviceAttribute::MultiprocessorCount)? as u32;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the device comes from the driver. The context is never released, so that it outlives `Self`.
+        unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, found.device.as_raw()))? };
+        let FoundGpu { name, capability, .. } = found;
+        tracing::debug!(name, ?capability, multiprocessors, "GPU opened");
+        Ok(Self { ordinal, name, capability, multiprocessors, architecture, context, functions: Mutex::default() })
+    }
+
+    /// The number that CUDA counts it by.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// The name that its maker gave it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Compute capability, major and minor.
+    pub fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// Streaming multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// The kernel as a function of the driver; loads it if this is the first time.
+    fn function(&self, kernel: Kernel) -> Result<Function, Error> {
+        let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(function) = functions.iter().find(|function| function.kernel == kernel) {
+            return Ok(*function);
+        }
+        let _current = self.enter()?;
+        let function = module::load(self.architecture, kernel)?;
+        functions.push(function);
+        Ok(function)
+    }
+
+    /// Makes the GPU's context current on this thread until the guard is dropped.
+    #[doc(hidden)]
+    pub fn enter(&self) -> Result<CurrentContext, Error> {
+        // SAFETY: the primary context was retained and is never released.
+        unsafe { cuda!(cuCtxPushCurrent_v2(self.context))? };
+        Ok(CurrentContext(std::marker::PhantomData))
+    }
+}
+
+/// A context that is current on this thread; dropping it brings back the one before.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct CurrentContext(std::marker::PhantomData<*const ()>);
+
+impl Drop for CurrentContext {
+    fn drop(&mut self) {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: pops what `Gpu::enter` pushed on this same thread: the guard can't be sent to another.
+        let popped = unsafe { cuda!(cuCtxPopCurrent_v2(&mut context)) };
+        debug_assert_eq!(popped, Ok(()));
+    }
+}
+
+/// A GPU that the driver lists, supported or not.
+struct FoundGpu {
+    ordinal: usize,
+    device: CudaDevice,
+    name: String,
+    capability: (i32, i32),
+}
+
+impl FoundGpu {
+    fn find(ordinal: usize) -> Result<Self, Error> {
+        let none = |reason: &str| Error::NoGpu { ordinal, reason: reason.to_owned() };
+        let count = count().map_err(none)?;
+        if ordinal >= count {
+            return Err(none(&match count {
+                0 => "the CUDA driver lists no GPU".to_owned(),
+                1 => "the CUDA driver lists one GPU, number 0".to_owned(),
+                _ => format!("the CUDA driver lists GPUs 0 to {}", count - 1),
+            }));
+        }
+        let device = checked("cuDeviceGet", CudaDevice::get_device(ordinal as u32))?;
+        let name = checked("cuDeviceGetName", device.name())?;
+        let mut found = Self { ordinal, device, name, capability: (0, 0) };
+        found.capability = (
+            found.attribute(DeviceAttribute::ComputeCapabilityMajor)?,
+            found.attribute(DeviceAttribute::ComputeCapabilityMinor)?,
+        );
+        Ok(found)
+    }
+
+    fn attribute(&self, attribute: DeviceAttribute) -> Result<i32, Error> {
+        checked("cuDeviceGetAttribute", self.device.get_attribute(attribute))
+    }
+
+    /// The architecture whose kernels run on it.
+    fn architecture(&self) -> Result<Architecture, Error> {
+        let (major, minor) = self.capability;
+        let architecture = Architecture::ALL.into_iter().find(|architecture| architecture.runs_on(major, minor));
+        architecture.ok_or_else(|| Error::UnsupportedGpu {
+            ordinal: self.ordinal,
+            name: self.name.clone(),
+            capability: self.capability,
+            supported: Architecture::ALL.map(Architecture::name).join(", "),
+        })
+    }
+}
+
+/// How many GPUs the driver lists, or why it lists none.
+fn count() -> Result<usize, &'static str> {
+    driver::load()?;
+    // A driver without a device answers with an error instead of 0.
+    Ok(CudaDevice::num_devices().map_or(0, |count| count as usize))
+}
+
+/// A GPU that the driver lists, for a human who wants to choose one.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GpuInfo {
+    /// The number that CUDA counts it by.
+    pub ordinal: usize,
+    /// The name that its maker gave it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Whether [`Gpu::open`] would open it, as far as can be told without doing so.
+    pub usable: Result<(), Error>,
+}
+
+/// Every GPU that the driver lists, supported or not; none without a driver.
+pub fn devices() -> Vec<GpuInfo> {
+    let info = |ordinal| -> Result<GpuInfo, Error> {
+        let found = FoundGpu::find(ordinal)?;
+        Ok(GpuInfo {
+            ordinal,
+            multiprocessors: found.attribute(DeviceAttribute::MultiprocessorCount)? as u32,
+            memory_bytes: checked("cuDeviceTotalMem", found.device.total_memory())? as u64,
+            usable: found.architecture().and_then(module::complete),
+            name: found.name,
+            capability: found.capability,
+        })
+    };
+    (0..count().unwrap_or(0)).filter_map(|ordinal| info(ordinal).ok()).collect()
+}

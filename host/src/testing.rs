@@ -1,0 +1,39 @@
+//! The CPU's parts for tests and benchmarks, without checks: the problem, the options and the slices must fit each other.
+
+use crate::cpu;
+pub use crate::cpu::exact::ExactOutput;
+pub use crate::cpu::quantize::Quantized;
+use crate::element::Element;
+use crate::options::AttentionOptions;
+use crate::plan::Resolved;
+use crate::tensor::AttentionProblem;
+
+/// Attention in f64.
+pub fn exact<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    [query, key, value]: [&[T]; 3],
+) -> ExactOutput {
+    cpu::exact(&Resolved::derive(*problem, *options), query, key, value)
+}
+
+/// Codes and scales.
+pub fn quantize<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    [query, key, value]: [&[T]; 3],
+) -> Quantized {
+    cpu::quantize(&Resolved::derive(*problem, *options), query, key, value)
+}
+
+/// Quantized attention on the CPU. `output` is written where the problem's output strides say, `log_sum_exp` is
+/// `[batch, query_heads, query_len]`.
+pub fn attend<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    [query, key, value]: [&[T]; 3],
+    output: &mut [T],
+    log_sum_exp: Option<&mut [f32]>,
+) {
+    cpu::attend(&Resolved::derive(*problem, *options), query, key, value, output, log_sum_exp);
+}

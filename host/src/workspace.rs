@@ -1,0 +1,118 @@
+//! The workspace: where in it the kernels keep what.
+
+use crate::plan::Resolved;
+use sage_layout::params::Address;
+use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
+use sage_layout::tile::{self, WARPGROUP_ROWS};
+use std::ops::Range;
+
+/// Alignment of the workspace and of every region in it, in bytes: what a bulk copy and the memory system like best.
+pub(crate) const ALIGNMENT: u64 = 256;
+
+/// A buffer inside the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Region {
+    offset: u64,
+    bytes: u64,
+}
+
+impl Region {
+    /// The region's device address in the workspace at `workspace`.
+    pub(crate) fn address(&self, workspace: Address) -> Address {
+        workspace + self.offset
+    }
+}
+
+/// The buffers between the kernels. [`sage_layout::params`] says what each holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Workspace {
+    pub query_codes: Region,
+    pub query_scales: Region,
+    pub key_codes: Region,
+    pub key_scales: Region,
+    pub value_codes: Region,
+    pub value_scale: Region,
+    pub value_sum: Region,
+    pub value_min: Region,
+    pub value_max: Region,
+    pub value_mean: Region,
+    pub value_mean_codes: Region,
+    /// With `smooth_k`.
+    pub key_sum: Option<Region>,
+    /// With `smooth_k`.
+    pub key_mean: Option<Region>,
+    /// With `smooth_k` and `return_lse`.
+    pub log_sum_exp_shift: Option<Region>,
+    /// All of it.
+    pub bytes: u64,
+}
+
+impl Workspace {
+    /// Lays the regions out one after the other.
+    ///
+    /// A plan has under 2³⁰ tiles of queries and of keys, so that all of it is under 2⁵⁰ bytes.
+    pub(crate) fn new(resolved: &Resolved) -> Self {
+        let problem = &resolved.problem;
+        let options = &resolved.options;
+        let query_heads = (problem.batch * problem.query_heads) as u64;
+        let key_heads = (problem.batch * problem.key_heads) as u64;
+        let head_dim = resolved.padded_head_dim;
+        let padded_queries = tile::padded_queries(problem.query_len as u32);
+        let query_tiles = (padded_queries / WARPGROUP_ROWS) as u64;
+        let key_tiles = tile::key_tiles(problem.key_len as u32) as u64;
+        let segments = tile::segments(problem.key_len as u32) as u64;
+
+        let channels = [key_heads, 1, head_dim as u64 * 4];
+        let segment_channels = [key_heads, segments, head_dim as u64 * 4];
+        let key_codes = [key_heads, key_tiles, tile::key_tile_bytes(head_dim) as u64];
+
+        let mut bytes = 0;
+        let mut region = |[heads, tiles, size]: [u64; 3]| {
+            let region = Region { offset: bytes, bytes: heads * tiles * size };
+            bytes = (region.offset + region.bytes).next_multiple_of(ALIGNMENT);
+            region
+        };
+        let workspace = Self {
+            query_codes: region([query_heads, query_tiles, tile::query_tile_bytes(head_dim) as u64]),
+            query_scales: region([query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
+            key_codes: region(key_codes),
+            key_scales: region([key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
+            value_codes: region(key_codes),
+            value_scale: region(channels),
+            value_sum: region(segment_channels),
+            value_min: region(segment_channels),
+            value_max: region(segment_channels),
+            value_mean: region(segment_channels),
+            value_mean_codes: region(segment_channels),
+            key_sum: options.smooth_k.then(|| region(segment_channels)),
+            key_mean: options.smooth_k.then(|| region(channels)),
+            log_sum_exp_shift: (options.smooth_k && options.return_lse)
+                .then(|| region([query_heads, padded_queries as u64, 4])),
+            bytes: 0,
+        };
+        Self { bytes, ..workspace }
+    }
+
+    /// Name, offset and length in bytes of every region that there is.
+    pub(crate) fn regions(&self) -> Vec<(&'static str, Range<u64>)> {
+        [
+            ("query_codes", Some(self.query_codes)),
+            ("query_scales", Some(self.query_scales)),
+            ("key_codes", Some(self.key_codes)),
+            ("key_scales", Some(self.key_scales)),
+            ("value_codes", Some(self.value_codes)),
+            ("value_scale", Some(self.value_scale)),
+            ("value_sum", Some(self.value_sum)),
+            ("value_min", Some(self.value_min)),
+            ("value_max", Some(self.value_max)),
+            ("value_mean", Some(self.value_mean)),
+            ("value_mean_codes", Some(self.value_mean_codes)),
+            ("key_sum", self.key_sum),
+            ("key_mean", self.key_mean),
+            ("log_sum_exp_shift", self.log_sum_exp_shift),
+        ]
+        .into_iter()
+        .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))
+        .collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! Host tensors of any strides, and random ones.
+
+use sageattention::{AttentionOptions, AttentionProblem, Element, Strides, testing};
+
+/// Random numbers for tests: the same seed gives the same numbers everywhere (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// Uniform in (0, 1].
+    pub fn uniform(&mut self) -> f64 {
+        ((self.bits() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normal with mean 0 and variance 1 (Box-Muller).
+    pub fn normal(&mut self) -> f32 {
+        let radius = (-2.0 * self.uniform().ln()).sqrt();
+        (radius * (std::f64::consts::TAU * self.uniform()).cos()) as f32
+    }
+}
+
+/// Where element `[batch, head, token, channel]` lies.
+pub fn offset(strides: Strides, [batch, head, token, channel]: [usize; 4]) -> usize {
+    (batch as i64 * strides.batch + head as i64 * strides.head + token as i64 * strides.token) as usize + channel
+}
+
+/// Elements that a tensor of this shape and these strides needs.
+pub fn span(strides: Strides, [batch, heads, tokens, head_dim]: [usize; 4]) -> usize {
+    offset(strides, [batch - 1, heads - 1, tokens - 1, head_dim])
+}
+
+/// The indices of a `[batch, heads, tokens, head_dim]` tensor, in order.
+pub fn indices([batch, heads, tokens, head_dim]: [usize; 4]) -> impl Iterator<Item = [usize; 4]> {
+    (0..batch).flat_map(move |batch| {
+        (0..heads).flat_map(move |head| {
+            (0..tokens).flat_map(move |token| (0..head_dim).map(move |channel| [batch, head, token, channel]))
+        })
+    })
+}
+
+/// A tensor of these strides with `f(index)` in each place, and NaN in the gaps.
+pub fn tensor<T: Element>(strides: Strides, shape: [usize; 4], mut f: impl FnMut([usize; 4]) -> f32) -> Vec<T> {
+    let mut elements = vec![T::from_f32(f32::NAN); span(strides, shape)];
+    for index in indices(shape) {
+        elements[offset(strides, index)] = T::from_f32(f(index));
+    }
+    elements
+}
+
+/// The elements of a tensor in the order of [`indices`].
+pub fn gather<T: Element>(elements: &[T], strides: Strides, shape: [usize; 4]) -> Vec<f64> {
+    indices(shape).map(|index| f64::from(elements[offset(strides, index)].to_f32())).collect()
+}
+
+/// Shape of the queries and of the output.
+pub fn query_shape(problem: &AttentionProblem) -> [usize; 4] {
+    [problem.batch, problem.query_heads, problem.query_len, problem.head_dim]
+}
+
+/// Shape of the keys and of the values.
+pub fn key_shape(problem: &AttentionProblem) -> [usize; 4] {
+    [problem.batch, problem.key_heads, problem.key_len, problem.head_dim]
+}
+
+/// Queries, keys and values.
+#[derive(Clone, Debug)]
+pub struct Inputs<T> {
+    /// In the problem's query strides.
+    pub query: Vec<T>,
+    /// In the problem's key strides.
+    pub key: Vec<T>,
+    /// In the problem's value strides.
+    pub value: Vec<T>,
+}
+
+impl<T: Element> Inputs<T> {
+    /// Normal queries, keys and values, with an offset by channel on keys (as real models have) and a smaller one on
+    /// values.
+    pub fn random(problem: &AttentionProblem, seed: u64) -> Self {
+        Self::with_offsets(problem, seed, [2.0, 0.5])
+    }
+
+    /// Normal queries, keys and values, with an offset by channel on keys alone: the inputs of the accuracy figures.
+    pub fn normal(problem: &AttentionProblem, seed: u64) -> Self {
+        Self::with_offsets(problem, seed, [2.0, 0.0])
+    }
+
+    fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
+        let mut random = Random(seed);
+        let offsets: Vec<[f32; 2]> =
+            (0..128).map(|_| [of_keys * random.normal(), of_values * random.normal()]).collect();
+        Self {
+            query: tensor(problem.query_strides, query_shape(problem), |_| random.normal()),
+            key: tensor(problem.key_strides, key_shape(problem), |[.., channel]| random.normal() + offsets[channel][0]),
+            value: tensor(problem.value_strides, key_shape(problem), |[.., channel]| {
+                random.normal() + offsets[channel][1]
+            }),
+        }
+    }
+
+    /// As the library's functions take them.
+    pub fn slices(&self) -> [&[T]; 3] {
+        [&self.query, &self.key, &self.value]
+    }
+}
+
+/// What attention gives, in the order of [`indices`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outputs {
+    /// `[batch, query_heads, query_len, head_dim]`.
+    pub output: Vec<f64>,
+    /// `[batch, query_heads, query_len]`; empty if not asked for.
+    pub log_sum_exp: Vec<f32>,
+}
+
+/// Runs the CPU engine into a poisoned output, and checks that it leaves the gaps between the output's rows alone.
+pub fn attend<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: &Inputs<T>) -> Outputs {
+    let shape = query_shape(problem);
+    let rows = shape[0] * shape[1] * shape[2];
+    let poison = T::from_f32(f32::from_bits(0x7fc0_0000));
+    let mut output = vec![poison; span(problem.output_strides, shape)];
+    let mut log_sum_exp = vec![f32::NAN; if options.return_lse { rows } else { 0 }];
+    let wanted = options.return_lse.then_some(&mut log_sum_exp[..]);
+    testing::attend(problem, options, inputs.slices(), &mut output, wanted);
+    let result = gather(&output, problem.output_strides, shape);
+    let written = output.iter().filter(|element| !element.to_f32().is_nan()).count();
+    assert_eq!(written, result.len(), "elements written, and elements of the output");
+    Outputs { output: result, log_sum_exp }
+}

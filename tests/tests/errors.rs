@@ -1,0 +1,336 @@
+//! The words of every error: each names the argument, what it got and what is allowed.
+
+use half::{bf16, f16};
+use sageattention::{
+    AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, DType, Device, Error, Gpu, GpuBuffers, Mask,
+    Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
+};
+
+/// One batch, 4 heads, 100 tokens, 64 channels.
+fn problem() -> AttentionProblem {
+    AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 4, 100, 64])
+}
+
+#[track_caller]
+fn assert_refused(problem: AttentionProblem, options: AttentionOptions, words: &str) {
+    let unsupported = supports(&problem, &options).expect_err(words);
+    assert_eq!(unsupported.to_string(), words);
+    assert_eq!(AttentionPlan::new(problem, options), Err(Error::Unsupported(unsupported)));
+}
+
+#[track_caller]
+fn assert_problem_refused(problem: AttentionProblem, words: &str) {
+    assert_refused(problem, AttentionOptions::default(), words);
+}
+
+#[test]
+fn a_good_problem_is_planned() -> Result<(), Error> {
+    let plan = AttentionPlan::new(problem(), AttentionOptions { return_lse: true, ..Default::default() })?;
+    assert_eq!(plan.softmax_scale(), 0.125);
+    assert_eq!(plan.log_sum_exp_len(), 400);
+    assert_eq!(plan.problem(), &problem());
+    assert!(plan.options().return_lse);
+    assert!(plan.workspace_bytes() > 3 * 4 * 100 * 64);
+    assert_eq!(AttentionPlan::new(problem(), AttentionOptions::default())?.log_sum_exp_len(), 0);
+    Ok(())
+}
+
+#[test]
+fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
+    for (smooth_k, return_lse, count) in [(true, true, 13), (true, false, 12), (false, true, 10), (false, false, 10)] {
+        let plan = AttentionPlan::new(problem(), AttentionOptions { smooth_k, return_lse, ..Default::default() })?;
+        let regions = plan.workspace_regions();
+        assert_eq!(regions.len(), count);
+        let mut end = 0;
+        for (name, region) in regions {
+            assert!(region.start >= end && region.start % 256 == 0 && !region.is_empty(), "{name}");
+            end = region.end;
+        }
+        assert!(end <= plan.workspace_bytes());
+    }
+    Ok(())
+}
+
+#[test]
+fn head_dims() {
+    for head_dim in [0, 129, 160, 1 << 40] {
+        let problem = AttentionProblem { head_dim, ..problem() };
+        assert_problem_refused(problem, &format!("head_dim is {head_dim}; allowed are 1 to 128"));
+    }
+}
+
+#[test]
+fn head_ratio() {
+    assert_problem_refused(
+        AttentionProblem { query_heads: 6, key_heads: 4, ..problem() },
+        "query_heads is 6, key_heads is 4; query_heads must be a multiple of key_heads",
+    );
+}
+
+#[test]
+fn zero_lengths_and_counts() {
+    for (zero, name) in [
+        (AttentionProblem { batch: 0, ..problem() }, "batch"),
+        (AttentionProblem { query_heads: 0, ..problem() }, "query_heads"),
+        (AttentionProblem { key_heads: 0, ..problem() }, "key_heads"),
+        (AttentionProblem { query_len: 0, ..problem() }, "query_len"),
+        (AttentionProblem { key_len: 0, ..problem() }, "key_len"),
+    ] {
+        assert_problem_refused(zero, &format!("{name} is 0; it must be at least 1"));
+    }
+}
+
+#[test]
+fn lengths_and_counts_that_are_too_large() {
+    assert_problem_refused(
+        AttentionProblem { key_len: 1 << 30, ..problem() },
+        "key_len is 1073741824; at most 1073741823 are allowed",
+    );
+    assert_problem_refused(AttentionProblem { batch: 65536, ..problem() }, "batch is 65536; at most 65535 are allowed");
+    assert_problem_refused(
+        AttentionProblem { batch: 40000, query_heads: 40000, ..problem() },
+        "batch * query_heads * query tiles (192 queries each) is 1600000000; at most 1073741823 are allowed",
+    );
+    assert_problem_refused(
+        AttentionProblem { batch: 1000, key_len: (1 << 30) - 1, ..problem() },
+        "batch * key_heads * key tiles (128 keys each) is 33554432000; at most 1073741823 are allowed",
+    );
+}
+
+#[test]
+fn strides() {
+    let strides = problem().key_strides;
+    assert_problem_refused(
+        AttentionProblem { key_strides: Strides { token: -64, ..strides }, ..problem() },
+        "key's token stride is -64; strides must not be negative",
+    );
+    assert_problem_refused(
+        AttentionProblem { output_strides: Strides { head: 64, token: 64, ..strides }, ..problem() },
+        "output's token stride is 64, so that elements overlap; an output's strides must keep its elements apart, \
+         here by at least 256",
+    );
+    assert_problem_refused(
+        AttentionProblem { output_strides: Strides { token: 63, ..strides }, ..problem() },
+        "output's token stride is 63, so that elements overlap; an output's strides must keep its elements apart, \
+         here by at least 64",
+    );
+    assert_problem_refused(
+        AttentionProblem { value_strides: Strides { head: i64::MAX / 2, ..strides }, ..problem() },
+        "value's shape and strides span more than 2^63 bytes; the last element's address must be a number",
+    );
+    let broadcast = Strides { batch: 0, head: 0, token: 0 };
+    let inputs = AttentionProblem { key_strides: broadcast, value_strides: broadcast, ..problem() };
+    assert_eq!(supports(&inputs, &AttentionOptions::default()), Ok(()));
+}
+
+#[test]
+fn ambiguous_causal_mask() {
+    let unequal = AttentionProblem { query_len: 50, ..problem() };
+    assert_refused(
+        unequal,
+        AttentionOptions { mask: Mask::Causal, ..Default::default() },
+        "mask is Causal with query_len 50 and key_len 100; for unequal lengths choose \
+         CausalAligned(CausalAlign::TopLeft) or CausalAligned(CausalAlign::BottomRight)",
+    );
+    for align in [CausalAlign::TopLeft, CausalAlign::BottomRight] {
+        let options = AttentionOptions { mask: Mask::CausalAligned(align), ..Default::default() };
+        assert_eq!(supports(&unequal, &options), Ok(()));
+    }
+}
+
+#[test]
+fn softmax_scales() {
+    for (scale, words) in [(f32::NAN, "NaN"), (0.0, "0"), (-1.0, "-1"), (f32::INFINITY, "inf")] {
+        let options = AttentionOptions { softmax_scale: Some(scale), ..Default::default() };
+        let error = supports(&problem(), &options).expect_err(words);
+        assert_eq!(error.to_string(), format!("softmax_scale is {words}; it must be finite and positive"));
+    }
+}
+
+/// `from_tensors` with one tensor exchanged.
+#[track_caller]
+fn assert_tensors_refused(layout: TensorLayout, tensor: &str, replacement: TensorDesc, words: &str) {
+    let good = TensorDesc::new(DType::F16, &[1, 4, 100, 64], &[25600, 6400, 64, 1]);
+    let take = |name| if name == tensor { replacement } else { good };
+    let error = AttentionProblem::from_tensors(layout, &take("query"), &take("key"), &take("value"), &take("output"));
+    assert_eq!(error.expect_err(words).to_string(), words);
+}
+
+#[test]
+fn tensors() -> Result<(), Error> {
+    let (hnd, nhd) = (TensorLayout::Hnd, TensorLayout::Nhd);
+    let shape = [1, 4, 100, 64];
+    let strides = [25600, 6400, 64, 1];
+    assert_tensors_refused(
+        hnd,
+        "key",
+        TensorDesc::new(DType::F16, &shape[1..], &strides[1..]),
+        "key has rank 3; it must have rank 4: [batch, heads, tokens, head_dim]",
+    );
+    assert_tensors_refused(
+        nhd,
+        "query",
+        TensorDesc::new(DType::F16, &[64], &[1]),
+        "query has rank 1; it must have rank 4: [batch, tokens, heads, head_dim]",
+    );
+    assert_tensors_refused(
+        hnd,
+        "value",
+        TensorDesc::new(DType::F16, &shape, &strides[1..]),
+        "value has 3 strides for 4 axes; it must have one for each",
+    );
+    assert_tensors_refused(
+        hnd,
+        "output",
+        TensorDesc::new(DType::F16, &shape, &[25600, 6400, 1, 100]),
+        "output's last stride is 100; it must be 1: the channels of a token are adjacent in memory",
+    );
+    assert_tensors_refused(
+        hnd,
+        "value",
+        TensorDesc::new(DType::Bf16, &shape, &strides),
+        "value is bf16, query is f16; all four tensors must have the same element type",
+    );
+    assert_tensors_refused(
+        hnd,
+        "value",
+        TensorDesc::new(DType::F16, &[1, 4, 99, 64], &strides),
+        "value's tokens is 99; it must be 100, as key's",
+    );
+    assert_tensors_refused(
+        nhd,
+        "output",
+        TensorDesc::new(DType::F16, &[1, 4, 99, 64], &strides),
+        "output's heads is 99; it must be 100, as query's",
+    );
+
+    let tensor = TensorDesc::new(DType::F16, &shape, &strides);
+    assert_eq!(AttentionProblem::from_tensors(hnd, &tensor, &tensor, &tensor, &tensor)?.query_len, 100);
+    // Frameworks put anything into the stride of an axis of size 1.
+    let odd = TensorDesc::new(DType::F16, &shape, &[-7, 6400, 64, 1]);
+    let problem = AttentionProblem::from_tensors(hnd, &odd, &odd, &odd, &odd)?;
+    assert_eq!(supports(&problem, &AttentionOptions::default()), Ok(()));
+    let problem = AttentionProblem::from_tensors(nhd, &tensor, &tensor, &tensor, &tensor)?;
+    assert_eq!((problem.query_heads, problem.query_len), (100, 4));
+    assert_eq!(problem.key_strides, Strides { batch: 0, head: 64, token: 6400 });
+    Ok(())
+}
+
+#[test]
+fn host_slices() {
+    let (good, short) = (vec![f16::ONE; 25600], vec![f16::ONE; 25599]);
+    let call = |query: &[f16], key: &[f16], value: &[f16]| {
+        attention(Device::Cpu, problem(), AttentionOptions::default(), query, key, value)
+    };
+    for (name, result) in [
+        ("query", call(&short, &good, &good)),
+        ("key", call(&good, &short, &good)),
+        ("value", call(&good, &good, &short)),
+    ] {
+        let words = format!("{name} has 25599 elements; its shape and strides need at least 25600");
+        assert_eq!(result.expect_err(&words).to_string(), words);
+    }
+    let slice = vec![bf16::ONE; 25600];
+    let error = attention(Device::Cpu, problem(), AttentionOptions::default(), &slice, &slice, &slice);
+    let words = "the slices hold bf16, the problem's dtype is f16; they must be the same";
+    assert_eq!(error.expect_err(words).to_string(), words);
+    assert!(call(&good, &good, &good).is_ok());
+}
+
+#[test]
+fn device_buffers() -> Result<(), Error> {
+    let plain = AttentionPlan::new(problem(), AttentionOptions::default())?;
+    let with_lse = AttentionPlan::new(problem(), AttentionOptions { return_lse: true, ..Default::default() })?;
+    let good = GpuBuffers {
+        query: 0x1000,
+        key: 0x2000,
+        value: 0x3000,
+        output: 0x4000,
+        log_sum_exp: None,
+        workspace: 0x10000,
+        workspace_bytes: with_lse.workspace_bytes(),
+    };
+    assert_eq!(plain.check_buffers(&good), Ok(()));
+    assert_eq!(with_lse.check_buffers(&GpuBuffers { log_sum_exp: Some(0x5004), ..good }), Ok(()));
+    let needed = plain.workspace_bytes();
+    for (bad, words) in [
+        (
+            GpuBuffers { key: 0x2008, ..good },
+            "key's device address is 0x2008; it must be a multiple of 16 bytes".to_owned(),
+        ),
+        (
+            GpuBuffers { workspace: 0x10080, ..good },
+            "workspace's device address is 0x10080; it must be a multiple of 256 bytes".to_owned(),
+        ),
+        (
+            GpuBuffers { output: 0, ..good },
+            "output's device address is null; it must be the address of 51200 bytes".to_owned(),
+        ),
+        (
+            GpuBuffers { workspace_bytes: needed - 1, ..good },
+            format!("workspace has {} bytes; the plan needs {needed}", needed - 1),
+        ),
+        (
+            GpuBuffers { log_sum_exp: Some(0x5000), ..good },
+            "log_sum_exp is a buffer, return_lse is false; a buffer is needed with return_lse and allowed only then"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(plain.check_buffers(&bad).expect_err(&words).to_string(), words);
+    }
+    assert_eq!(
+        with_lse.check_buffers(&good).expect_err("no buffer").to_string(),
+        "log_sum_exp is None, return_lse is true; a buffer is needed with return_lse and allowed only then"
+    );
+    assert_eq!(
+        with_lse.check_buffers(&GpuBuffers { log_sum_exp: Some(0x5002), ..good }).expect_err("2").to_string(),
+        "log_sum_exp's device address is 0x5002; it must be a multiple of 4 bytes"
+    );
+    Ok(())
+}
+
+#[test]
+fn no_gpu() {
+    let slice = vec![f16::ONE; 25600];
+    let asked = attention(Device::Gpu(99), problem(), AttentionOptions::default(), &slice, &slice, &slice);
+    let error = asked.expect_err("no machine has a hundred GPUs");
+    assert_eq!(Gpu::open(99).expect_err("the same"), error);
+    let words = error.to_string();
+    assert!(words.starts_with("no GPU 99: "), "{words}");
+    assert!(words.ends_with("; use Device::Cpu, or Device::auto() to take what is there"), "{words}");
+    assert!(matches!(error, Error::NoGpu { ordinal: 99, .. }));
+    // Where there is one, `Device::auto` takes it, and else it does not.
+    let usable = devices().first().is_some_and(|gpu| gpu.usable.is_ok());
+    assert_eq!(Device::auto(), if usable { Device::Gpu(0) } else { Device::Cpu });
+}
+
+/// Errors that need a GPU, or a build, that no test has at hand.
+#[test]
+fn gpus_and_builds() {
+    for (error, words) in [
+        (
+            Error::UnsupportedGpu {
+                ordinal: 1,
+                name: "NVIDIA A100".to_owned(),
+                capability: (8, 0),
+                supported: "sm_90a".to_owned(),
+            },
+            "GPU 1 (NVIDIA A100) has compute capability 8.0; supported are sm_90a",
+        ),
+        (
+            Error::MissingKernel { kernel: "sage_key_mean_d64", architecture: "sm_90a" },
+            "this build holds no GPU kernel sage_key_mean_d64 for sm_90a; run `cargo xtask build-ptx`, then build again",
+        ),
+        (
+            Error::OutOfMemory { argument: "workspace", bytes: 4096 },
+            "workspace needs 4096 bytes of memory; there is not as much",
+        ),
+        (
+            Error::Driver { call: "cuLaunchKernel", code: 700, message: "an illegal memory access".to_owned() },
+            "cuLaunchKernel failed with CUDA error 700: an illegal memory access",
+        ),
+        (Unsupported::HeadDim { got: 256 }.into(), "head_dim is 256; allowed are 1 to 128"),
+    ] {
+        assert_eq!(error.to_string(), words);
+    }
+}

@@ -1,0 +1,89 @@
+//! Codes and scales: the GPU's bits are the CPU engine's.
+
+use crate::{DTYPES, LAYOUTS, pick, with_element, with_lse};
+use sage_tests::gpu::{Call, gpu};
+use sage_tests::tensor::Inputs;
+use sageattention::testing::Quantized;
+use sageattention::{AttentionOptions, AttentionProblem, Element, Error, Gpu, QuantGranularity};
+
+/// The CPU's quantization as the bytes of the workspace's regions. Regions that a plan does not have are empty.
+fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 9] {
+    let bytes = |scales: &[f32]| bytemuck::cast_slice(scales).to_vec();
+    [
+        ("query_codes", quantized.query_tiles()),
+        ("query_scales", bytes(&quantized.query_scales)),
+        ("key_mean", bytes(&quantized.key_mean)),
+        ("key_codes", quantized.key_tiles()),
+        ("key_scales", bytes(&quantized.key_scales)),
+        ("value_mean", bytes(&quantized.value_means)),
+        ("value_scale", bytes(&quantized.value_scales)),
+        ("value_mean_codes", bytes(&quantized.value_mean_codes)),
+        ("value_codes", quantized.value_tiles()),
+    ]
+}
+
+fn compare<T: Element>(gpu: &'static Gpu, problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Error> {
+    let inputs = Inputs::<T>::random(problem, problem.key_len as u64);
+    let quantized = sageattention::testing::quantize(problem, options, inputs.slices());
+    let mut call = Call::new(gpu, problem, options, &inputs)?;
+    call.enqueue()?;
+    for (region, expected) in expected_regions(&quantized) {
+        if expected.is_empty() {
+            continue;
+        }
+        let result = call.workspace(region)?;
+        assert_eq!(result.len(), expected.len(), "{region}: lengths\n{problem:?}\n{options:?}");
+        let different = result.iter().zip(&expected).filter(|(result, expected)| result != expected).count();
+        if let Some(first) = result.iter().zip(&expected).position(|(result, expected)| result != expected) {
+            panic!(
+                "{region}: {different} of {} bytes differ, the first at {first}: {:#04x}, expected {:#04x}\n\
+                 {problem:?}\n{options:?}",
+                result.len(),
+                result[first],
+                expected[first]
+            );
+        }
+    }
+    // A sum over channels, in whatever order.
+    if options.smooth_k {
+        let shift: Vec<f32> = bytemuck::pod_collect_to_vec(&call.workspace("log_sum_exp_shift")?);
+        for (row, (&shift, &expected)) in shift.iter().zip(&quantized.log_sum_exp_shift).enumerate() {
+            assert!((shift - expected).abs() < 1e-4 * expected.abs().max(1.0), "row {row}: {shift}, not {expected}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn are_bit_equal_for_every_granularity_dtype_layout_and_smoothing() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, head_dim) in [64, 128, 40, 72, 96, 1, 127].into_iter().enumerate() {
+        for granularity in QuantGranularity::ALL {
+            for (smooth_k, smooth_v) in [(true, true), (true, false), (false, true), (false, false)] {
+                for dtype in DTYPES {
+                    let layout = pick(&LAYOUTS, index + usize::from(smooth_k));
+                    let problem = AttentionProblem::cross(layout, dtype, [2, 4, 200, head_dim], [2, 333]);
+                    let options = AttentionOptions { granularity, smooth_k, smooth_v, ..with_lse() };
+                    with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Around the ends of warps, tiles, CTAs and segments.
+#[test]
+fn are_bit_equal_for_every_kind_of_length() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let lengths =
+        [1, 2, 7, 8, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 191, 192, 193, 383, 385, 1000, 1023, 1024, 1025];
+    for (index, length) in lengths.into_iter().chain([2047, 2049, 5000]).enumerate() {
+        let dtype = pick(&DTYPES, index);
+        let head_dim = pick(&[64, 128, 80], index);
+        let problem = AttentionProblem::new(pick(&LAYOUTS, index / 2), dtype, [1, 2, length, head_dim]);
+        let options = AttentionOptions { granularity: pick(&QuantGranularity::ALL, index), ..with_lse() };
+        with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! The GPU against the CPU engine, against exact attention, and against itself.
+//!
+//! Every run is in poisoned buffers with guards (`sage_tests::gpu`): what was not written, what was written elsewhere, and
+//! what was read from elsewhere shows in every test. Without a GPU they are skipped, with a line that says so; with
+//! `SAGE_REQUIRE_GPU=1` they fail.
+
+mod accuracy;
+mod codes;
+mod memory;
+mod properties;
+mod shapes;
+mod streams;
+
+use sageattention::{AttentionOptions, AttentionProblem, DType, Mask, QuantGranularity, TensorLayout};
+
+/// Evaluates with `$T` the Rust type of a problem's elements.
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            sageattention::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            sageattention::DType::Bf16 => {
+                type $T = half::bf16;
+                $body
+            }
+            other => unreachable!("{other}"),
+        }
+    };
+}
+pub(crate) use with_element;
+
+const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
+const LAYOUTS: [TensorLayout; 2] = [TensorLayout::Hnd, TensorLayout::Nhd];
+
+/// The default options with a log-sum-exp.
+fn with_lse() -> AttentionOptions {
+    AttentionOptions { return_lse: true, ..Default::default() }
+}
+
+/// Runs on the GPU and on the CPU, and compares.
+fn compare(gpu: &'static sageattention::Gpu, problem: &AttentionProblem, options: &AttentionOptions, seed: u64) {
+    with_element!(problem.dtype, T => {
+        let inputs = sage_tests::tensor::Inputs::<T>::random(problem, seed);
+        let result = sage_tests::gpu::attend(gpu, problem, options, &inputs);
+        let expected = sage_tests::tensor::attend(problem, options, &inputs);
+        sage_tests::gpu::assert_near(&result, &expected, format_args!("{problem:?}\n{options:?}"));
+    });
+}
+
+/// Takes the `index`-th of a few, round and round.
+fn pick<T: Copy>(of: &[T], index: usize) -> T {
+    of[index % of.len()]
+}
+
+/// A different mixture of options for each index.
+fn mixed_options(index: usize) -> AttentionOptions {
+    AttentionOptions {
+        granularity: pick(&QuantGranularity::ALL, index),
+        mask: pick(&[Mask::None, Mask::Causal], index),
+        smooth_k: !index.is_multiple_of(5),
+        smooth_v: !index.is_multiple_of(7),
+        ..with_lse()
+    }
+}

@@ -1,0 +1,196 @@
+//! What attention must satisfy whatever the numbers are.
+
+use crate::{DTYPES, LAYOUTS, pick, with_element, with_lse};
+use half::f16;
+use sage_tests::error::Accuracy;
+use sage_tests::gpu::{assert_near, attend, gpu};
+use sage_tests::tensor::{Inputs, Outputs, Random, key_shape, query_shape, tensor};
+use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Mask, QuantGranularity};
+
+fn problem(head_dim: usize) -> AttentionProblem {
+    AttentionProblem::new(LAYOUTS[0], DTYPES[0], [2, 4, 300, head_dim])
+}
+
+/// Softmax does not see a row that is added to every key, and smoothing keeps the codes from seeing it; the
+/// log-sum-exp moves by `softmax_scale · query · row`.
+#[test]
+fn shifted_keys() {
+    let Some(gpu) = gpu() else { return };
+    for head_dim in [64, 128] {
+        let problem = problem(head_dim);
+        let inputs = Inputs::<f16>::random(&problem, 30);
+        let mut random = Random(31);
+        // Multiples of the f16 step at the sum, so that the sum is exact more often than not.
+        let row: Vec<f32> = (0..head_dim).map(|_| (random.normal() * 4.0).round()).collect();
+        let mut shifted = inputs.clone();
+        for token in shifted.key.chunks_exact_mut(head_dim) {
+            for (element, &shift) in token.iter_mut().zip(&row) {
+                *element = f16::from_f32(element.to_f32() + shift);
+            }
+        }
+        let mut expected = attend(gpu, &problem, &with_lse(), &inputs);
+        let softmax_scale = (head_dim as f32).powf(-0.5);
+        for (query, log_sum_exp) in inputs.query.chunks_exact(head_dim).zip(&mut expected.log_sum_exp) {
+            let score: f32 = query.iter().zip(&row).map(|(element, shift)| element.to_f32() * shift).sum();
+            *log_sum_exp += softmax_scale * score;
+        }
+        assert_near(&attend(gpu, &problem, &with_lse(), &shifted), &expected, "shifted keys");
+    }
+}
+
+#[test]
+fn permuted_heads() {
+    let Some(gpu) = gpu() else { return };
+    let problem = AttentionProblem { batch: 1, ..problem(64) };
+    let inputs = Inputs::<f16>::random(&problem, 32);
+    let head = 300 * 64;
+    let permute =
+        |tensor: &[f16]| [2, 0, 3, 1].iter().flat_map(|&from| &tensor[from * head..][..head]).copied().collect();
+    let permuted = Inputs { query: permute(&inputs.query), key: permute(&inputs.key), value: permute(&inputs.value) };
+    let expected = attend(gpu, &problem, &with_lse(), &inputs);
+    let result = attend(gpu, &problem, &with_lse(), &permuted);
+    for (to, from) in [2, 0, 3, 1].into_iter().enumerate() {
+        assert!(result.output[to * head..][..head] == expected.output[from * head..][..head]);
+        assert!(result.log_sum_exp[to * 300..][..300] == expected.log_sum_exp[from * 300..][..300]);
+    }
+}
+
+/// A weighted mean of ones is one.
+#[test]
+fn values_of_ones() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in DTYPES {
+        for (smooth_v, mask) in [(true, Mask::None), (false, Mask::None), (true, Mask::Causal), (false, Mask::Causal)] {
+            let problem = AttentionProblem { dtype, ..problem(128) };
+            let options = AttentionOptions { smooth_v, mask, ..with_lse() };
+            with_element!(dtype, T => {
+                let value = tensor(problem.value_strides, key_shape(&problem), |_| 1.0);
+                let inputs = Inputs::<T> { value, ..Inputs::random(&problem, 33) };
+                let result = attend(gpu, &problem, &options, &inputs);
+                let furthest = result.output.iter().map(|one| (one - 1.0).abs()).fold(0.0, f64::max);
+                assert!(furthest <= 4e-3, "{dtype}, {options:?}: {furthest}");
+            });
+        }
+    }
+}
+
+/// The first queries of a causal mask don't see what keys and values come later. (Means and value scales do; so the
+/// results are near, not equal.)
+#[test]
+fn causal_ignores_later_keys() {
+    let Some(gpu) = gpu() else { return };
+    let seen = 200;
+    for mask in [Mask::Causal, Mask::CausalAligned(CausalAlign::TopLeft)] {
+        let problem = problem(64);
+        let options = AttentionOptions { mask, ..with_lse() };
+        let inputs = Inputs::<f16>::random(&problem, 34);
+        let mut random = Random(35);
+        let mut poisoned = inputs.clone();
+        for (index, (key, value)) in poisoned.key.iter_mut().zip(&mut poisoned.value).enumerate() {
+            if index / 64 % 300 >= seen {
+                // Keys that would win every softmax, and values that would show.
+                *key = f16::from_f32(3.0 * random.normal());
+                *value = f16::from_f32(value.to_f32() + 3.0);
+            }
+        }
+        let first_rows = |outputs: &Outputs| Outputs {
+            output: outputs.output.chunks_exact(300 * 64).flat_map(|head| &head[..seen * 64]).copied().collect(),
+            log_sum_exp: outputs.log_sum_exp.chunks_exact(300).flat_map(|head| &head[..seen]).copied().collect(),
+        };
+        // The keys' new mean moves scores within their rounding, so compare both with the exact result.
+        let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
+        let exact: Vec<f64> =
+            exact.output.chunks_exact(300 * 64).flat_map(|head| &head[..seen * 64]).copied().collect();
+        for inputs in [&inputs, &poisoned] {
+            let accuracy = Accuracy::of(first_rows(&attend(gpu, &problem, &options, inputs)).output, &exact);
+            assert!(accuracy.relative_l1 < 0.08 && accuracy.cosine > 0.997, "{accuracy:?}");
+        }
+    }
+}
+
+#[test]
+fn shared_key_heads_equal_repeated_ones() {
+    let Some(gpu) = gpu() else { return };
+    let shared = AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [1, 6, 200, 64], [2, 333]);
+    let repeated = AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [1, 6, 200, 64], [6, 333]);
+    let inputs = Inputs::<f16>::random(&shared, 36);
+    let repeat = |tensor: &[f16]| tensor.chunks_exact(333 * 64).flat_map(|head| head.repeat(3)).collect();
+    let copies = Inputs { query: inputs.query.clone(), key: repeat(&inputs.key), value: repeat(&inputs.value) };
+    assert!(attend(gpu, &shared, &with_lse(), &inputs) == attend(gpu, &repeated, &with_lse(), &copies));
+}
+
+/// Attention over two halves of the keys, weighted by their sums of exponentials, is attention over all.
+#[test]
+fn halves_merge_by_their_log_sum_exp() {
+    let Some(gpu) = gpu() else { return };
+    for (smooth_k, head_dim) in [(true, 64), (false, 64), (true, 128), (false, 128)] {
+        let whole = AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [1, 2, 250, head_dim], [2, 600]);
+        let half = AttentionProblem { key_len: 300, ..whole };
+        let options = AttentionOptions { smooth_k, ..with_lse() };
+        // Without smoothing, the offset of `Inputs::random`'s keys would drown the comparison.
+        let mut random = Random(37);
+        let mut normal = |shape| {
+            tensor(
+                LAYOUTS[0].strides(2, if shape { 250 } else { 600 }, head_dim),
+                if shape { query_shape(&whole) } else { key_shape(&whole) },
+                |_| random.normal(),
+            )
+        };
+        let inputs = Inputs::<f16> { query: normal(true), key: normal(false), value: normal(false) };
+        // The whole's strides, starting later.
+        let second = Inputs {
+            key: inputs.key[300 * head_dim..].to_vec(),
+            value: inputs.value[300 * head_dim..].to_vec(),
+            ..inputs.clone()
+        };
+        let first = Inputs {
+            key: inputs.key[..900 * head_dim].to_vec(),
+            value: inputs.value[..900 * head_dim].to_vec(),
+            ..inputs.clone()
+        };
+        let [first, second] = [first, second].map(|inputs| attend(gpu, &half, &options, &inputs));
+        let mut merged = first.clone();
+        for row in 0..merged.log_sum_exp.len() {
+            let [a, b] = [first.log_sum_exp[row], second.log_sum_exp[row]].map(f64::from);
+            let sum = a.max(b) + (a.min(b) - a.max(b)).exp().ln_1p();
+            merged.log_sum_exp[row] = sum as f32;
+            for channel in row * head_dim..(row + 1) * head_dim {
+                merged.output[channel] =
+                    (a - sum).exp() * first.output[channel] + (b - sum).exp() * second.output[channel];
+            }
+        }
+        // Two quantizations, so compare with the exact result.
+        let exact = sageattention::testing::exact(&whole, &options, inputs.slices());
+        let accuracy = Accuracy::of(merged.output, &exact.output);
+        assert!(accuracy.relative_l1 < 0.045 && accuracy.cosine > 0.999, "smooth_k {smooth_k}: {accuracy:?}");
+        for (row, (&merged, &exact)) in merged.log_sum_exp.iter().zip(&exact.log_sum_exp).enumerate() {
+            assert!((f64::from(merged) - exact).abs() < 0.05, "log_sum_exp of row {row}: {merged}, exactly {exact}");
+        }
+    }
+}
+
+#[test]
+fn layouts_are_equal() {
+    let Some(gpu) = gpu() else { return };
+    for (index, granularity) in QuantGranularity::ALL.into_iter().enumerate() {
+        let head_dim = pick(&[64, 128, 40], index);
+        let options = AttentionOptions { granularity, ..with_lse() };
+        let [hnd, nhd] = LAYOUTS.map(|layout| {
+            let problem = AttentionProblem::cross(layout, DTYPES[1], [2, 4, 130, head_dim], [2, 260]);
+            attend(gpu, &problem, &options, &Inputs::<half::bf16>::random(&problem, 38))
+        });
+        assert!(hnd == nhd, "{granularity:?}");
+    }
+}
+
+/// Zeros everywhere are not divided by.
+#[test]
+fn zeros() {
+    let Some(gpu) = gpu() else { return };
+    let problem = problem(64);
+    let zeros = || vec![f16::ZERO; 2 * 4 * 300 * 64];
+    let inputs = Inputs { query: zeros(), key: zeros(), value: zeros() };
+    let result = attend(gpu, &problem, &with_lse(), &inputs);
+    assert!(result.output.iter().all(|&element| element == 0.0));
+    assert!(result.log_sum_exp.iter().all(|&value| (value - 300f32.ln()).abs() < 1e-3));
+}

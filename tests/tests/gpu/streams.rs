@@ -1,0 +1,123 @@
+//! Streams, repetition and CUDA graphs.
+
+use crate::{DTYPES, LAYOUTS, mixed_options, with_lse};
+use cust::sys::{CUgraph, CUgraphExec, CUresult, CUstreamCaptureMode};
+use half::f16;
+use sage_tests::gpu::{Call, attend, gpu};
+use sage_tests::tensor::Inputs;
+use sageattention::{AttentionOptions, AttentionProblem, Error, Gpu, Mask};
+
+fn problem() -> AttentionProblem {
+    AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [2, 8, 700, 128], [4, 1100])
+}
+
+#[test]
+fn twenty_repeats_are_bit_equal() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, length) in [1500, 700].into_iter().enumerate() {
+        let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [2, 16, length, [64, 128][index]]);
+        let inputs = Inputs::<f16>::random(&problem, 9);
+        let first = attend(gpu, &problem, &mixed_options(3), &inputs);
+        let mut call = Call::new(gpu, &problem, &mixed_options(3), &inputs)?;
+        for _ in 0..20 {
+            call.enqueue()?;
+            assert!(call.outputs()? == first);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn two_streams_at_once() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let problem = problem();
+    let options = [with_lse(), AttentionOptions { smooth_k: false, ..with_lse() }];
+    let inputs = [10, 11].map(|seed| Inputs::<f16>::random(&problem, seed));
+    let alone = [0, 1].map(|index| attend(gpu, &problem, &options[index], &inputs[index]));
+    let mut first = Call::new(gpu, &problem, &options[0], &inputs[0])?;
+    let mut second = Call::new(gpu, &problem, &options[1], &inputs[1])?;
+    for _ in 0..50 {
+        first.enqueue()?;
+        second.enqueue()?;
+    }
+    assert!(first.outputs()? == alone[0]);
+    assert!(second.outputs()? == alone[1]);
+    Ok(())
+}
+
+/// Plans on many threads: contexts are per thread, kernels are loaded once.
+#[test]
+fn many_threads() {
+    let Some(gpu) = gpu() else { return };
+    let problem = problem();
+    let inputs = Inputs::<f16>::random(&problem, 12);
+    let expected = attend(gpu, &problem, &with_lse(), &inputs);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    assert!(attend(gpu, &problem, &with_lse(), &inputs) == expected);
+                }
+            });
+        }
+    });
+}
+
+/// What a call enqueues, as a CUDA graph.
+struct Graph(CUgraphExec);
+
+impl Graph {
+    fn capture(gpu: &'static Gpu, call: &mut Call<f16>) -> Result<Self, Error> {
+        let _current = gpu.enter()?;
+        let stream = call.stream.raw().cast();
+        // Thread-local: other tests may allocate meanwhile.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let (mut graph, mut executable): (CUgraph, CUgraphExec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the stream is alive, and what is captured uses the call's buffers, which outlive the graph.
+        unsafe {
+            success(cust::sys::cuStreamBeginCapture_v2(stream, mode));
+            let enqueued = call.enqueue();
+            success(cust::sys::cuStreamEndCapture(stream, &mut graph));
+            enqueued?;
+            success(cust::sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            success(cust::sys::cuGraphDestroy(graph));
+        }
+        Ok(Self(executable))
+    }
+
+    fn launch(&self, gpu: &'static Gpu, call: &mut Call<f16>) -> Result<(), Error> {
+        let _current = gpu.enter()?;
+        // SAFETY: graph and stream are alive.
+        unsafe { success(cust::sys::cuGraphLaunch(self.0, call.stream.raw().cast())) };
+        Ok(())
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the graph is alive.
+        let _ = unsafe { cust::sys::cuGraphExecDestroy(self.0) };
+    }
+}
+
+#[track_caller]
+fn success(result: CUresult) {
+    assert_eq!(result, CUresult::CUDA_SUCCESS);
+}
+
+#[test]
+fn a_graph_replays_with_new_values() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for options in [with_lse(), AttentionOptions { mask: Mask::Causal, smooth_k: false, ..Default::default() }] {
+        let problem = AttentionProblem::new(LAYOUTS[1], DTYPES[0], [1, 8, 900, 64]);
+        let mut call = Call::new(gpu, &problem, &options, &Inputs::<f16>::random(&problem, 20))?;
+        let graph = Graph::capture(gpu, &mut call)?;
+        for seed in [20, 21, 22] {
+            let inputs = Inputs::random(&problem, seed);
+            call.set_inputs(&inputs)?;
+            graph.launch(gpu, &mut call)?;
+            assert!(call.outputs()? == attend(gpu, &problem, &options, &inputs), "seed {seed}");
+        }
+    }
+    Ok(())
+}
