@@ -306,7 +306,8 @@ fn results_repeat_on_any_number_of_threads() {
     let options = AttentionOptions { return_lse: true, mask: Mask::Causal, ..Default::default() };
     let inputs = Inputs::<f16>::random(&problem, 12);
     let expected = attend(&problem, &options, &inputs);
-    for _ in 0..5 {
-        assert_eq!(attend(&problem, &options, &inputs), expected);
+    for threads in [1, 2, 3, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        assert_eq!(pool.install(|| attend(&problem, &options, &inputs)), expected, "{threads} threads");
     }
 }
