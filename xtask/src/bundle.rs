@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -23,9 +24,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
     build_ptx::for_the_library()?;
 
-    let sage = executables(&["build", "--package=sageattention", "--bin=sage"])?;
-    let tests = executables(&["test", "--workspace", "--exclude=xtask", "--no-run"])?;
-    let benches = executables(&["bench", "--package=sage-benches", "--benches", "--no-run"])?;
+    let sage = executables(&["build", "--release", "--package=sageattention", "--bin=sage"], Kind::Program)?;
+    let tests = executables(&["test", "--release", "--workspace", "--exclude=xtask", "--no-run"], Kind::Test)?;
+    let benches = executables(&["bench", "--package=sage-benches", "--no-run"], Kind::Benchmark)?;
 
     let bundle = &arguments.dir;
     clear(bundle)?;
@@ -50,28 +51,34 @@ struct Executable {
     path: PathBuf,
 }
 
-/// Builds in release and returns the programs that the command is about.
-fn executables(cargo_arguments: &[&str]) -> Result<Vec<Executable>> {
-    let mut command = project::cargo();
-    command.args(cargo_arguments).arg("--message-format=json-render-diagnostics");
-    // `cargo bench` is a release build and has no such flag.
-    if cargo_arguments[0] != "bench" {
-        command.arg("--release");
-    }
-    command.stderr(std::process::Stdio::inherit());
-    Ok(parse_artifacts(&process::read(&mut command)?, cargo_arguments[0] != "build"))
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Program,
+    Test,
+    Benchmark,
 }
 
-/// The programs in cargo's messages: test and benchmark programs, or plain ones.
-fn parse_artifacts(messages: &str, tests: bool) -> Vec<Executable> {
+/// Runs a cargo command that builds, and returns the programs of a kind among its products.
+fn executables(cargo_arguments: &[&str], kind: Kind) -> Result<Vec<Executable>> {
+    let mut command = project::cargo();
+    command.args(cargo_arguments).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    Ok(parse_artifacts(&process::read(&mut command)?, kind))
+}
+
+/// The programs of a kind in cargo's messages.
+fn parse_artifacts(messages: &str, kind: Kind) -> Vec<Executable> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let executable = |message: Value| {
         let path = PathBuf::from(message["executable"].as_str()?);
-        let package = Path::new(message["manifest_path"].as_str()?).parent()?.file_name()?.to_str()?.to_string();
+        let package = Path::new(message["manifest_path"].as_str()?).parent()?.file_name()?.to_str()?;
         let target = message["target"]["name"].as_str()?;
-        let is_test = message["profile"]["test"].as_bool()?;
-        (is_test == tests)
-            .then(|| Executable { name: if tests { format!("{package}-{target}") } else { target.into() }, path })
+        let found = match message["profile"]["test"].as_bool()? {
+            _ if message["target"]["kind"][0] == "bench" => Kind::Benchmark,
+            true => Kind::Test,
+            false => Kind::Program,
+        };
+        let name = if kind == Kind::Program { target.to_string() } else { format!("{package}-{target}") };
+        (found == kind).then_some(Executable { name, path })
     };
     messages.filter_map(executable).collect()
 }
@@ -127,17 +134,19 @@ mod tests {
     #[test]
     fn programs_are_found_in_cargo_messages() {
         let messages = concat!(
-            r#"{"reason":"compiler-artifact","manifest_path":"/p/host/Cargo.toml","target":{"name":"sage"},"profile":{"test":false},"executable":"/t/sage"}"#,
+            r#"{"reason":"compiler-artifact","manifest_path":"/p/host/Cargo.toml","target":{"kind":["bin"],"name":"sage"},"profile":{"test":false},"executable":"/t/sage"}"#,
             "\n",
-            r#"{"reason":"compiler-artifact","manifest_path":"/p/tests/Cargo.toml","target":{"name":"gpu"},"profile":{"test":true},"executable":"/t/gpu-0123"}"#,
+            r#"{"reason":"compiler-artifact","manifest_path":"/p/tests/Cargo.toml","target":{"kind":["test"],"name":"gpu"},"profile":{"test":true},"executable":"/t/gpu-0123"}"#,
             "\n",
             r#"{"reason":"compiler-artifact","manifest_path":"/p/host/Cargo.toml","target":{"name":"sageattention"},"profile":{"test":false},"executable":null}"#,
             "\n",
+            r#"{"reason":"compiler-artifact","manifest_path":"/p/benches/Cargo.toml","target":{"kind":["bench"],"name":"cpu"},"profile":{"test":true},"executable":"/t/cpu-0123"}"#,
+            "\n",
             r#"{"reason":"build-finished","success":true}"#,
         );
-        let names =
-            |tests| parse_artifacts(messages, tests).into_iter().map(|program| program.name).collect::<Vec<_>>();
-        assert_eq!(names(true), ["tests-gpu"]);
-        assert_eq!(names(false), ["sage"]);
+        let names = |kind| parse_artifacts(messages, kind).into_iter().map(|program| program.name).collect::<Vec<_>>();
+        assert_eq!(names(Kind::Program), ["sage"]);
+        assert_eq!(names(Kind::Test), ["tests-gpu"]);
+        assert_eq!(names(Kind::Benchmark), ["benches-cpu"]);
     }
 }
