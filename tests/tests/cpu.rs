@@ -71,13 +71,18 @@ fn near_exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions
     let inputs = Inputs::<T>::random(problem, seed);
     let exact = testing::exact(problem, options, inputs.slices());
     let result = attend(problem, options, &inputs);
-    // Without smoothing, the keys' offset takes most of the INT8 range. Few elements make the measure noisy.
-    let limit = if options.smooth_k { 0.06 } else { 0.12 } + 1.0 / (exact.output.len() as f64).sqrt();
+    // Standard deviation of a logit's error, about: INT8 steps of numbers up to 4, or up to 9 where the keys' offset stays.
+    let scale = options.softmax_scale.map_or(1.0, |scale| f64::from(scale) * (problem.head_dim as f64).sqrt());
+    let noise = scale * if options.smooth_k { 0.012 } else { 0.03 };
+    // few elements make the measure noisy
+    let limit = 0.045 + 3.0 * noise + 1.0 / (exact.output.len() as f64).sqrt();
     let accuracy = Accuracy::of(result.output.iter().copied(), &exact.output);
     assert!(exact.output.iter().all(|&x| x == 0.0) || accuracy.relative_l1 < limit, "{accuracy:?}, limit {limit}");
     for (row, (&result, &exact)) in result.log_sum_exp.iter().zip(&exact.log_sum_exp).enumerate() {
         let result = f64::from(result);
-        assert!(result == exact || (result - exact).abs() < 0.15, "row {row}: log-sum-exp {result}, exactly {exact}");
+        // e4m3 rounds a single probability by up to 1/16
+        let near = (result - exact).abs() < 0.07 + 6.0 * noise;
+        assert!(result == exact || near, "row {row}: log-sum-exp {result}, exactly {exact}");
     }
     for (output, log_sum_exp) in result.output.chunks(problem.head_dim).zip(&exact.log_sum_exp) {
         assert!(log_sum_exp.is_finite() || output.iter().all(|&x| x == 0.0), "a query without keys gives zeros");
@@ -306,7 +311,8 @@ fn results_repeat_on_any_number_of_threads() {
     let options = AttentionOptions { return_lse: true, mask: Mask::Causal, ..Default::default() };
     let inputs = Inputs::<f16>::random(&problem, 12);
     let expected = attend(&problem, &options, &inputs);
-    for _ in 0..5 {
-        assert_eq!(attend(&problem, &options, &inputs), expected);
+    for threads in [1, 2, 3, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        assert_eq!(pool.install(|| attend(&problem, &options, &inputs)), expected, "{threads} threads");
     }
 }
