@@ -1,1 +1,25 @@
-//! stub
+//! SageAttention's GPU programs, in plain Rust.
+//!
+//! ```text
+//! q,k,v (f16/bf16, any outer strides) ─ quantize/statistics ─► channel mean of k, segment means and scale of v
+//!    ├─ quantize/query_key ─► q8 + scales, (k − mean)8 + scales    tile-major, swizzled
+//!    ├─ quantize/value     ─► (v − mean)ᵀ e4m3                     tile-major, transposed, reordered
+//!    └─ attention          ─► o (caller's strides), optional log-sum-exp
+//! ```
+//!
+//! `entry` makes a kernel of every row of the table in `sage_layout::kernel`. Everything else is ordinary Rust on the
+//! vocabulary of `simt`, without `asm!`, allocation, panics or floating-point atomics.
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx))]
+
+pub mod attention;
+pub mod element;
+#[cfg(target_arch = "nvptx64")]
+mod entry;
+pub mod quantize;
+
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

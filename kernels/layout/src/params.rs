@@ -68,13 +68,15 @@ pub struct KeyMeanParams {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ValueScaleParams {
-    /// f32 `[batch · heads][segments][padded head_dim]`: sums on entry, segment means on return.
-    pub mean: Address,
+    /// f32 `[batch · heads][segments][padded head_dim]`: sums.
+    pub sum: Address,
     /// The same shape: minima.
     pub min: Address,
     /// The same shape: maxima.
     pub max: Address,
-    /// The same shape: segment means in units of the channel's scale.
+    /// The same shape, written: segment means.
+    pub mean: Address,
+    /// The same shape, written: segment means in units of the channel's scale.
     pub mean_codes: Address,
     /// f32 `[batch · heads][padded head_dim]`: scales.
     pub scale: Address,
@@ -183,7 +185,7 @@ const _: () = {
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<ChannelStatisticsParams>() == 72 && offset_of!(ChannelStatisticsParams, sum) == 48);
     assert!(size_of::<KeyMeanParams>() == 24 && offset_of!(KeyMeanParams, tokens) == 16);
-    assert!(size_of::<ValueScaleParams>() == 48 && offset_of!(ValueScaleParams, tokens) == 40);
+    assert!(size_of::<ValueScaleParams>() == 56 && offset_of!(ValueScaleParams, tokens) == 48);
     assert!(size_of::<QuantizeQueryParams>() == 96 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 80);
     assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
     assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);

@@ -95,7 +95,8 @@ pub fn value_scale(amax: f32, mean_amax: f32) -> (f32, f32) {
     if bound < VALUE_MIN_AMAX {
         bound = VALUE_MIN_AMAX;
     }
-    (bound / E4M3_MAX, E4M3_MAX / bound)
+    let scale = bound / E4M3_MAX;
+    (scale, 1.0 / scale)
 }
 
 #[cfg(test)]

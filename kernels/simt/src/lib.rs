@@ -1,1 +1,34 @@
-//! stub
+//! The vocabulary of a GPU thread.
+//!
+//! One module an instruction family, named as in `cuda_std` where it has the name and after the PTX mnemonic elsewhere.
+//! Each function documents the instruction's contract here; what it means in PTX is in `ptx/`, what it means on the host
+//! in `host/`. Those two folders are the only places with `asm!` or LLVM intrinsics.
+//!
+//! On the host, single-thread operations ([`math`], [`convert`], [`global`]) compute the same bits where PTX defines
+//! them; operations of warps, blocks and the tensor cores need the SIMT executor and until then panic with the
+//! instruction's name.
+//!
+//! Collective operations (`.sync.aligned` in PTX) are LLVM intrinsics, which are *convergent*: the compiler may not
+//! duplicate them into two arms of a branch. `asm!` is not convergent, so [`wgmma`]'s multiplications must stand in one
+//! basic block with a [`wgmma::fence`].
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, link_llvm_intrinsics))]
+#![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
+
+#[cfg(not(target_arch = "nvptx64"))]
+#[path = "host/mod.rs"]
+mod arch;
+#[cfg(target_arch = "nvptx64")]
+#[path = "ptx/mod.rs"]
+mod arch;
+
+pub mod barrier;
+pub mod convert;
+pub mod copy;
+pub mod global;
+pub mod math;
+pub mod mbarrier;
+pub mod shared;
+pub mod thread;
+pub mod warp;
+pub mod wgmma;

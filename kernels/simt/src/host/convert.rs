@@ -1,0 +1,43 @@
+use half::{bf16, f16};
+use sage_layout::round::e4m3_from_f32;
+
+pub fn e4m3x4(values: [f32; 4]) -> u32 {
+    u32::from_le_bytes(values.map(e4m3_from_f32))
+}
+
+pub fn f16x2(values: [f32; 2]) -> u32 {
+    let [low, high] = values.map(|value| f16::from_f32(value).to_bits() as u32);
+    low | high << 16
+}
+
+pub fn bf16x2(values: [f32; 2]) -> u32 {
+    let [low, high] = values.map(|value| bf16::from_f32(value).to_bits() as u32);
+    low | high << 16
+}
+
+pub fn f32_from_f16(bits: u16) -> f32 {
+    f16::from_bits(bits).to_f32()
+}
+
+pub fn i32_round_even(value: f32) -> i32 {
+    value.round_ties_even() as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_low_first() {
+        assert_eq!(e4m3x4([1.0, -448.0, 1e9, 0.0]), 0x00_7e_fe_38);
+        assert_eq!(f16x2([1.0, -2.0]), 0xc000_3c00);
+        assert_eq!(bf16x2([1.0, -2.0]), 0xc000_3f80);
+    }
+
+    #[test]
+    fn rounds_half_to_even() {
+        let rounded = [0.5, 1.5, -0.5, -1.5, 126.5, 2.4999998].map(i32_round_even);
+        assert_eq!(rounded, [0, 2, 0, -2, 126, 2]);
+        assert_eq!(i32_round_even(f32::NAN), 0);
+    }
+}

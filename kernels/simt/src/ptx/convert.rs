@@ -1,0 +1,54 @@
+use core::arch::asm;
+
+#[inline(always)]
+pub fn e4m3x4(values: [f32; 4]) -> u32 {
+    let codes;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{{ .reg .b16 low, high;",
+            "cvt.rn.satfinite.e4m3x2.f32 low, {2}, {1};",
+            "cvt.rn.satfinite.e4m3x2.f32 high, {4}, {3};",
+            "mov.b32 {0}, {{low, high}}; }}",
+            out(reg32) codes, in(reg32) values[0], in(reg32) values[1], in(reg32) values[2], in(reg32) values[3],
+            options(pure, nomem, nostack)
+        )
+    }
+    codes
+}
+
+macro_rules! pack {
+    ($($name:ident $mnemonic:literal;)*) => { $(
+        #[inline(always)]
+        pub fn $name(values: [f32; 2]) -> u32 {
+            let packed;
+            // SAFETY: arithmetic on registers.
+            unsafe {
+                asm!(concat!($mnemonic, " {}, {}, {};"), out(reg32) packed, in(reg32) values[1], in(reg32) values[0],
+                    options(pure, nomem, nostack))
+            }
+            packed
+        }
+    )* };
+}
+
+pack! {
+    f16x2 "cvt.rn.f16x2.f32";
+    bf16x2 "cvt.rn.bf16x2.f32";
+}
+
+#[inline(always)]
+pub fn f32_from_f16(bits: u16) -> f32 {
+    let value;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("cvt.f32.f16 {}, {};", out(reg32) value, in(reg16) bits, options(pure, nomem, nostack)) }
+    value
+}
+
+#[inline(always)]
+pub fn i32_round_even(value: f32) -> i32 {
+    let rounded;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("cvt.rni.s32.f32 {}, {};", out(reg32) rounded, in(reg32) value, options(pure, nomem, nostack)) }
+    rounded
+}

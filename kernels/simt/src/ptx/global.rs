@@ -1,0 +1,71 @@
+//! Loads are `pure`: what they read does not change while a kernel runs, so the compiler may move or merge them.
+
+use core::arch::asm;
+
+#[inline(always)]
+pub unsafe fn load_u16(address: u64) -> u16 {
+    let value;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("ld.global.nc.b16 {}, [{}];", out(reg16) value, in(reg64) address, options(pure, readonly, nostack)) }
+    value
+}
+
+#[inline(always)]
+pub unsafe fn load_f32(address: u64) -> f32 {
+    let value;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("ld.global.nc.b32 {}, [{}];", out(reg32) value, in(reg64) address, options(pure, readonly, nostack)) }
+    value
+}
+
+#[inline(always)]
+pub unsafe fn load_f32x2(address: u64) -> [f32; 2] {
+    let (a, b);
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("ld.global.nc.v2.b32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg64) address,
+            options(pure, readonly, nostack))
+    }
+    [a, b]
+}
+
+#[inline(always)]
+pub unsafe fn load_u32x4(address: u64) -> [u32; 4] {
+    let (a, b, c, d);
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("ld.global.nc.v4.b32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c,
+            out(reg32) d, in(reg64) address, options(pure, readonly, nostack))
+    }
+    [a, b, c, d]
+}
+
+#[inline(always)]
+pub unsafe fn store_u16(address: u64, value: u16) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("st.global.b16 [{}], {};", in(reg64) address, in(reg16) value, options(nostack)) }
+}
+
+#[inline(always)]
+pub unsafe fn store_f32(address: u64, value: f32) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("st.global.b32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) }
+}
+
+#[inline(always)]
+pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("st.global.v2.b32 [{}], {{{}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1],
+            options(nostack))
+    }
+}
+
+#[inline(always)]
+pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("st.global.v4.b32 [{}], {{{}, {}, {}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1],
+            in(reg32) value[2], in(reg32) value[3], options(nostack))
+    }
+}

@@ -1,0 +1,42 @@
+use core::arch::asm;
+
+unsafe extern "C" {
+    #[link_name = "llvm.fma.f32"]
+    safe fn llvm_fma(a: f32, b: f32, c: f32) -> f32;
+}
+
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    llvm_fma(a, b, c)
+}
+
+macro_rules! unary {
+    ($($name:ident $mnemonic:literal;)*) => { $(
+        #[inline(always)]
+        pub fn $name(x: f32) -> f32 {
+            let result;
+            // SAFETY: arithmetic on registers.
+            unsafe {
+                asm!(concat!($mnemonic, " {}, {};"), out(reg32) result, in(reg32) x, options(pure, nomem, nostack))
+            }
+            result
+        }
+    )* };
+}
+
+unary! {
+    exp2 "ex2.approx.ftz.f32";
+    log2 "lg2.approx.ftz.f32";
+    reciprocal "rcp.approx.ftz.f32";
+}
+
+#[inline(always)]
+pub fn or3(a: u32, b: u32, c: u32) -> u32 {
+    let result;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("lop3.b32 {}, {}, {}, {}, 0xFE;", out(reg32) result, in(reg32) a, in(reg32) b, in(reg32) c,
+            options(pure, nomem, nostack))
+    }
+    result
+}

@@ -1,0 +1,97 @@
+use core::arch::asm;
+
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.wgmma.fence.sync.aligned"]
+    safe fn wgmma_fence();
+    #[link_name = "llvm.nvvm.wgmma.commit_group.sync.aligned"]
+    safe fn wgmma_commit_group();
+    #[link_name = "llvm.nvvm.wgmma.wait_group.sync.aligned"]
+    safe fn wgmma_wait_group(pending: u64);
+}
+
+#[inline(always)]
+pub fn fence() {
+    wgmma_fence()
+}
+
+#[inline(always)]
+pub fn commit() {
+    wgmma_commit_group()
+}
+
+#[inline(always)]
+pub fn wait<const PENDING: u64>() {
+    wgmma_wait_group(const { PENDING })
+}
+
+/// The instructions name every accumulator register, so each shape is written out by this macro:
+/// `$first $($rest)*` are the register numbers.
+macro_rules! shape {
+    (settle $settle:ident, $element:ty, $count:literal, $first:literal $($rest:literal)*) => {
+        #[inline(always)]
+        pub fn $settle(accumulator: &mut [$element; $count]) {
+            // SAFETY: no instruction; only tells the compiler that the registers may have changed.
+            unsafe {
+                asm!(
+                    concat!("// {", $first, "}", $(" {", $rest, "}",)*),
+                    inout(reg32) accumulator[$first], $(inout(reg32) accumulator[$rest],)*
+                    options(nomem, nostack)
+                )
+            }
+        }
+    };
+    (shared $name:ident, $mnemonic:literal, $count:literal, $first:literal $($rest:literal)*) => {
+        #[inline(always)]
+        pub unsafe fn $name<const ACCUMULATE: bool>(accumulator: &mut [i32; $count], a: u64, b: u64) {
+            // SAFETY: the caller's contract is the instruction's.
+            unsafe {
+                asm!(
+                    "{{ .reg .pred accumulate;",
+                    "setp.ne.b32 accumulate, {accumulate}, 0;",
+                    concat!($mnemonic, " {{{", $first, "}", $(", {", $rest, "}",)* "}}, {a}, {b}, accumulate;"),
+                    "}}",
+                    inout(reg32) accumulator[$first], $(inout(reg32) accumulator[$rest],)*
+                    a = in(reg64) a, b = in(reg64) b, accumulate = const ACCUMULATE as u32,
+                    options(nostack)
+                )
+            }
+        }
+    };
+    (registers $name:ident, $mnemonic:literal, $count:literal, $first:literal $($rest:literal)*) => {
+        #[inline(always)]
+        pub unsafe fn $name(accumulator: &mut [f32; $count], a: &[u32; 4], b: u64) {
+            // SAFETY: the caller's contract is the instruction's.
+            unsafe {
+                asm!(
+                    "{{ .reg .pred accumulate;",
+                    "setp.eq.b32 accumulate, 0, 0;",
+                    concat!(
+                        $mnemonic, " {{{", $first, "}", $(", {", $rest, "}",)*
+                        "}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, accumulate, 1, 1;"
+                    ),
+                    "}}",
+                    inout(reg32) accumulator[$first], $(inout(reg32) accumulator[$rest],)*
+                    a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+                    b = in(reg64) b,
+                    options(nostack)
+                )
+            }
+        }
+    };
+}
+
+shape!(settle settle_scores, i32, 32, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+    31);
+shape!(settle settle_n72, f32, 36, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    32 33 34 35);
+shape!(settle settle_n136, f32, 68, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67);
+
+shape!(shared m64n64k32_s32_s8, "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8", 32, 0 1 2 3 4 5 6 7 8 9 10 11 12 13
+    14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+
+shape!(registers m64n72k32_f32_e4m3, "wgmma.mma_async.sync.aligned.m64n72k32.f32.e4m3.e4m3", 36, 0 1 2 3 4 5 6 7 8 9 10
+    11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35);
+shape!(registers m64n136k32_f32_e4m3, "wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3", 68, 0 1 2 3 4 5 6 7 8 9 10
+    11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49
+    50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67);

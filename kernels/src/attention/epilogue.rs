@@ -1,0 +1,76 @@
+//! The output's way to memory: 16 rows of a warp, through its shared memory, in whole rows.
+
+use sage_layout::params::AttentionParams;
+use sage_layout::tile::WARP_ROWS;
+use simt::{global, shared, warp};
+
+use crate::element::Element;
+
+/// Bytes of padding after a row in shared memory, against bank conflicts.
+const PADDING: u32 = 16;
+
+/// Writes a warp's output: `values(element)` is accumulator register `element`.
+///
+/// # Safety
+///
+/// `buffer` is the warp's own shared memory of `16 · (2 · HEAD_DIM + 16)` bytes that nobody reads any more; the output
+/// is writable.
+#[inline(always)]
+pub unsafe fn store_rows<E: Element>(
+    params: &AttentionParams,
+    head_dim: u32,
+    (batch, head): (u32, u32),
+    first_row: u32,
+    lane: u32,
+    buffer: u32,
+    values: impl Fn(usize) -> f32,
+) {
+    let output = &params.output;
+    let stride = 2 * head_dim + PADDING;
+    let place = buffer + lane / 4 * stride + 4 * (lane % 4);
+    for group in 0..head_dim / 8 {
+        let element = 4 * group as usize;
+        // SAFETY: the places are this lane's own, within the buffer.
+        unsafe {
+            let at = place + 16 * group;
+            shared::store_u32(at, E::pack([values(element), values(element + 1)]));
+            shared::store_u32(at + 8 * stride, E::pack([values(element + 2), values(element + 3)]));
+        }
+    }
+    warp::sync_warp();
+
+    let start = batch as i64 * output.strides.batch + head as i64 * output.strides.head;
+    let row_address =
+        |row: u32| output.address.wrapping_add_signed(2 * (start + (first_row + row) as i64 * output.strides.token));
+    let in_output = |row: u32| first_row + row < output.tokens;
+    if output.vectorized != 0 {
+        let chunks = head_dim / 8;
+        let mut piece = lane;
+        while piece < WARP_ROWS * chunks {
+            let (row, chunk) = (piece / chunks, piece % chunks);
+            if in_output(row) && chunk * 8 < output.head_dim {
+                // SAFETY: the rows were written before the warp's barrier; the chunk is inside the output, aligned.
+                unsafe {
+                    let bytes = shared::load_u32x4(buffer + row * stride + 16 * chunk);
+                    global::store_u32x4(row_address(row) + 16 * chunk as u64, bytes);
+                }
+            }
+            piece += warp::LANES;
+        }
+    } else {
+        let mut row = 0;
+        while row < WARP_ROWS && in_output(row) {
+            let mut channel = lane;
+            while channel < output.head_dim {
+                // SAFETY: as above; the element is inside the output.
+                unsafe {
+                    let bits = shared::load_u16(buffer + row * stride + 2 * channel);
+                    global::store_u16(row_address(row) + 2 * channel as u64, bits);
+                }
+                channel += warp::LANES;
+            }
+            row += 1;
+        }
+    }
+    warp::sync_warp();
+}

@@ -1,0 +1,422 @@
+//! A consumer warpgroup: 64 queries against every key tile they see.
+//!
+//! Keys are taken in chunks of 64, two a tile. While the tensor cores multiply, the warps turn scores into
+//! probabilities; three warpgroups a multiprocessor fill each other's gaps.
+//!
+//! ```text
+//!                 tile j, chunk A               tile j, chunk B                 tile j + 1, chunk A
+//! warps         │ softmax(A)   wait │ softmax(B)       wait   │ softmax(A') …
+//! tensor cores  │        Q·Kᵀ(B) P·V(A)     │         Q·Kᵀ(A') P·V(B) │
+//! ```
+//!
+//! The FP8 tensor cores keep about 13 bits of an accumulator. So the row sums are emptied into f32 after every tile, the
+//! output after every segment of 8 tiles, where the segment's value mean is put back too:
+//! `output += segment_output + segment_row_sum · segment_mean` (`docs/numerics.md`, "Two-level accumulation").
+
+use core::cmp::min;
+
+use sage_layout::kernel::AttentionShared;
+use sage_layout::params::AttentionParams;
+use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
+use sage_layout::tile::{
+    KEY_CHUNK, SEGMENT_TILES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
+    segments,
+};
+use simt::wgmma::{self, Descriptor, ValueAccumulator};
+use simt::{global, math, shared, thread, warp};
+
+use super::head_dim;
+use super::pipeline::{Position, Signal, Signals};
+use crate::attention::epilogue;
+use crate::attention::mask::VisibleKeys;
+use crate::attention::schedule::{self, WorkItem};
+use crate::attention::softmax::{OnlineSoftmax, Probabilities, Scores, Visible};
+use crate::element::Element;
+
+/// Bytes between the registers of a lane in a warp's region of shared memory: lanes are adjacent.
+const LANE_STRIDE: u32 = 4 * warp::LANES;
+/// Channels of a 32-byte step of the INT8 product.
+const STEP_BYTES: u32 = 32;
+
+/// What a consumer warpgroup keeps for the whole kernel.
+struct Consumer<'a, const REGISTERS: usize> {
+    params: &'a AttentionParams,
+    base: u32,
+    signals: Signals,
+    warpgroup: u32,
+    /// Warp of the warpgroup.
+    warp: u32,
+    lane: u32,
+    /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the output, `N` and `N + 2` the row sums of
+    /// finished segments, `N + 1` and `N + 3` those of the current one, where `N = REGISTERS − 4`.
+    region: u32,
+    position: Position,
+}
+
+/// What it keeps for an item.
+struct State<const REGISTERS: usize> {
+    scores: Scores,
+    /// Output of the current segment in code units; the last four are row sums of the current tile.
+    output: [f32; REGISTERS],
+    softmax: OnlineSoftmax,
+    /// What the sums of finished segments must still be multiplied by.
+    rescale: [f32; 2],
+    query_scale: f32,
+    /// Turns the lane's scores of the current tile into base-2 scores.
+    scale: f32,
+    /// The lane's scale of the first key tile.
+    key_scale: u64,
+    visible: VisibleKeys,
+}
+
+/// Attention of every item of this CTA.
+///
+/// # Safety
+///
+/// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
+/// say.
+#[inline(always)]
+pub unsafe fn consume<E: Element, const REGISTERS: usize>(
+    params: &AttentionParams,
+    base: u32,
+    signals: Signals,
+    warpgroup: u32,
+) where
+    [f32; REGISTERS]: ValueAccumulator,
+{
+    let memory = const { AttentionShared::new(head_dim(REGISTERS)) };
+    let thread = thread::thread_idx_x() % 128;
+    let warp = warp::broadcast(thread / warp::LANES);
+    let region = base + memory.master + (4 * warpgroup + warp) * memory.master_stride;
+    let mut consumer = Consumer::<REGISTERS> {
+        params,
+        base,
+        signals,
+        warpgroup,
+        warp,
+        lane: thread % warp::LANES,
+        region: region + 4 * (thread % warp::LANES),
+        position: Position::new(),
+    };
+    let mut query_phase = 0;
+    for item in schedule::items(params) {
+        // SAFETY: forwarded contract.
+        unsafe { consumer.attend::<E>(item, query_phase) };
+        query_phase ^= 1;
+    }
+}
+
+impl<const REGISTERS: usize> Consumer<'_, REGISTERS>
+where
+    [f32; REGISTERS]: ValueAccumulator,
+{
+    const HEAD_DIM: u32 = head_dim(REGISTERS);
+    /// Registers of the output proper.
+    const OUTPUTS: usize = REGISTERS - 4;
+    const MEMORY: AttentionShared = AttentionShared::new(Self::HEAD_DIM);
+
+    /// One item, from its scores to its output.
+    #[inline(always)]
+    unsafe fn attend<E: Element>(&mut self, item: WorkItem, query_phase: u32) {
+        let params = self.params;
+        let tiles = item.warpgroup_key_tiles(params, self.warpgroup);
+        let warp = self.warp;
+        let tile_row = item.first_query + self.warpgroup * WARPGROUP_ROWS;
+        let first_row = tile_row + warp * WARP_ROWS;
+        let query_tile =
+            (item.head as u64 * padded_queries(params.output.tokens) as u64 + tile_row as u64) / WARPGROUP_ROWS as u64;
+        let query_scale =
+            query_tile * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
+        let key_scale =
+            item.key_head as u64 * (key_tiles(params.key_len) * KEY_SCALES_PER_TILE) as u64 + (self.lane % 4) as u64;
+
+        // SAFETY (whole function): shared memory is read after the signal that it is full and before the signal that it
+        // is empty; regions are the lane's own; registers in flight are settled before use.
+        unsafe {
+            let mut state = State::<REGISTERS> {
+                scores: [0; 32],
+                output: [0.0; REGISTERS],
+                softmax: OnlineSoftmax::new(),
+                rescale: [1.0; 2],
+                query_scale: global::load_f32(params.query_scale + 4 * query_scale),
+                scale: 0.0,
+                key_scale: params.key_scale + 4 * key_scale,
+                visible: VisibleKeys::new(params, first_row, self.lane),
+            };
+            self.clear_row_sums();
+
+            self.signals.of(Signal::QueryFull(self.warpgroup)).wait(query_phase);
+            if tiles.all > 0 {
+                self.wait_tiles(self.position);
+                state.scale = state.query_scale * global::load_f32(state.key_scale);
+                wgmma::fence();
+                self.multiply_query_key(&mut state.scores, self.key_chunk(self.position, 0));
+                wgmma::commit();
+                wgmma::wait::<0>();
+                wgmma::settle(&mut state.scores);
+
+                let mut tile = 0;
+                for segment in 0..tiles.all.div_ceil(SEGMENT_TILES) {
+                    let end = min((segment + 1) * SEGMENT_TILES, tiles.all);
+                    while tile < min(end, tiles.whole) {
+                        self.step::<false>(&mut state, tile, tiles.all);
+                        tile += 1;
+                    }
+                    while tile < end {
+                        self.step::<true>(&mut state, tile, tiles.all);
+                        tile += 1;
+                    }
+                    self.flush(&mut state, item.key_head, segment);
+                }
+            }
+            self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
+            for _ in tiles.all..item.key_tiles(params) {
+                self.wait_tiles(self.position);
+                self.release_tiles(self.position);
+                self.position.advance();
+            }
+            self.finish::<E>(&state, item, first_row, tiles.all > 0);
+        }
+    }
+
+    /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
+    /// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
+    #[inline(always)]
+    unsafe fn step<const MASKED: bool>(&mut self, state: &mut State<REGISTERS>, tile: u32, tiles: u32) {
+        let current = self.position;
+        let next_tile = min(tile + 1, tiles - 1);
+        let visible = |chunk: u32| {
+            if MASKED { Visible::Some(state.visible.of_chunk((2 * tile + chunk) * KEY_CHUNK)) } else { Visible::All }
+        };
+        let (first, second) = (visible(0), visible(1));
+        let value = self.value_chunk(current, 0);
+
+        // SAFETY: see `attend`.
+        unsafe {
+            let next_key_scale =
+                global::load_f32(state.key_scale + 4 * (KEY_SCALES_PER_TILE as u64 * next_tile as u64));
+
+            // chunk A; nothing is in flight
+            let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, first);
+            if saturated {
+                self.rebase(state, first, &mut probabilities);
+            }
+            wgmma::fence();
+            self.multiply_query_key(&mut state.scores, self.key_chunk(current, 1));
+            wgmma::commit();
+            Self::multiply_value(&mut state.output, &probabilities, value);
+            wgmma::commit();
+            wgmma::wait::<1>();
+            wgmma::settle(&mut state.scores);
+
+            // chunk B; P·V of chunk A is in flight until the exponentials are done
+            self.position.advance();
+            let next = if next_tile > tile { self.position } else { current };
+            self.wait_tiles(next);
+            let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, second);
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.output);
+            if saturated {
+                self.rebase(state, second, &mut probabilities);
+            }
+            self.empty_row_sums(&mut state.output);
+            wgmma::settle(&mut state.output);
+            wgmma::fence();
+            self.multiply_query_key(&mut state.scores, self.key_chunk(next, 0));
+            Self::multiply_value(&mut state.output, &probabilities, value.advance(KEY_CHUNK));
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.scores);
+            wgmma::settle(&mut state.output);
+            self.release_tiles(current);
+            state.scale = state.query_scale * next_key_scale;
+        }
+    }
+
+    /// `scores` = query · keyᵀ for 64 keys.
+    #[inline(always)]
+    unsafe fn multiply_query_key(&self, scores: &mut Scores, key: Descriptor) {
+        let query = Descriptor::new(
+            self.base + Self::MEMORY.query + self.warpgroup * query_tile_bytes(Self::HEAD_DIM),
+            Self::HEAD_DIM,
+        );
+        // SAFETY: see `attend`.
+        unsafe {
+            wgmma::m64n64k32_s32_s8::<false>(scores, query, key);
+            for step in 1..Self::HEAD_DIM / STEP_BYTES {
+                let (query, key) = (query.advance(step * STEP_BYTES), key.advance(step * STEP_BYTES));
+                wgmma::m64n64k32_s32_s8::<true>(scores, query, key);
+            }
+        }
+    }
+
+    /// `output` += probabilities · value for 64 keys.
+    #[inline(always)]
+    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &Probabilities, value: Descriptor) {
+        // SAFETY: see `attend`.
+        unsafe {
+            output.multiply_accumulate(&probabilities[0], value);
+            output.multiply_accumulate(&probabilities[1], value.advance(STEP_BYTES));
+        }
+    }
+
+    /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
+    #[inline(always)]
+    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut Probabilities) {
+        let rescale;
+        (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
+        for (index, value) in state.output.iter_mut().enumerate() {
+            *value *= rescale[index / 2 % 2];
+        }
+        for row in 0..2 {
+            state.rescale[row] *= rescale[row];
+            // SAFETY: the lane's own region.
+            unsafe {
+                let at = self.segment_row_sum(row);
+                shared::store_f32(at, shared::load_f32(at) * rescale[row]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn register(&self, index: usize) -> u32 {
+        self.region + index as u32 * LANE_STRIDE
+    }
+
+    #[inline(always)]
+    fn finished_row_sum(&self, row: usize) -> u32 {
+        self.register(Self::OUTPUTS + 2 * row)
+    }
+
+    #[inline(always)]
+    fn segment_row_sum(&self, row: usize) -> u32 {
+        self.register(Self::OUTPUTS + 2 * row + 1)
+    }
+
+    #[inline(always)]
+    unsafe fn clear_row_sums(&self) {
+        for row in 0..2 {
+            // SAFETY: the lane's own region.
+            unsafe { shared::store_f32(self.segment_row_sum(row), 0.0) };
+        }
+    }
+
+    /// Adds the row sums out of the accumulator to the segment's, in f32.
+    #[inline(always)]
+    unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS]) {
+        for row in 0..2 {
+            let at = self.segment_row_sum(row);
+            // SAFETY: the lane's own region.
+            unsafe { shared::store_f32(at, shared::load_f32(at) + output[Self::OUTPUTS + 2 * row]) };
+        }
+        output[Self::OUTPUTS..].fill(0.0);
+    }
+
+    /// Empties the segment into the f32 sums, and puts its value mean back.
+    #[inline(always)]
+    unsafe fn flush(&self, state: &mut State<REGISTERS>, key_head: u32, segment: u32) {
+        let means = key_head as u64 * segments(self.params.key_len) as u64 + segment as u64;
+        let means = self.params.value_mean_codes + 4 * (means * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
+        // SAFETY: the lane's own region; means hold a row for each segment of each key head.
+        unsafe {
+            self.empty_row_sums(&mut state.output);
+            let row_sum = [0, 1].map(|row| shared::load_f32(self.segment_row_sum(row)));
+            for group in 0..Self::OUTPUTS / 4 {
+                let mean = global::load_f32x2(means + 32 * group as u64);
+                for part in 0..4 {
+                    let (index, row) = (4 * group + part, part / 2);
+                    let mut sum = math::fma(row_sum[row], mean[part % 2], state.output[index]);
+                    if segment > 0 {
+                        sum = math::fma(shared::load_f32(self.register(index)), state.rescale[row], sum);
+                    }
+                    shared::store_f32(self.register(index), sum);
+                }
+            }
+            for row in 0..2 {
+                let mut sum = row_sum[row];
+                if segment > 0 {
+                    sum = math::fma(shared::load_f32(self.finished_row_sum(row)), state.rescale[row], sum);
+                }
+                shared::store_f32(self.finished_row_sum(row), sum);
+            }
+            self.clear_row_sums();
+        }
+        state.output = [0.0; REGISTERS];
+        state.rescale = [1.0; 2];
+    }
+
+    /// Divides by the row sums, scales, and writes output and log-sum-exp.
+    #[inline(always)]
+    unsafe fn finish<E: Element>(&self, state: &State<REGISTERS>, item: WorkItem, first_row: u32, any_keys: bool) {
+        let params = self.params;
+        if first_row >= params.output.tokens {
+            return;
+        }
+        let scales =
+            params.value_scale + 4 * (item.key_head as u64 * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
+        // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
+        unsafe {
+            let row_sum = [0, 1].map(|row| if any_keys { shared::load_f32(self.finished_row_sum(row)) } else { 0.0 });
+            let inverse = row_sum.map(|sum| if sum > 0.0 { math::reciprocal(sum) } else { 0.0 });
+            let mut output = [0.0; REGISTERS];
+            for group in 0..Self::OUTPUTS / 4 {
+                let scale = global::load_f32x2(scales + 32 * group as u64);
+                for part in 0..4 {
+                    let index = 4 * group + part;
+                    let sum = if any_keys { shared::load_f32(self.register(index)) } else { 0.0 };
+                    output[index] = sum * inverse[part / 2] * scale[part % 2];
+                }
+            }
+            warp::sync_warp();
+            let heads = params.output.heads;
+            let (batch, head) = match core::num::NonZeroU32::new(heads) {
+                Some(heads) => (item.head / heads, item.head % heads),
+                None => (0, 0),
+            };
+            let buffer = self.region - 4 * self.lane;
+            epilogue::store_rows::<E>(params, Self::HEAD_DIM, (batch, head), first_row, self.lane, buffer, |index| {
+                output[index]
+            });
+            if params.log_sum_exp != 0 && self.lane % 4 == 0 {
+                for row in 0..2 {
+                    let query = first_row + self.lane / 4 + 8 * row as u32;
+                    if query < params.output.tokens {
+                        let mut log_sum_exp = state.softmax.log_sum_exp(row, row_sum[row]);
+                        if params.log_sum_exp_shift != 0 {
+                            let padded = padded_queries(params.output.tokens) as u64;
+                            let at = params.log_sum_exp_shift + 4 * (item.head as u64 * padded + query as u64);
+                            log_sum_exp += global::load_f32(at);
+                        }
+                        let at = item.head as u64 * params.output.tokens as u64 + query as u64;
+                        global::store_f32(params.log_sum_exp + 4 * at, log_sum_exp);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn key_chunk(&self, position: Position, chunk: u32) -> Descriptor {
+        let tile = self.base + Self::MEMORY.key + position.stage * key_tile_bytes(Self::HEAD_DIM);
+        Descriptor::new(tile, Self::HEAD_DIM).advance(chunk * KEY_CHUNK * Self::HEAD_DIM)
+    }
+
+    /// Keys are the columns of a value tile, one byte each.
+    #[inline(always)]
+    fn value_chunk(&self, position: Position, chunk: u32) -> Descriptor {
+        let tile = self.base + Self::MEMORY.value + position.stage * Self::MEMORY.value_stride;
+        Descriptor::new(tile, sage_layout::tile::VALUE_ROW_BYTES).advance(chunk * KEY_CHUNK)
+    }
+
+    #[inline(always)]
+    unsafe fn wait_tiles(&self, position: Position) {
+        // SAFETY: see `attend`.
+        unsafe { self.signals.of(Signal::TilesFull(position.stage)).wait(position.phase) };
+    }
+
+    #[inline(always)]
+    unsafe fn release_tiles(&self, position: Position) {
+        // SAFETY: see `attend`.
+        unsafe { self.signals.of(Signal::TilesEmpty(position.stage)).arrive_if(self.lane == 0) };
+    }
+}

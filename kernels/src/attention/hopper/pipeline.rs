@@ -1,0 +1,99 @@
+//! The ring of tiles and its signals.
+
+use sage_layout::kernel::PIPELINE_STAGES;
+use sage_layout::tile::CONSUMER_WARPGROUPS;
+use simt::mbarrier::Barrier;
+
+/// Warps of a consumer warpgroup. Each releases for itself: a warp's wait tells only of its own reads.
+const WARPS: u32 = 4;
+
+/// An mbarrier of the kernel: who arrives, who waits.
+#[derive(Clone, Copy)]
+pub enum Signal {
+    /// A warpgroup's queries are in shared memory.
+    /// Arrives: the producer, once, with the bytes of the copy. Waits: the warpgroup.
+    QueryFull(u32),
+    /// A warpgroup has read its queries for the last time.
+    /// Arrive: its four warps. Waits: the producer.
+    QueryEmpty(u32),
+    /// A slot's key and value tiles are in shared memory.
+    /// Arrives: the producer, once, with the bytes of both copies. Wait: the consumers.
+    TilesFull(u32),
+    /// A slot's tiles have been read for the last time.
+    /// Arrive: all twelve consumer warps. Waits: the producer.
+    TilesEmpty(u32),
+}
+
+/// The kernel's mbarriers.
+#[derive(Clone, Copy)]
+pub struct Signals {
+    /// Address of the first.
+    pub first: u32,
+}
+
+impl Signals {
+    /// The mbarrier of a signal.
+    #[inline(always)]
+    pub fn of(self, signal: Signal) -> Barrier {
+        let index = match signal {
+            Signal::QueryFull(warpgroup) => warpgroup,
+            Signal::QueryEmpty(warpgroup) => CONSUMER_WARPGROUPS + warpgroup,
+            Signal::TilesFull(stage) => 2 * CONSUMER_WARPGROUPS + stage,
+            Signal::TilesEmpty(stage) => 2 * CONSUMER_WARPGROUPS + PIPELINE_STAGES + stage,
+        };
+        Barrier(self.first + 8 * index)
+    }
+
+    /// Sets the arrivals of all.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Barrier::init`].
+    #[inline(always)]
+    pub unsafe fn init(self) {
+        // SAFETY: forwarded contract.
+        unsafe {
+            for warpgroup in 0..CONSUMER_WARPGROUPS {
+                self.of(Signal::QueryFull(warpgroup)).init(1);
+                self.of(Signal::QueryEmpty(warpgroup)).init(WARPS);
+            }
+            for stage in 0..PIPELINE_STAGES {
+                self.of(Signal::TilesFull(stage)).init(1);
+                self.of(Signal::TilesEmpty(stage)).init(WARPS * CONSUMER_WARPGROUPS);
+            }
+        }
+    }
+}
+
+/// A position in the ring: the slot, and the parity of the round that a consumer waits for there.
+#[derive(Clone, Copy)]
+pub struct Position {
+    /// Slot.
+    pub stage: u32,
+    /// Parity of the round.
+    pub phase: u32,
+}
+
+impl Position {
+    /// The first slot of the first round.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { stage: 0, phase: 0 }
+    }
+
+    /// Moves to the next slot.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.stage += 1;
+        if self.stage == PIPELINE_STAGES {
+            self.stage = 0;
+            self.phase ^= 1;
+        }
+    }
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,15 @@
+//! Attention on quantized tiles.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`schedule`] | which queries a CTA takes, and which keys they see |
+//! | [`mask`] | which scores of a register tile count |
+//! | [`softmax`] | probabilities from scores, without knowing the row maximum |
+//! | [`epilogue`] | the output's way to memory |
+//! | [`hopper`] | the kernel for compute capability 9.0 |
+
+pub mod epilogue;
+pub mod hopper;
+pub mod mask;
+pub mod schedule;
+pub mod softmax;

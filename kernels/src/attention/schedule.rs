@@ -1,0 +1,101 @@
+//! Work items: 192 queries of one head.
+
+use core::num::NonZeroU32;
+
+use sage_layout::params::AttentionParams;
+use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS, query_ctas};
+use sage_layout::visibility::visible_keys;
+use simt::thread;
+
+use crate::quantize::query_key::key_head_of;
+
+/// One CTA's work on one head.
+#[derive(Clone, Copy)]
+pub struct WorkItem {
+    /// Index over batches and query heads.
+    pub head: u32,
+    /// Index over batches and key heads.
+    pub key_head: u32,
+    /// First of the item's queries.
+    pub first_query: u32,
+}
+
+impl WorkItem {
+    /// The item of an index. A head's items follow each other, so that its keys stay in the L2 cache, and its last
+    /// queries come first: under a causal mask they see the most keys.
+    #[inline(always)]
+    fn nth(params: &AttentionParams, index: u32) -> Self {
+        let ctas = query_ctas(params.output.tokens);
+        // there is at least one query
+        let ctas = NonZeroU32::new(ctas).unwrap_or(NonZeroU32::MIN);
+        let head = index / ctas;
+        Self {
+            head,
+            key_head: key_head_of(head, params.heads_per_key_head),
+            first_query: (ctas.get() - 1 - index % ctas) * CTA_QUERIES,
+        }
+    }
+
+    /// Key tiles that the first `queries` of the item see any key of.
+    #[inline(always)]
+    fn key_tiles_of(&self, params: &AttentionParams, queries: u32) -> u32 {
+        let end = self.first_query + queries;
+        let end = if end < params.output.tokens { end } else { params.output.tokens };
+        visible_keys(end - 1, params.diagonal, params.key_len).div_ceil(KEY_TILE)
+    }
+
+    /// Key tiles that the item needs.
+    #[inline(always)]
+    pub fn key_tiles(&self, params: &AttentionParams) -> u32 {
+        self.key_tiles_of(params, CTA_QUERIES)
+    }
+
+    /// The part of the item's key tiles that one of its warpgroups needs.
+    #[inline(always)]
+    pub fn warpgroup_key_tiles(&self, params: &AttentionParams, warpgroup: u32) -> KeyTiles {
+        let row = self.first_query + warpgroup * WARPGROUP_ROWS;
+        if row >= params.output.tokens {
+            return KeyTiles { whole: 0, all: 0 };
+        }
+        KeyTiles {
+            whole: visible_keys(row, params.diagonal, params.key_len) / KEY_TILE,
+            all: self.key_tiles_of(params, (warpgroup + 1) * WARPGROUP_ROWS),
+        }
+    }
+}
+
+/// Key tiles of a warpgroup's queries.
+#[derive(Clone, Copy)]
+pub struct KeyTiles {
+    /// The first tiles that every query sees whole.
+    pub whole: u32,
+    /// Tiles that any query sees anything of.
+    pub all: u32,
+}
+
+/// This CTA's items: one of every round of as many items as there are CTAs.
+///
+/// Every other round is dealt out backwards. Under a causal mask a head's items shrink in order, and a CTA that always
+/// took the same place of a round could get the long ones of every head.
+#[inline(always)]
+pub fn items(params: &AttentionParams) -> impl Iterator<Item = WorkItem> {
+    Items { params, round: 0 }
+}
+
+struct Items<'a> {
+    params: &'a AttentionParams,
+    round: u32,
+}
+
+impl Iterator for Items<'_> {
+    type Item = WorkItem;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<WorkItem> {
+        let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
+        let place = if self.round % 2 == 0 { cta } else { ctas - 1 - cta };
+        let index = self.round * ctas + place;
+        self.round += 1;
+        (index < self.params.items).then(|| WorkItem::nth(self.params, index))
+    }
+}

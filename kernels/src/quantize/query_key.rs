@@ -1,0 +1,216 @@
+//! Queries and keys to INT8 tiles (SageAttention2, section 3.2; groups: `sage_layout::scale`).
+//!
+//! A block takes one tile. Its threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
+//! tile, so that a thread's tokens are all equal modulo 8, as the finest quantization groups are.
+
+use sage_layout::params::{QuantizeKeyParams, QuantizeQueryParams};
+use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
+use sage_layout::statistics::TOKEN_LANES;
+use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries};
+use sage_layout::{swizzle, tile};
+use simt::{convert, global, shared, thread, warp};
+
+use super::{CHUNK, Head, load_f32_chunk};
+use crate::element::Element;
+
+/// Tokens of a query tile that a thread holds.
+const QUERIES: usize = (WARPGROUP_ROWS / TOKEN_LANES) as usize;
+/// Tokens of a key tile that a thread holds.
+const KEYS: usize = (KEY_TILE / TOKEN_LANES) as usize;
+
+const PER_BLOCK: u32 = Granularity::PerBlock as u32;
+const PER_THREAD: u32 = Granularity::PerThread as u32;
+
+/// Largest absolute value.
+#[inline(always)]
+fn amax(values: &[f32; CHUNK]) -> f32 {
+    let mut result = 0.0f32;
+    for value in values {
+        result = result.max(value.abs());
+    }
+    result
+}
+
+/// Combines `value` over the threads of a row, in the order of `sage_layout::params::QuantizeQueryParams`.
+#[inline(always)]
+fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut distance = 1;
+    while distance < HEAD_DIM / CHUNK as u32 {
+        value = combine(value, warp::shuffle_xor(value, distance));
+        distance *= 2;
+    }
+    value
+}
+
+/// Writes eight codes of `row` into a tile.
+///
+/// # Safety
+///
+/// `tile` must be a writable tile of rows of `HEAD_DIM` bytes, and the chunk this thread's own.
+#[inline(always)]
+unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, values: &[f32; CHUNK], inverse: f32) {
+    let mut words = [0u32; 2];
+    for (index, value) in values.iter().enumerate() {
+        let code = convert::i32_round_even(value * inverse) as u32 & 0xff;
+        words[index / 4] |= code << (8 * (index % 4));
+    }
+    let offset = swizzle::offset(row, chunk * CHUNK as u32, HEAD_DIM);
+    // SAFETY: forwarded contract; the offset is a multiple of 8 within the tile.
+    unsafe { global::store_u32x2(tile + offset as u64, words) }
+}
+
+/// One query tile of one head.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQueryParams) {
+    let input = &params.input;
+    let head = Head::of_block(input);
+    let tile = thread::block_idx_x();
+    let threads_per_row = HEAD_DIM / CHUNK as u32;
+    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
+    let padded = padded_queries(input.tokens);
+    let tile_index = head.index * (padded / WARPGROUP_ROWS) as u64 + tile as u64;
+
+    let mut rows = [[0.0; CHUNK]; QUERIES];
+    for (index, row) in rows.iter_mut().enumerate() {
+        let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
+        // SAFETY: the input is readable.
+        *row = unsafe { head.load_chunk::<E>(input, token, chunk) };
+    }
+
+    // shared memory: [warp of the attention kernel][row of the warp]
+    let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
+    for (index, row) in rows.iter().enumerate() {
+        let largest = reduce_row::<HEAD_DIM>(amax(row), f32::max);
+        if chunk == 0 {
+            // SAFETY: the place is this row's own, within the launch's shared memory.
+            unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
+        }
+    }
+    thread::sync_threads();
+
+    if params.log_sum_exp_shift != 0 {
+        let key_head = key_head_of(head.index as u32, params.heads_per_key_head) as u64;
+        // SAFETY: the mean holds a row for each key head, the shift one element for each padded query.
+        unsafe {
+            let mean =
+                load_f32_chunk(params.key_mean + 4 * (key_head * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64));
+            for (index, row) in rows.iter().enumerate() {
+                let mut product = 0.0;
+                for channel in 0..CHUNK {
+                    product += row[channel] * mean[channel];
+                }
+                let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
+                if chunk == 0 {
+                    let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
+                    let at = params.log_sum_exp_shift + 4 * (head.index * padded as u64 + token as u64);
+                    global::store_f32(at, product * params.softmax_scale);
+                }
+            }
+        }
+    }
+
+    let codes = params.codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
+    for (index, row) in rows.iter().enumerate() {
+        let index = index as u32;
+        // SAFETY: all rows' maxima were written before the barrier.
+        let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
+        let mut largest = load(index, lane % 8).max(load(index, lane % 8 + 8));
+        if params.granularity != PER_THREAD {
+            for row in 0..WARP_ROWS {
+                largest = largest.max(load(index, row));
+            }
+        }
+        if params.granularity == PER_BLOCK {
+            for place in 0..WARPGROUP_ROWS {
+                largest = largest.max(load(place / WARP_ROWS, place % WARP_ROWS));
+            }
+        }
+        let (scale, inverse) = int8_scale(largest);
+        // SAFETY: the outputs hold this tile's codes and scales.
+        unsafe {
+            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, row, inverse);
+            if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
+                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (index * QUERY_SCALES_PER_WARP + lane) as u64;
+                global::store_f32(params.scales + 4 * at, scale * params.score_scale);
+            }
+        }
+    }
+}
+
+/// The key head, over all batches, that query head `head` reads.
+#[inline(always)]
+pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
+    // the host never passes 0
+    match core::num::NonZeroU32::new(heads_per_key_head) {
+        Some(group) => head / group,
+        None => 0,
+    }
+}
+
+/// One key tile of one head.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKeyParams) {
+    let input = &params.input;
+    let head = Head::of_block(input);
+    let tile = thread::block_idx_x();
+    let threads_per_row = HEAD_DIM / CHUNK as u32;
+    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
+    let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
+
+    let mut mean = [0.0; CHUNK];
+    if params.mean != 0 {
+        // SAFETY: the mean holds a row for each head.
+        mean =
+            unsafe { load_f32_chunk(params.mean + 4 * (head.index * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64)) };
+    }
+    let mut rows = [[0.0; CHUNK]; KEYS];
+    let mut largest = 0.0f32;
+    for (index, row) in rows.iter_mut().enumerate() {
+        let token = tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
+        // SAFETY: the input is readable.
+        *row = unsafe { head.load_chunk::<E>(input, token, chunk) };
+        for channel in 0..CHUNK {
+            // what pads the tile stays zero
+            row[channel] = if token < input.tokens { row[channel] - mean[channel] } else { 0.0 };
+        }
+        largest = largest.max(amax(row));
+    }
+
+    let largest = reduce_row::<HEAD_DIM>(largest, f32::max);
+    let lane_amax = |lane: u32| shared::dynamic() + 4 * lane;
+    if chunk == 0 {
+        // SAFETY: the place is this row of threads' own, within the launch's shared memory.
+        unsafe { shared::store_f32(lane_amax(lane), largest) };
+    }
+    thread::sync_threads();
+
+    // SAFETY: all lanes' maxima were written before the barrier.
+    let load = |lane: u32| unsafe { shared::load_f32(lane_amax(lane)) };
+    let first = lane % 8 / 2 * 2;
+    let mut largest = load(first).max(load(first + 1)).max(load(first + 8)).max(load(first + 9));
+    if params.granularity != PER_THREAD {
+        for lane in 0..TOKEN_LANES {
+            largest = largest.max(load(lane));
+        }
+    }
+    let (scale, inverse) = int8_scale(largest);
+    let codes = params.codes + tile_index * tile::key_tile_bytes(HEAD_DIM) as u64;
+    // SAFETY: the outputs hold this tile's codes and scales.
+    unsafe {
+        for (index, row) in rows.iter().enumerate() {
+            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, row, inverse);
+        }
+        if chunk == 0 && lane < 8 && lane % 2 == 0 {
+            let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;
+            global::store_f32(params.scales + 4 * at, scale);
+        }
+    }
+}
