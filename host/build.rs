@@ -1,7 +1,7 @@
 //! Embeds the compiled kernels: writes the table that `src/gpu/module.rs` includes.
 //!
 //! `cargo xtask build-ptx` leaves `<architecture>/<symbol>.ptx`, and `.cubin` beside it, in `target/ptx`;
-//! `SAGE_PTX_DIR` names another folder. What is not there is left out, and the library says so when it is asked for.
+//! `SAGE_PTX_DIR` names another folder, from the workspace's root. What is not there is left out, and the library says so when it is asked for.
 
 use sage_layout::kernel::{Architecture, Kernel};
 use std::fmt::Write;
@@ -42,12 +42,13 @@ fn main() {
 /// Where the kernels are. The default folder is made if need be, because cargo takes a missing one for changed and would
 /// build everything anew each time.
 fn kernel_folder() -> PathBuf {
-    if let Some(folder) = env::var_os("SAGE_PTX_DIR") {
-        let folder = fs::canonicalize(&folder);
-        return folder.expect("SAGE_PTX_DIR must name a folder that exists, as `cargo xtask build-ptx --out` makes it");
-    }
     let host = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let workspace = host.parent().unwrap_or(Path::new("/"));
+    if let Some(folder) = env::var_os("SAGE_PTX_DIR") {
+        let folder = workspace.join(folder);
+        assert!(folder.is_dir(), "SAGE_PTX_DIR is {}; it must be a folder, as build-ptx makes it", folder.display());
+        return folder;
+    }
     let folder = workspace.join("target").join("ptx");
     if workspace.join("kernels").is_dir() {
         // A folder that can't be made costs a rebuild, nothing else.

@@ -83,10 +83,21 @@ pub struct Inputs<T> {
 }
 
 impl<T: Element> Inputs<T> {
-    /// Normal queries, keys and values with an offset by channel on keys (as real models have) and values.
+    /// Normal queries, keys and values, with an offset by channel on keys (as real models have) and a smaller one on
+    /// values.
     pub fn random(problem: &AttentionProblem, seed: u64) -> Self {
+        Self::with_offsets(problem, seed, [2.0, 0.5])
+    }
+
+    /// Normal queries, keys and values, with an offset by channel on keys alone: the inputs of the accuracy figures.
+    pub fn normal(problem: &AttentionProblem, seed: u64) -> Self {
+        Self::with_offsets(problem, seed, [2.0, 0.0])
+    }
+
+    fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);
-        let offsets: Vec<[f32; 2]> = (0..128).map(|_| [2.0 * random.normal(), 0.5 * random.normal()]).collect();
+        let offsets: Vec<[f32; 2]> =
+            (0..128).map(|_| [of_keys * random.normal(), of_values * random.normal()]).collect();
         Self {
             query: tensor(problem.query_strides, query_shape(problem), |_| random.normal()),
             key: tensor(problem.key_strides, key_shape(problem), |[.., channel]| random.normal() + offsets[channel][0]),

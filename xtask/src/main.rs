@@ -1,2 +1,93 @@
-//! The project's verbs: `cargo xtask <verb>`.
-fn main() {}
+//! The project's verbs: `cargo xtask <verb>`. One file a verb; `docs/architecture.md` says how they fit together.
+
+mod bench;
+mod build_ptx;
+mod bundle;
+mod check_ptx;
+mod cuda_tools;
+mod demo;
+mod device_compiler;
+mod doctor;
+mod gpu;
+mod process;
+mod project;
+mod ptx;
+mod ptxas;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Everything that is done with this project, from a fresh checkout on.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+// The doc comments below are what `--help` prints.
+#[derive(Subcommand)]
+enum Verb {
+    /// Find or install what the GPU kernels need: a device compiler, and ptxas with its companions
+    ///
+    /// The device compiler is Debian's rustc-web with rust-web-src (when root, by apt-get), else a rustup nightly with
+    /// rust-src. The CUDA tools come as Python wheels, by pip, into .tools/ in this checkout. No GPU and no CUDA
+    /// installation is needed. What is there already is left alone.
+    ///
+    /// SAGE_DEVICE_RUSTC names a rustc to use instead; SAGE_CUDA_TOOLS a folder with ptxas, cuobjdump and nvdisasm.
+    Setup,
+    /// Say for each part where it was found, its version, and what to do if it is missing
+    Doctor,
+    /// Compile the kernels to PTX, one module each, and assemble them
+    BuildPtx(build_ptx::Arguments),
+    /// Build the kernels, then check each against the kernel table: budgets, barriers, launch bounds, no panics
+    CheckPtx(build_ptx::Arguments),
+    /// Set up, build, and run attention on real tensors: on the GPU if there is one, else on the CPU
+    Demo(demo::Arguments),
+    /// Set up, build and check the kernels, and run every test
+    ///
+    /// Where there is no GPU, the GPU tests say that they were skipped; with SAGE_REQUIRE_GPU=1 they fail instead.
+    Test(test::Arguments),
+    /// Set up, build the kernels, and run the benchmarks
+    Bench(bench::Arguments),
+    /// Make a folder that runs demo, tests and benchmarks on a machine that has no Rust
+    Bundle(bundle::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(CommandLine::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Setup => setup::run(),
+        Verb::Doctor => doctor::run(),
+        Verb::BuildPtx(arguments) => build_ptx::run(&arguments),
+        Verb::CheckPtx(arguments) => check_ptx::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Bundle(arguments) => bundle::run(&arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CommandLine;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

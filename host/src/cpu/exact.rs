@@ -13,7 +13,7 @@ use crate::plan::Resolved;
 const ROWS: usize = simd::ROWS;
 const TILE: usize = KEY_TILE as usize;
 
-/// What [`exact`] returns.
+/// Exact attention's result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExactOutput {
     /// `[batch, query_heads, query_len, head_dim]`, contiguous.

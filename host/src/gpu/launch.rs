@@ -240,14 +240,16 @@ impl Call<'_> {
                 let mean = self.address_if(workspace.key_mean);
                 self.launch(key_mean, key_heads, &KeyMeanParams { sum, mean, tokens: key.tokens, reserved: 0 })?;
             }
-            let value_mean = self.address(workspace.value_mean);
+            let sum = self.address(workspace.value_sum);
             let (min, max) = (self.address(workspace.value_min), self.address(workspace.value_max));
-            let statistics = ChannelStatisticsParams { input: value, sum: value_mean, min, max };
+            let statistics = ChannelStatisticsParams { input: value, sum, min, max };
             self.launch(kernels.statistics, grid(segments, &value), &statistics)?;
+            let value_mean = self.address(workspace.value_mean);
             let value_scale = ValueScaleParams {
-                mean: value_mean,
+                sum,
                 min,
                 max,
+                mean: value_mean,
                 mean_codes: self.address(workspace.value_mean_codes),
                 scale: self.address(workspace.value_scale),
                 tokens: value.tokens,

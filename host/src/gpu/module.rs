@@ -56,10 +56,13 @@ pub(super) fn load(architecture: Architecture, kernel: Kernel) -> Result<Functio
     let _span = tracing::debug_span!("load_kernel", symbol = kernel.symbol()).entered();
     let start = Instant::now();
     let image = image(architecture, kernel)?;
-    let (module, source) = match image.cubin.map(|cubin| load_image(&cubin.0)) {
-        Some(Ok(module)) => (module, "cubin"),
-        // A machine code file is for one compute capability; from PTX the driver compiles for any later one.
-        None | Some(Err(_)) => (load_image(image.ptx.as_bytes())?, "ptx"),
+    // A cubin is for one compute capability; from PTX the driver compiles for any later one.
+    let from_cubin = image.cubin.and_then(|cubin| {
+        load_image(&cubin.0).inspect_err(|error| tracing::debug!(%error, "the driver does not take the cubin")).ok()
+    });
+    let (module, source) = match from_cubin {
+        Some(module) => (module, "cubin"),
+        None => (load_image(image.ptx.as_bytes())?, "ptx"),
     };
     tracing::debug!(source, elapsed = ?start.elapsed(), "kernel loaded");
 

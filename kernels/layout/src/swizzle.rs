@@ -27,7 +27,7 @@ pub const fn phase(row: u32, row_bytes: u32) -> u32 {
 
 /// Byte offset in its tile of byte `column` of `row`.
 pub const fn offset(row: u32, column: u32, row_bytes: u32) -> u32 {
-    let chunk = column / CHUNK_BYTES ^ phase(row, row_bytes);
+    let chunk = (column / CHUNK_BYTES) ^ phase(row, row_bytes);
     row * row_bytes + chunk * CHUNK_BYTES + column % CHUNK_BYTES
 }
 
@@ -35,7 +35,7 @@ pub const fn offset(row: u32, column: u32, row_bytes: u32) -> u32 {
 pub const fn position(offset: u32, row_bytes: u32) -> (u32, u32) {
     let row = offset / row_bytes;
     let within = offset % row_bytes;
-    let chunk = within / CHUNK_BYTES ^ phase(row, row_bytes);
+    let chunk = (within / CHUNK_BYTES) ^ phase(row, row_bytes);
     (row, chunk * CHUNK_BYTES + within % CHUNK_BYTES)
 }
 

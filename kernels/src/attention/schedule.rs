@@ -13,9 +13,9 @@ use crate::quantize::query_key::key_head_of;
 #[derive(Clone, Copy)]
 pub struct WorkItem {
     /// Index over batches and query heads.
-    pub head: u64,
+    pub head: u32,
     /// Index over batches and key heads.
-    pub key_head: u64,
+    pub key_head: u32,
     /// First of the item's queries.
     pub first_query: u32,
 }
@@ -28,7 +28,7 @@ impl WorkItem {
         let ctas = query_ctas(params.output.tokens);
         // there is at least one query
         let ctas = NonZeroU32::new(ctas).unwrap_or(NonZeroU32::MIN);
-        let head = (index / ctas) as u64;
+        let head = index / ctas;
         Self {
             head,
             key_head: key_head_of(head, params.heads_per_key_head),
@@ -73,15 +73,18 @@ pub struct KeyTiles {
     pub all: u32,
 }
 
-/// This CTA's items.
+/// This CTA's items: one of every round of as many items as there are CTAs.
+///
+/// Every other round is dealt out backwards. Under a causal mask a head's items shrink in order, and a CTA that always
+/// took the same place of a round could get the long ones of every head.
 #[inline(always)]
 pub fn items(params: &AttentionParams) -> impl Iterator<Item = WorkItem> {
-    Items { params, next: thread::block_idx_x() }
+    Items { params, round: 0 }
 }
 
 struct Items<'a> {
     params: &'a AttentionParams,
-    next: u32,
+    round: u32,
 }
 
 impl Iterator for Items<'_> {
@@ -89,8 +92,10 @@ impl Iterator for Items<'_> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<WorkItem> {
-        let index = self.next;
-        self.next += thread::grid_dim_x();
+        let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
+        let place = if self.round % 2 == 0 { cta } else { ctas - 1 - cta };
+        let index = self.round * ctas + place;
+        self.round += 1;
         (index < self.params.items).then(|| WorkItem::nth(self.params, index))
     }
 }

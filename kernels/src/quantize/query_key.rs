@@ -93,7 +93,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     thread::sync_threads();
 
     if params.log_sum_exp_shift != 0 {
-        let key_head = key_head_of(head.index, params.heads_per_key_head);
+        let key_head = key_head_of(head.index as u32, params.heads_per_key_head) as u64;
         // SAFETY: the mean holds a row for each key head, the shift one element for each padded query.
         unsafe {
             let mean =
@@ -143,10 +143,10 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
 
 /// The key head, over all batches, that query head `head` reads.
 #[inline(always)]
-pub fn key_head_of(head: u64, heads_per_key_head: u32) -> u64 {
+pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
     // the host never passes 0
     match core::num::NonZeroU32::new(heads_per_key_head) {
-        Some(group) => (head as u32 / group) as u64,
+        Some(group) => head / group,
         None => 0,
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::{DTYPES, with_lse};
 use half::f16;
+use sage_tests::data::{Layer, whisper};
 use sage_tests::error::Accuracy;
 use sage_tests::gpu::{attend, gpu};
 use sage_tests::tensor::{Inputs, Random, key_shape, query_shape, tensor};
-use sageattention::{AttentionProblem, Gpu, TensorLayout};
+use sageattention::{AttentionOptions, AttentionProblem, Gpu, Mask, QuantGranularity, TensorLayout};
 
 /// Relative L1 distance from exact attention, of standard normal queries and keys and values that `value` makes of
 /// normal numbers and the token.
@@ -32,21 +33,41 @@ fn relative_l1(gpu: &'static Gpu, head_dim: usize, key_len: usize, value: impl F
 #[test]
 fn normal_values() {
     let Some(gpu) = gpu() else { return };
-    for head_dim in [64, 128] {
+    for (head_dim, bound) in [(64, 0.041), (128, 0.0395)] {
         for key_len in [1536, 16384] {
             let error = relative_l1(gpu, head_dim, key_len, |normal, _| normal);
-            assert!(error <= 0.0395, "head_dim {head_dim}, key_len {key_len}: {error}");
+            assert!(error <= bound, "head_dim {head_dim}, key_len {key_len}: {error}");
         }
     }
 }
 
-/// Values that share a mean, or whose mean drifts along the keys, are where plain FP8 sums lose most.
+/// Values that share a mean, or whose mean drifts along the keys, are where plain FP8 sums lose most. Smoothed, their
+/// error is that of the normal part, over a much larger output.
 #[test]
 fn values_with_a_mean() {
     let Some(gpu) = gpu() else { return };
     for key_len in [1536, 16384] {
         let constant = relative_l1(gpu, 128, key_len, |normal, _| normal + 2.0);
         let drifting = relative_l1(gpu, 128, key_len, |normal, token| normal + 4.0 * token as f32 / key_len as f32);
-        assert!(constant <= 0.0395 && drifting <= 0.0395, "key_len {key_len}: {constant}, {drifting}");
+        assert!(constant <= 0.002 && drifting <= 0.002, "key_len {key_len}: {constant}, {drifting}");
+    }
+}
+
+/// As near exact attention as the CPU engine, on what trained models compute.
+#[test]
+fn real_data() {
+    let Some(gpu) = gpu() else { return };
+    for name in ["encoder", "cross", "causal"] {
+        let Layer { problem, inputs, .. } = whisper(name);
+        let mask = if name == "causal" { Mask::Causal } else { Mask::None };
+        for granularity in QuantGranularity::ALL {
+            let options = AttentionOptions { mask, granularity, ..with_lse() };
+            let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
+            let [gpu, cpu] =
+                [attend(gpu, &problem, &options, &inputs), sage_tests::tensor::attend(&problem, &options, &inputs)]
+                    .map(|result| Accuracy::of(result.output, &exact.output));
+            println!("{name}, {granularity:?}: {gpu:?}; CPU {cpu:?}");
+            assert!(gpu.relative_l1 <= 1.05 * cpu.relative_l1, "{name}, {granularity:?}: {gpu:?}, CPU {cpu:?}");
+        }
     }
 }

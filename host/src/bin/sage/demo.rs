@@ -166,7 +166,7 @@ impl Sample {
             format!("{:.6}", accuracy.cosine),
             format!("{:.5}", accuracy.relative_l1),
             format!("{:.2e}", accuracy.rmse),
-            format!("{:.1} µs", time.as_secs_f64() * 1e6),
+            format!("{:.3} ms", time.as_secs_f64() * 1e3),
         ])
     }
 }

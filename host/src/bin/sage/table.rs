@@ -13,7 +13,7 @@ pub enum Column {
 
 /// Writes rows of cells below the columns' titles, each column as wide as its widest cell.
 pub fn write<const N: usize>(out: &mut impl Write, columns: [Column; N], rows: &[[String; N]]) -> io::Result<()> {
-    let titles = columns.map(|Column::Left(title)| Column::Right(title) | title.to_owned());
+    let titles = columns.map(|(Column::Left(title) | Column::Right(title))| title.to_owned());
     let width = |column: usize| {
         let cells = rows.iter().chain([&titles]).map(|row| row[column].chars().count());
         cells.max().unwrap_or(0)

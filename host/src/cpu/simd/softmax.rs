@@ -19,13 +19,11 @@ pub(super) fn scores(
         *score = *dot as f32 * (query_scale * key_scale);
     }
     scores[visible.min(TILE)..].fill(f32::NEG_INFINITY);
-    let mut max = [f32::NEG_INFINITY; LANES];
-    for chunk in scores.chunks_exact(LANES) {
-        for (max, &score) in max.iter_mut().zip(chunk) {
-            *max = if score > *max { score } else { *max };
-        }
-    }
-    max.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    let largest = |a: f32, b: f32| if a > b { a } else { b };
+    let max: [f32; TILE / 2] = std::array::from_fn(|lane| largest(scores[lane], scores[lane + TILE / 2]));
+    let max: [f32; TILE / 4] = std::array::from_fn(|lane| largest(max[lane], max[lane + TILE / 4]));
+    let max: [f32; TILE / 8] = std::array::from_fn(|lane| largest(max[lane], max[lane + TILE / 8]));
+    max.into_iter().fold(f32::NEG_INFINITY, largest)
 }
 
 #[inline(always)]

@@ -124,11 +124,11 @@ where
         let tile_row = item.first_query + self.warpgroup * WARPGROUP_ROWS;
         let first_row = tile_row + warp * WARP_ROWS;
         let query_tile =
-            (item.head * padded_queries(params.output.tokens) as u64 + tile_row as u64) / WARPGROUP_ROWS as u64;
+            (item.head as u64 * padded_queries(params.output.tokens) as u64 + tile_row as u64) / WARPGROUP_ROWS as u64;
         let query_scale =
             query_tile * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
         let key_scale =
-            item.key_head * (key_tiles(params.key_len) * KEY_SCALES_PER_TILE) as u64 + (self.lane % 4) as u64;
+            item.key_head as u64 * (key_tiles(params.key_len) * KEY_SCALES_PER_TILE) as u64 + (self.lane % 4) as u64;
 
         // SAFETY (whole function): shared memory is read after the signal that it is full and before the signal that it
         // is empty; regions are the lane's own; registers in flight are settled before use.
@@ -314,8 +314,8 @@ where
 
     /// Empties the segment into the f32 sums, and puts its value mean back.
     #[inline(always)]
-    unsafe fn flush(&self, state: &mut State<REGISTERS>, key_head: u64, segment: u32) {
-        let means = key_head * segments(self.params.key_len) as u64 + segment as u64;
+    unsafe fn flush(&self, state: &mut State<REGISTERS>, key_head: u32, segment: u32) {
+        let means = key_head as u64 * segments(self.params.key_len) as u64 + segment as u64;
         let means = self.params.value_mean_codes + 4 * (means * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
         // SAFETY: the lane's own region; means hold a row for each segment of each key head.
         unsafe {
@@ -352,7 +352,8 @@ where
         if first_row >= params.output.tokens {
             return;
         }
-        let scales = params.value_scale + 4 * (item.key_head * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
+        let scales =
+            params.value_scale + 4 * (item.key_head as u64 * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
             let row_sum = [0, 1].map(|row| if any_keys { shared::load_f32(self.finished_row_sum(row)) } else { 0.0 });
@@ -369,7 +370,7 @@ where
             warp::sync_warp();
             let heads = params.output.heads;
             let (batch, head) = match core::num::NonZeroU32::new(heads) {
-                Some(heads) => (item.head as u32 / heads, item.head as u32 % heads),
+                Some(heads) => (item.head / heads, item.head % heads),
                 None => (0, 0),
             };
             let buffer = self.region - 4 * self.lane;
@@ -383,10 +384,10 @@ where
                         let mut log_sum_exp = state.softmax.log_sum_exp(row, row_sum[row]);
                         if params.log_sum_exp_shift != 0 {
                             let padded = padded_queries(params.output.tokens) as u64;
-                            let at = params.log_sum_exp_shift + 4 * (item.head * padded + query as u64);
+                            let at = params.log_sum_exp_shift + 4 * (item.head as u64 * padded + query as u64);
                             log_sum_exp += global::load_f32(at);
                         }
-                        let at = item.head * params.output.tokens as u64 + query as u64;
+                        let at = item.head as u64 * params.output.tokens as u64 + query as u64;
                         global::store_f32(params.log_sum_exp + 4 * at, log_sum_exp);
                     }
                 }

@@ -1,5 +1,7 @@
 //! The producer: one thread that keeps the ring of tiles full.
 
+use core::cmp::min;
+
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{
@@ -29,41 +31,36 @@ pub unsafe fn produce<const REGISTERS: usize>(params: &AttentionParams, base: u3
 
     for item in schedule::items(params) {
         let tiles = item.key_tiles(params);
-        let first_tile = item.key_head * key_tiles(params.key_len) as u64 * key_bytes as u64;
-        let padded = padded_queries(params.output.tokens) as u64;
-        let first_query = (item.head * padded + item.first_query as u64) * head_dim as u64;
-
-        // SAFETY: a slot is copied into after all its readers released it (a fresh barrier counts as released: parity
-        // 1 is behind it), and the sources are whole tiles of the operands.
-        unsafe {
-            let mut load_tiles = |tile: u32| {
-                let (full, empty) = (Signal::TilesFull(position.stage), Signal::TilesEmpty(position.stage));
-                let full = signals.of(full);
-                signals.of(empty).wait(position.phase ^ 1);
-                full.arrive_expect_bytes(2 * key_bytes);
-                let source = first_tile + tile as u64 * key_bytes as u64;
-                let key = base + memory.key + position.stage * key_bytes;
-                let value = base + memory.value + position.stage * memory.value_stride;
-                bulk_to_shared(key, params.key + source, key_bytes, full);
-                bulk_to_shared(value, params.value + source, key_bytes, full);
-                position.advance();
-            };
-            let mut tile = 0;
-            while tile < tiles && tile < TILES_BEFORE_QUERY {
-                load_tiles(tile);
-                tile += 1;
-            }
-            for warpgroup in 0..CONSUMER_WARPGROUPS {
-                let full = signals.of(Signal::QueryFull(warpgroup));
-                signals.of(Signal::QueryEmpty(warpgroup)).wait(query_phase ^ 1);
-                full.arrive_expect_bytes(query_bytes);
-                let source = params.query + first_query + (warpgroup * query_bytes) as u64;
-                bulk_to_shared(base + memory.query + warpgroup * query_bytes, source, query_bytes, full);
-            }
-            query_phase ^= 1;
-            while tile < tiles {
-                load_tiles(tile);
-                tile += 1;
+        let query_turn = min(tiles, TILES_BEFORE_QUERY);
+        let mut source = item.key_head as u64 * key_tiles(params.key_len) as u64 * key_bytes as u64;
+        for turn in 0..=tiles {
+            // SAFETY: a place is copied into after all its readers released it (a fresh barrier counts as released:
+            // the phase before its first is over), and the sources are whole tiles of the operands.
+            unsafe {
+                if turn == query_turn {
+                    let padded = padded_queries(params.output.tokens) as u64;
+                    let mut source =
+                        params.query + (item.head as u64 * padded + item.first_query as u64) * head_dim as u64;
+                    for warpgroup in 0..CONSUMER_WARPGROUPS {
+                        let full = signals.of(Signal::QueryFull(warpgroup));
+                        signals.of(Signal::QueryEmpty(warpgroup)).wait(query_phase ^ 1);
+                        full.arrive_expect_bytes(query_bytes);
+                        bulk_to_shared(base + memory.query + warpgroup * query_bytes, source, query_bytes, full);
+                        source += query_bytes as u64;
+                    }
+                    query_phase ^= 1;
+                }
+                if turn < tiles {
+                    let full = signals.of(Signal::TilesFull(position.stage));
+                    signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
+                    full.arrive_expect_bytes(2 * key_bytes);
+                    let key = base + memory.key + position.stage * key_bytes;
+                    let value = base + memory.value + position.stage * memory.value_stride;
+                    bulk_to_shared(key, params.key + source, key_bytes, full);
+                    bulk_to_shared(value, params.value + source, key_bytes, full);
+                    source += key_bytes as u64;
+                    position.advance();
+                }
             }
         }
     }

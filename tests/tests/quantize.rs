@@ -1,0 +1,182 @@
+//! Codes and scales against slow models written from the definitions, and the GPU's buffers against the layout maps.
+
+use half::f16;
+use proptest::prelude::*;
+use sage_layout::round::{e4m3_from_f32, f32_from_e4m3};
+use sage_layout::scale::{self, int8_scale};
+use sage_layout::{swizzle, tile, token_order};
+use sage_tests::tensor::{Inputs, offset};
+use sageattention::{AttentionOptions, AttentionProblem, DType, QuantGranularity, TensorLayout, testing};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+
+    /// Of all codes the nearest, and of two equally near the even one.
+    #[test]
+    fn e4m3_is_the_nearest_code(bits: u32) {
+        let value = f32::from_bits(bits);
+        let code = e4m3_from_f32(value);
+        if value.is_nan() {
+            prop_assert_eq!(code, 0x7f);
+        } else {
+            prop_assert_eq!(code >> 7, u8::from(value.is_sign_negative()));
+            // differences from larger numbers than 1000 would round away
+            let magnitude = f64::from(value.abs().min(1000.0));
+            let distance = |code: u8| (f64::from(f32_from_e4m3(code)) - magnitude).abs();
+            let nearest = (0..0x7f).min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2))));
+            prop_assert_eq!(Some(code & 0x7f), nearest);
+        }
+    }
+
+    /// Codes are the nearest integers to the element over its scale, within what f32 arithmetic leaves open.
+    #[test]
+    fn int8_codes_are_the_nearest(elements in prop::collection::vec(-70000.0f32..70000.0, 1..40)) {
+        let amax = elements.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let (scale, inverse) = int8_scale(amax);
+        for element in elements {
+            let code = f64::from((element * inverse).round_ties_even());
+            prop_assert!(code.abs() <= 127.0);
+            let quotient = f64::from(element) / f64::from(scale);
+            prop_assert!((code - quotient).abs() <= 0.5 + 127.0 * 2f64.powi(-22), "{} {}", code, quotient);
+        }
+    }
+}
+
+const HEAD_DIM: usize = 72;
+const WIDTH: usize = 128;
+
+fn problem() -> AttentionProblem {
+    AttentionProblem::cross(TensorLayout::Nhd, DType::F16, [2, 4, 201, HEAD_DIM], [2, 1100])
+}
+
+#[test]
+fn groups_use_their_largest_magnitude() {
+    let problem = problem();
+    let inputs = Inputs::<f16>::random(&problem, 1);
+    for granularity in QuantGranularity::ALL {
+        for smooth_k in [true, false] {
+            let options = AttentionOptions { granularity, smooth_k, return_lse: true, ..Default::default() };
+            let quantized = testing::quantize(&problem, &options, inputs.slices());
+            assert_eq!(quantized.width, WIDTH);
+            let key_heads = problem.batch * problem.key_heads;
+            for head in 0..key_heads {
+                let at = |token: usize, channel: usize| {
+                    let index = [head / problem.key_heads, head % problem.key_heads, token, channel];
+                    let key = inputs.key[offset(problem.key_strides, index)].to_f32();
+                    key - if smooth_k { quantized.key_mean[head * WIDTH + channel] } else { 0.0 }
+                };
+                let tokens = tile::key_tiles(problem.key_len as u32) * tile::KEY_TILE;
+                let scales = &quantized.key_scales[(head as u32 * tokens / 32) as usize..];
+                let row_amax: Vec<f32> = (0..problem.key_len)
+                    .map(|token| (0..HEAD_DIM).fold(0.0f32, |max, channel| max.max(at(token, channel).abs())))
+                    .collect();
+                for token in 0..tokens {
+                    let amax = (0..problem.key_len as u32)
+                        .filter(|&other| scale::keys_share_scale(granularity, token, other))
+                        .fold(0.0f32, |max, other| max.max(row_amax[other as usize]));
+                    let (scale, inverse) = int8_scale(amax);
+                    assert_eq!(scales[scale::key_scale_index(token) as usize], scale);
+                    let codes = &quantized.key_codes[(head as u32 * tokens + token) as usize * WIDTH..][..WIDTH];
+                    for (channel, &code) in codes.iter().enumerate() {
+                        let real = (token as usize) < problem.key_len && channel < HEAD_DIM;
+                        let expected =
+                            if real { (at(token as usize, channel) * inverse).round_ties_even() as i8 } else { 0 };
+                        assert_eq!(code, expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn means_are_means() {
+    let problem = problem();
+    let inputs = Inputs::<f16>::random(&problem, 2);
+    let options = AttentionOptions { return_lse: true, ..Default::default() };
+    let quantized = testing::quantize(&problem, &options, inputs.slices());
+    let mean = |elements: &[f16], head: usize, channel: usize, tokens: std::ops::Range<usize>| {
+        let len = tokens.len() as f64;
+        let index = |token| [head / problem.key_heads, head % problem.key_heads, token, channel];
+        tokens.map(|token| elements[offset(problem.key_strides, index(token))].to_f64()).sum::<f64>() / len
+    };
+    for head in 0..problem.batch * problem.key_heads {
+        for channel in 0..HEAD_DIM {
+            let key_mean = f64::from(quantized.key_mean[head * WIDTH + channel]);
+            assert!((key_mean - mean(&inputs.key, head, channel, 0..problem.key_len)).abs() < 1e-5);
+            for (segment, tokens) in [0..1024, 1024..1100].into_iter().enumerate() {
+                let place = (head * 2 + segment) * WIDTH + channel;
+                let value_mean = quantized.value_means[place];
+                assert!((f64::from(value_mean) - mean(&inputs.value, head, channel, tokens)).abs() < 1e-5);
+                let code = quantized.value_mean_codes[place];
+                let scale = quantized.value_scales[head * WIDTH + channel];
+                assert!((code * scale - value_mean).abs() <= 1e-6 * value_mean.abs());
+            }
+        }
+        assert!(quantized.key_mean[head * WIDTH..][HEAD_DIM..WIDTH].iter().all(|&mean| mean == 0.0));
+    }
+    let padded = tile::padded_queries(problem.query_len as u32) as usize;
+    for head in 0..problem.batch * problem.query_heads {
+        for token in 0..padded {
+            let shift = f64::from(quantized.log_sum_exp_shift[head * padded + token]);
+            let key_head = head / 4 * 2 + head % 4 / 2;
+            let expected: f64 = (0..if token < problem.query_len { HEAD_DIM } else { 0 })
+                .map(|channel| {
+                    let query = inputs.query[offset(problem.query_strides, [head / 4, head % 4, token, channel])];
+                    query.to_f64() * f64::from(quantized.key_mean[key_head * WIDTH + channel])
+                })
+                .sum();
+            assert!((shift - expected / (HEAD_DIM as f64).sqrt()).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn buffers_follow_the_layout_maps() {
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 70, head_dim], [1, 200]);
+        let inputs = Inputs::<f16>::random(&problem, 3);
+        let quantized = testing::quantize(&problem, &AttentionOptions::default(), inputs.slices());
+        let width = head_dim as u32;
+        let expect = |bytes: &[u8], row_bytes: u32, rows: u32, code: &dyn Fn(usize, u32, u32) -> u8| {
+            for (place, &byte) in bytes.iter().enumerate() {
+                let tile_bytes = (rows * row_bytes) as usize;
+                let (row, column) = swizzle::position((place % tile_bytes) as u32, row_bytes);
+                assert_eq!(byte, code(place / tile_bytes, row, column), "byte {place}");
+            }
+        };
+        let query = quantized.query_tiles();
+        assert_eq!(query.len(), 2 * 192 * head_dim);
+        expect(&query, width, 64, &|tile, row, column| {
+            quantized.query_codes[(tile * 64 + row as usize) * head_dim + column as usize] as u8
+        });
+        let key = quantized.key_tiles();
+        assert_eq!(key.len(), 256 * head_dim);
+        expect(&key, width, 128, &|tile, row, column| {
+            quantized.key_codes[(tile * 128 + row as usize) * head_dim + column as usize] as u8
+        });
+        let value = quantized.value_tiles();
+        assert_eq!(value.len(), 256 * head_dim);
+        expect(&value, 128, width, &|tile, channel, position| {
+            let token = token_order::token_at(position) as usize;
+            quantized.value_codes[(tile * 128 + token) * head_dim + channel as usize]
+        });
+    }
+}
+
+/// Degenerate channels and groups give codes and scales that are numbers.
+#[test]
+fn zeros_and_constants_are_numbers() {
+    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 130, 64]);
+    for value in [0.0, -0.0, 6e-8, 1.0, -65504.0] {
+        let elements = vec![f16::from_f32(value); 130 * 64];
+        for smooth in [true, false] {
+            let options = AttentionOptions { smooth_k: smooth, smooth_v: smooth, ..Default::default() };
+            let quantized = testing::quantize(&problem, &options, [&elements, &elements, &elements]);
+            let scales = [&quantized.query_scales, &quantized.key_scales, &quantized.value_scales];
+            assert!(scales.into_iter().flatten().all(|scale| scale.is_finite() && *scale > 0.0));
+            assert!(quantized.value_mean_codes.iter().all(|code| code.is_finite()));
+            assert!(quantized.value_codes.iter().all(|&code| !f32_from_e4m3(code).is_nan()));
+        }
+    }
+}

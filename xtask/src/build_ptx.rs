@@ -1,0 +1,252 @@
+//! `cargo xtask build-ptx`: from Rust to one PTX module and one cubin a kernel.
+//!
+//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said. Files whose content stays are not
+//! touched, so the host library, which embeds them, is rebuilt only when a kernel changes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::{fs, thread};
+
+use anyhow::{Context, Result, bail, ensure};
+use sage_layout::kernel::{Architecture, Kernel};
+
+use crate::{cuda_tools, device_compiler, gpu, process, project, ptx, ptxas};
+
+/// Arguments of `build-ptx` and `check-ptx`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// GPU architectures, separated by commas (sm_90a); `all`; or `native`, this machine's GPU
+    #[arg(long, default_value = "all", value_delimiter = ',')]
+    pub arch: Vec<String>,
+    /// Folder for the modules; the library embeds what is in target/ptx, or in SAGE_PTX_DIR
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Disassemble too: a file KERNEL.sass beside each cubin
+    #[arg(long)]
+    pub sass: bool,
+}
+
+/// A kernel, compiled.
+#[derive(Default)]
+pub struct Built {
+    /// Its symbol, in the kernel table or not.
+    pub symbol: String,
+    /// Its module.
+    pub ptx: String,
+    /// ptxas's report.
+    pub report: String,
+    /// Where its cubin lies.
+    pub cubin: PathBuf,
+    /// Whether it was assembled now, or found from an earlier build.
+    pub assembled: bool,
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    build(arguments).map(drop)
+}
+
+/// Builds the kernels of every architecture for the host library to embed.
+pub fn for_the_library() -> Result<()> {
+    run(&Arguments::default())
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { arch: vec!["all".into()], out: None, sass: false }
+    }
+}
+
+/// Builds the kernels that the arguments ask for.
+pub fn build(arguments: &Arguments) -> Result<Vec<(Architecture, Vec<Built>)>> {
+    let compiler = device_compiler::find()?;
+    let ptxas = Ptxas { path: cuda_tools::PTXAS.find()?, version: cuda_tools::PTXAS.version()? };
+    let out = arguments.out.clone().unwrap_or_else(project::ptx_dir);
+    let manifest = project::root().join("kernels/Cargo.toml");
+
+    let mut all = Vec::new();
+    for architecture in architectures(&arguments.arch)? {
+        let folder = out.join(architecture.name());
+        let module = ptx::Module::parse(&compiler.compile(&manifest, architecture)?)?;
+        ensure!(
+            module.version_feature().as_deref() == Some(architecture.ptx_feature()),
+            "{}'s kernels are meant to be {}, the device compiler wrote {:?}",
+            architecture.name(),
+            architecture.ptx_feature(),
+            module.version_feature()
+        );
+        let modules = split(&module)?;
+        fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+        remove_others(&folder, &modules)?;
+        let built = in_parallel(&modules, |(symbol, text)| ptxas.assemble(architecture, &folder, symbol, text))?;
+        if arguments.sass {
+            in_parallel(&built, disassemble)?;
+        }
+        let assembled = built.iter().filter(|kernel| kernel.assembled).count();
+        println!(
+            "build-ptx: {}: {} kernels, {assembled} of them new, in {}",
+            architecture.name(),
+            built.len(),
+            project::display(&folder)
+        );
+        all.push((architecture, built));
+    }
+    Ok(all)
+}
+
+fn architectures(names: &[String]) -> Result<Vec<Architecture>> {
+    let known = || Architecture::ALL.map(Architecture::name).join(", ");
+    let mut chosen = Vec::new();
+    for name in names {
+        match name.as_str() {
+            "all" => chosen.extend(Architecture::ALL),
+            "native" => chosen.push(native()?),
+            _ => {
+                let found = Architecture::ALL.into_iter().find(|architecture| architecture.name() == name);
+                chosen
+                    .push(found.with_context(|| format!("no architecture `{name}`: take {}, all or native", known()))?);
+            }
+        }
+    }
+    let mut unique = Vec::new();
+    for architecture in chosen {
+        if !unique.contains(&architecture) {
+            unique.push(architecture);
+        }
+    }
+    Ok(unique)
+}
+
+fn native() -> Result<Architecture> {
+    let gpus = gpu::list().context("`native` needs a GPU and its driver")?;
+    let gpu = gpus.first().context("`native` needs a GPU")?;
+    let (major, minor) = gpu.compute_capability;
+    let found = Architecture::ALL.into_iter().find(|architecture| architecture.runs_on(major, minor));
+    found.with_context(|| format!("no kernels for {} (compute capability {major}.{minor})", gpu.name))
+}
+
+/// Symbol and module of each kernel. A kernel that the table doesn't know has no launch bounds; `check-ptx` tells.
+fn split(module: &ptx::Module) -> Result<Vec<(String, String)>> {
+    let mut modules = Vec::new();
+    for entry in module.entries() {
+        let alone = module.only(entry);
+        let row = Kernel::ALL.iter().find(|kernel| kernel.symbol() == entry.name);
+        let text = match row {
+            Some(kernel) => ptx::with_launch_bounds(&alone, kernel.threads(), kernel.min_blocks())
+                .with_context(|| format!("kernel {}", entry.name))?,
+            None => alone,
+        };
+        modules.push((entry.name.clone(), text));
+    }
+    Ok(modules)
+}
+
+struct Ptxas {
+    path: PathBuf,
+    version: String,
+}
+
+impl Ptxas {
+    /// Writes and assembles one module, unless the folder has it already from the same ptxas.
+    fn assemble(&self, architecture: Architecture, folder: &Path, symbol: &str, text: &str) -> Result<Built> {
+        let file = |extension: &str| folder.join(format!("{symbol}.{extension}"));
+        let [ptx, cubin, report] = ["ptx", "cubin", "txt"].map(file);
+        let stamp = format!("ptxas {}\n", self.version);
+        let is_current = || {
+            let same_text = fs::read_to_string(&ptx).is_ok_and(|old| old == text);
+            let old_report = fs::read_to_string(&report).ok().filter(|old| old.starts_with(&stamp));
+            old_report.filter(|_| same_text && cubin.is_file())
+        };
+        let built = |report, assembled| {
+            let (symbol, ptx, cubin) = (symbol.to_string(), text.to_string(), cubin.clone());
+            Built { symbol, ptx, report, cubin, assembled }
+        };
+        if let Some(report) = is_current() {
+            return Ok(built(report, false));
+        }
+        // The report is written last: a run that is cut off leaves none, and the next one starts again.
+        if report.exists() {
+            fs::remove_file(&report)?;
+        }
+        fs::write(&ptx, text)?;
+        let said = stamp + &ptxas::assemble(&self.path, architecture, &ptx, &cubin)?;
+        fs::write(&report, &said)?;
+        Ok(built(said, true))
+    }
+}
+
+/// Removes what earlier builds left of kernels that are no more.
+fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        let is_ours = path
+            .extension()
+            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass"].iter().any(|ours| extension == *ours));
+        let is_current = modules.iter().any(|(symbol, _)| path.file_stem().is_some_and(|stem| stem == symbol.as_str()));
+        if is_ours && !is_current {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn disassemble(kernel: &Built) -> Result<()> {
+    let nvdisasm = cuda_tools::NVDISASM.find()?;
+    let sass = process::read(Command::new(nvdisasm).arg("--print-code").arg(&kernel.cubin))?;
+    fs::write(kernel.cubin.with_extension("sass"), sass)?;
+    Ok(())
+}
+
+/// Does the work for every item, on all cores; results in the items' order. Reports every failure, not just the first.
+fn in_parallel<Item: Sync, Done: Send>(
+    items: &[Item],
+    work: impl Fn(&Item) -> Result<Done> + Sync,
+) -> Result<Vec<Done>> {
+    let next = Mutex::new(items.iter().enumerate());
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let Some((index, item)) = next.lock().expect("no worker panics while it holds the lock").next() else {
+                return done;
+            };
+            done.push((index, work(item)));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut results: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
+    });
+    results.sort_by_key(|(index, _)| *index);
+    let failures: Vec<_> =
+        results.iter().filter_map(|(_, result)| Some(format!("{:#}", result.as_ref().err()?))).collect();
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n\n"));
+    }
+    ensure!(results.len() == items.len(), "a worker lost an item");
+    Ok(results.into_iter().filter_map(|(_, result)| result.ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn architectures_are_chosen_by_name() {
+        let choose = |names: &[&str]| architectures(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(choose(&["all"]).unwrap(), Architecture::ALL);
+        assert_eq!(choose(&["sm_90a", "all"]).unwrap(), Architecture::ALL);
+        let error = choose(&["sm_30"]).unwrap_err().to_string();
+        assert!(error.contains("sm_30") && error.contains("sm_90a") && error.contains("native"), "{error}");
+    }
+
+    #[test]
+    fn every_result_and_every_failure_comes_back() {
+        let items: Vec<u32> = (0..100).collect();
+        assert_eq!(in_parallel(&items, |item| Ok(item * 2)).unwrap(), (0..200).step_by(2).collect::<Vec<_>>());
+        let odd = |item: &u32| if item.is_multiple_of(2) { Ok(()) } else { bail!("odd {item}") };
+        let error = in_parallel(&items[..6], odd).unwrap_err().to_string();
+        assert_eq!(error, "odd 1\n\nodd 3\n\nodd 5");
+    }
+}

@@ -1,0 +1,224 @@
+//! The device compiler: a rustc that turns the kernels into PTX.
+//!
+//! It is not the stable rustc that compiles the host. It needs LLVM 22 with the NVPTX backend, and the sources of
+//! `core` that belong to it, as `core` is compiled along with the kernels.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use sage_layout::kernel::Architecture;
+
+use crate::{process, project};
+
+const TARGET: &str = "nvptx64-nvidia-cuda";
+
+/// Older LLVMs don't know the instructions that the kernels use, or miscompile around barriers.
+const MINIMUM_LLVM: u32 = 22;
+
+/// Loops over register arrays must unroll whole: an array that is indexed by a variable lives in local memory.
+const UNROLL: [&str; 2] =
+    ["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-max-iteration-count-to-analyze=128"];
+
+/// Jump threading copies code into the branches before it. A barrier must not be copied: threads that take different
+/// branches would wait at different barriers, for ever. `core` has no barriers and keeps the pass: without it, iterators
+/// don't shrink enough for loops over them to unroll.
+const NO_JUMP_THREADING: [&str; 2] =
+    [r#"profile.device.rustflags=["-Zmir-enable-passes=-JumpThreading"]"#, "profile.device.package.core.rustflags=[]"];
+
+/// What to type where `setup` can't install a device compiler.
+pub const REMEDY: &str = "run `cargo xtask setup` (as root on Debian, or with rustup installed), \
+     or set SAGE_DEVICE_RUSTC to a rustc that has LLVM 22 and rust-src";
+
+/// A usable device compiler.
+pub struct DeviceCompiler {
+    /// Path of rustc.
+    pub rustc: PathBuf,
+    /// rustc's release and its LLVM's version.
+    pub version: String,
+    cargo: PathBuf,
+}
+
+/// A rustc that may be the device compiler.
+pub struct Candidate {
+    /// How it was found.
+    pub origin: String,
+    /// The compiler, or why it can't be used.
+    pub verdict: Result<DeviceCompiler>,
+}
+
+/// The first usable candidate.
+pub fn find() -> Result<DeviceCompiler> {
+    let candidates = candidates();
+    let reasons: Vec<_> = candidates
+        .iter()
+        .filter_map(|candidate| Some(format!("\n  {}: {:#}", candidate.origin, candidate.verdict.as_ref().err()?)))
+        .collect();
+    candidates
+        .into_iter()
+        .find_map(|candidate| candidate.verdict.ok())
+        .ok_or_else(|| anyhow!("no device compiler: {REMEDY}{}", reasons.concat()))
+}
+
+/// Every rustc that we know of, best first. `SAGE_DEVICE_RUSTC`, where it is set, is the only one.
+pub fn candidates() -> Vec<Candidate> {
+    if let Some(rustc) = env::var_os("SAGE_DEVICE_RUSTC") {
+        return vec![Candidate { origin: "SAGE_DEVICE_RUSTC".into(), verdict: examine(Path::new(&rustc), None) }];
+    }
+    let mut candidates = Vec::new();
+    for toolchain in rustup_nightlies() {
+        let origin = format!("rustup's {toolchain}");
+        let which = process::read(Command::new("rustup").args(["which", "--toolchain", &toolchain, "rustc"]));
+        let verdict = which.and_then(|rustc| examine(Path::new(rustc.trim()), Some(&toolchain)));
+        candidates.push(Candidate { origin, verdict });
+    }
+    let system = process::on_path("rustc").into_iter().chain([PathBuf::from("/usr/bin/rustc")]);
+    for rustc in
+        system.filter(|rustc| rustc.is_file()).filter_map(|rustc| sysroot(&rustc).ok()).collect::<BTreeSet<_>>()
+    {
+        let rustc = rustc.join("bin/rustc");
+        candidates.push(Candidate { origin: rustc.display().to_string(), verdict: examine(&rustc, None) });
+    }
+    candidates
+}
+
+/// Installs a device compiler: Debian's if we may, else rustup's nightly.
+pub fn install() -> Result<DeviceCompiler> {
+    if process::apt_is_usable() {
+        match process::apt_install(&["rustc-web", "rust-web-src"]).and_then(|()| find()) {
+            Ok(compiler) => return Ok(compiler),
+            Err(error) => eprintln!("setup: {error:#}"),
+        }
+    }
+    ensure!(!process::on_path("rustup").is_empty(), "no device compiler, and neither apt-get nor rustup: {REMEDY}");
+    println!("setup: rustup toolchain install nightly --component rust-src");
+    let arguments = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
+    process::run(Command::new("rustup").args(arguments))?;
+    find()
+}
+
+impl DeviceCompiler {
+    /// Compiles a library package to one PTX module.
+    ///
+    /// `manifest` is its `Cargo.toml`, whose workspace must have the profile `device`.
+    pub fn compile(&self, manifest: &Path, architecture: Architecture) -> Result<String> {
+        let target_dir = project::device_target_dir().join(architecture.name());
+        let package = manifest.parent().and_then(Path::file_name).context("a manifest lies in a folder")?;
+        fs::create_dir_all(&target_dir)?;
+        let ptx = target_dir.join(package).with_extension("ptx");
+        process::run(&mut self.command(manifest, architecture, &target_dir, &ptx))?;
+        fs::read_to_string(&ptx).with_context(|| {
+            format!("the device compiler left no {}: delete {} and try again", ptx.display(), target_dir.display())
+        })
+    }
+
+    /// The one command line that compiles for the device.
+    fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path, ptx: &Path) -> Command {
+        // LLVM takes the PTX version from the processor. Naming it would do no more than make rustc warn, for each crate,
+        // that the feature is unstable.
+        let processor = format!("-Ctarget-cpu={}", architecture.name());
+        let flags = [UNROLL[0], UNROLL[1], &processor].join("\x1f");
+
+        let mut command = Command::new(&self.cargo);
+        command
+            .current_dir(project::root())
+            .args(["rustc", "--lib", "--crate-type=cdylib", "--profile=device", "-Zbuild-std=core"])
+            .arg("-Zprofile-rustflags")
+            .args(NO_JUMP_THREADING.iter().flat_map(|setting| ["--config", setting]))
+            .arg(format!("--target={TARGET}"))
+            .arg("--manifest-path")
+            .arg(manifest)
+            .arg("--target-dir")
+            .arg(target_dir)
+            .arg("--")
+            .arg(format!("--emit=asm={}", ptx.display()))
+            // Unstable flags, on whatever channel the device compiler is.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTC", &self.rustc)
+            // These flags go to every crate, `core` included, and take precedence over a user's RUSTFLAGS.
+            .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"));
+        // What belongs to the host's toolchain, which runs us.
+        for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "LD_LIBRARY_PATH"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+}
+
+/// Whether a rustc can be the device compiler; if it can't, the error says why.
+fn examine(rustc: &Path, toolchain: Option<&str>) -> Result<DeviceCompiler> {
+    let version = read_version(rustc)?;
+    let llvm_major: u32 = version.llvm.split('.').next().unwrap_or_default().parse().unwrap_or(0);
+    let update = toolchain.map_or(String::new(), |name| format!(" (rustup update {name})"));
+    ensure!(llvm_major >= MINIMUM_LLVM, "LLVM {} is older than {MINIMUM_LLVM}{update}", version.llvm);
+
+    let sysroot = sysroot(rustc)?;
+    if !sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file() {
+        match toolchain {
+            Some(name) => bail!("has no rust-src (rustup component add rust-src --toolchain {name})"),
+            None => bail!("has no sources of `core` in {}", sysroot.join("lib/rustlib/src").display()),
+        }
+    }
+    let cpus = process::read(Command::new(rustc).args(["--print=target-cpus", "--target", TARGET]))?;
+    for architecture in Architecture::ALL {
+        let known = cpus.lines().any(|line| line.split_whitespace().next() == Some(architecture.name()));
+        ensure!(known, "its LLVM has no {}", architecture.name());
+    }
+
+    // cargo and `core` belong together; where the toolchain has no cargo of its own, ours has proved good enough.
+    let own_cargo = sysroot.join("bin/cargo");
+    let cargo = match read_version(&own_cargo) {
+        Ok(own) if own.release == version.release => own_cargo,
+        _ => project::cargo_path(),
+    };
+    let description = format!("{} (LLVM {})", version.release, version.llvm);
+    Ok(DeviceCompiler { rustc: rustc.to_path_buf(), version: description, cargo })
+}
+
+struct Version {
+    release: String,
+    llvm: String,
+}
+
+/// What `rustc -vV` or `cargo -vV` says.
+fn read_version(program: &Path) -> Result<Version> {
+    let text = process::read(Command::new(program).arg("-vV"))?;
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_string();
+    Ok(Version { release: field("release:"), llvm: field("LLVM version:") })
+}
+
+fn sysroot(rustc: &Path) -> Result<PathBuf> {
+    Ok(process::read(Command::new(rustc).arg("--print=sysroot"))?.trim().into())
+}
+
+fn rustup_nightlies() -> Vec<String> {
+    let list = process::read(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| name.starts_with("nightly")).map(String::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ptx;
+
+    /// A barrier between two `if`s on the same condition is an invitation to thread the jumps through it.
+    #[test]
+    fn a_barrier_is_not_duplicated() {
+        let manifest = project::root().join("xtask/tests/convergence/Cargo.toml");
+        let source = fs::read_to_string(manifest.with_file_name("src/lib.rs")).unwrap();
+        let barriers_in_source = source.matches("sync_threads();").count() as u32;
+        assert!(barriers_in_source > 0);
+
+        let compiler = find().unwrap();
+        for architecture in Architecture::ALL {
+            let module = ptx::Module::parse(&compiler.compile(&manifest, architecture).unwrap()).unwrap();
+            let barriers: u32 = module.entries().map(|entry| ptx::count_block_barriers(&entry.text)).sum();
+            assert_eq!(barriers, barriers_in_source, "{}", architecture.name());
+        }
+    }
+}
