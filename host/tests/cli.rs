@@ -1,1 +1,420 @@
-//! x
+//! The `sage` program, as its users run it.
+
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use sageattention::Gpu;
+use sageattention::testing::Accuracy;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs};
+use tempfile::TempDir;
+
+/// Runs the program.
+fn sage(arguments: &[&str]) -> Output {
+    let program = env::var_os("SAGE_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_sage").into());
+    Command::new(&program).args(arguments).output().unwrap_or_else(|error| panic!("{program:?}: {error}"))
+}
+
+/// Runs the program, which must succeed; what it printed.
+fn succeed(arguments: &[&str]) -> (String, String) {
+    let output = sage(arguments);
+    let [out, error] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    (out, error)
+}
+
+/// Runs the program, which must fail with status 1 and an error that holds these words.
+fn fail(arguments: &[&str], words: &[&str]) {
+    let output = sage(arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    for words in words {
+        assert!(line.contains(words), "{arguments:?}: {error:?} does not say {words:?}");
+    }
+}
+
+/// A folder for one test's files.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder for temporary files"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// Writes a file of tensors.
+    fn file(&self, name: &str, tensors: &[(&str, &Numbers)]) -> String {
+        let bytes: Vec<_> = tensors.iter().map(|(name, numbers)| (name, numbers.bytes())).collect();
+        let views = bytes.iter().zip(tensors).map(|((name, bytes), (_, numbers))| {
+            (name, TensorView::new(numbers.dtype, numbers.shape.clone(), bytes).expect("a tensor that fits its shape"))
+        });
+        let path = self.path(name);
+        fs::write(&path, safetensors::serialize(views, None).expect("tensors that fit")).expect("a writable folder");
+        path
+    }
+}
+
+/// A tensor of numbers, and how it is to be stored.
+#[derive(Clone)]
+struct Numbers {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl Numbers {
+    /// Numbers in [-1, 1) without a pattern.
+    fn noise(dtype: Dtype, shape: &[usize], seed: u32) -> Self {
+        let mut state = seed;
+        let mut noise = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let values = (0..shape.iter().product()).map(|_| noise()).collect();
+        Self { dtype, shape: shape.to_vec(), values }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let values = self.values.iter();
+        match self.dtype {
+            Dtype::F16 => values.flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+            Dtype::BF16 => values.flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+            Dtype::F32 => values.flat_map(|value| value.to_le_bytes()).collect(),
+            Dtype::I32 => values.flat_map(|&value| (value as i32).to_le_bytes()).collect(),
+            other => panic!("no test needs {other:?}"),
+        }
+    }
+
+    fn read(path: &str, name: &str) -> Self {
+        let bytes = fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let chunks = tensor.data().chunks_exact(tensor.dtype().bitsize() / 8);
+        let value = |bytes: &[u8]| match tensor.dtype() {
+            Dtype::F16 => bytemuck::pod_read_unaligned::<f16>(bytes).to_f32(),
+            Dtype::BF16 => bytemuck::pod_read_unaligned::<bf16>(bytes).to_f32(),
+            Dtype::F32 => bytemuck::pod_read_unaligned(bytes),
+            other => panic!("no test reads {other:?}"),
+        };
+        Self { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), values: chunks.map(value).collect() }
+    }
+
+    /// With the two axes before the last swapped: the other layout.
+    fn swapped(&self) -> Self {
+        let &[a, b, c, d] = &self.shape[..] else { panic!("four axes") };
+        let index = |i: usize, third: usize, second: usize, j: usize| ((i * b + second) * c + third) * d + j;
+        let mut values = Vec::new();
+        for i in 0..a {
+            for third in 0..c {
+                for second in 0..b {
+                    values.extend((0..d).map(|j| self.values[index(i, third, second, j)]));
+                }
+            }
+        }
+        Self { dtype: self.dtype, shape: vec![a, c, b, d], values }
+    }
+
+    fn accuracy(&self, exact: &Self) -> Accuracy {
+        assert_eq!(self.shape, exact.shape);
+        let exact: Vec<f64> = exact.values.iter().map(|&value| value.into()).collect();
+        Accuracy::of(self.values.iter().map(|&value| value.into()), &exact)
+    }
+}
+
+/// The real tensors.
+fn whisper() -> String {
+    let folder = env::var_os("SAGE_DATA_DIR").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data"));
+    folder.join("whisper_tiny.safetensors").to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// A file with `q`, `k` and `v` of these types and shapes.
+fn operands(folder: &Folder, dtypes: [Dtype; 3], [q, k, v]: [&[usize]; 3]) -> String {
+    let [q, k, v] = [(q, 0), (k, 1), (v, 2)].map(|(shape, i)| Numbers::noise(dtypes[i], shape, 1 + i as u32));
+    folder.file("in.safetensors", &[("q", &q), ("k", &k), ("v", &v)])
+}
+
+const SQUARE: [&[usize]; 3] = [&[1, 2, 5, 16]; 3];
+
+#[test]
+fn real_data_comes_out_near_the_stored_output() {
+    let folder = Folder::new();
+    let (input, output) = (whisper(), folder.path("out.safetensors"));
+    for (layer, causal, relative_l1) in [("cross", None, 0.0186), ("causal", Some("--causal"), 0.0278)] {
+        let [q, k, v] = ["q", "k", "v"].map(|suffix| format!("{layer}.{suffix}"));
+        let mut arguments = vec!["attend", &input, &output, "--q", &q, "--k", &k, "--v", &v, "--device", "cpu"];
+        arguments.extend(causal);
+        let (out, _) = succeed(&arguments);
+        assert_eq!(out, "");
+        let result = Numbers::read(&output, "o");
+        assert_eq!(result.dtype, Dtype::F16);
+        let accuracy = result.accuracy(&Numbers::read(&input, &format!("{layer}.o")));
+        assert!(accuracy.relative_l1 < relative_l1 && accuracy.cosine > 0.9995, "{layer}: {accuracy:?}");
+    }
+    // Nothing is left of the file on its way.
+    assert_eq!(fs::read_dir(folder.0.path()).expect("the folder").count(), 1);
+}
+
+#[test]
+fn compare_prints_a_line_a_head() {
+    let input = whisper();
+    let names = ["--q", "causal.q", "--k", "causal.k", "--v", "causal.v", "--causal", "--reference", "causal.o"];
+    let (out, _) = succeed(&[&["compare", &input, "--device", "cpu"], &names[..]].concat());
+    let lines: Vec<_> = out.lines().collect();
+    // Two tables: a heading, titles, six heads, all; and an empty line between them.
+    assert_eq!(lines.len(), 19, "{out}");
+    for (title, all) in [(lines[0], lines[8]), (lines[10], lines[18])] {
+        assert!(title.starts_with("quantized attention on cpu against"), "{out}");
+        let cells: Vec<_> = all.split_whitespace().collect();
+        let &["all", "all", cosine, relative_l1, rmse, max] = &cells[..] else { panic!("{out}") };
+        let [cosine, relative_l1, rmse, max] = [cosine, relative_l1, rmse, max].map(|cell| cell.parse().expect(all));
+        let _: [f64; 4] = [cosine, relative_l1, rmse, max];
+        assert!(cosine > 0.9995 && relative_l1 < 0.0278 && rmse < 0.006 && max > rmse, "{out}");
+    }
+    let heads: Vec<_> = lines[2..8].iter().map(|line| line.split_whitespace().nth(1).unwrap_or_default()).collect();
+    assert_eq!(heads, ["0", "1", "2", "3", "4", "5"]);
+}
+
+#[test]
+fn f32_is_rounded_and_comes_out_as_f32() {
+    let folder = Folder::new();
+    let input = operands(&folder, [Dtype::F32; 3], SQUARE);
+    let (wide, narrow) = (folder.path("wide.safetensors"), folder.path("narrow.safetensors"));
+    for (precision, dtype) in [(None, Dtype::F16), (Some("f16"), Dtype::F16), (Some("bf16"), Dtype::BF16)] {
+        let precision = precision.map(|precision| ["--precision", precision]);
+        let precision = precision.iter().flatten().copied();
+        let arguments: Vec<_> = ["attend", &input, &wide, "--device", "cpu"].into_iter().chain(precision).collect();
+        let (_, note) = succeed(&arguments);
+        assert!(note.contains("are F32; they are rounded to"), "{note}");
+
+        let tensors = ["q", "k", "v"].map(|name| Numbers { dtype, ..Numbers::read(&input, name) });
+        let [q, k, v] = &tensors;
+        let rounded = folder.file("rounded.safetensors", &[("q", q), ("k", k), ("v", v)]);
+        let (_, note) = succeed(&["attend", &rounded, &narrow, "--device", "cpu"]);
+        assert!(!note.contains("rounded"), "{note}");
+        let (wide, narrow) = (Numbers::read(&wide, "o"), Numbers::read(&narrow, "o"));
+        assert_eq!((wide.dtype, narrow.dtype), (Dtype::F32, dtype));
+        assert_eq!(wide.values, narrow.values);
+    }
+}
+
+#[test]
+fn layouts_give_the_same() {
+    let folder = Folder::new();
+    let q = Numbers::noise(Dtype::F16, &[2, 4, 70, 32], 1);
+    let [k, v] = [2, 3].map(|seed| Numbers::noise(Dtype::F16, &[2, 2, 130, 32], seed));
+    let hnd = folder.file("hnd.safetensors", &[("q", &q), ("k", &k), ("v", &v)]);
+    let nhd = folder.file("nhd.safetensors", &[("q", &q.swapped()), ("k", &k.swapped()), ("v", &v.swapped())]);
+    let outputs = ["hnd", "nhd"].map(|layout| folder.path(&format!("{layout}-out.safetensors")));
+    let options = ["--causal=bottom-right", "--device", "cpu", "--lse"];
+    succeed(&[&["attend", &hnd, &outputs[0]], &options[..]].concat());
+    succeed(&[&["attend", &nhd, &outputs[1], "--layout", "nhd"], &options[..]].concat());
+    let [hnd, nhd] = outputs.each_ref().map(|path| Numbers::read(path, "o"));
+    assert_eq!(nhd.shape, [2, 70, 4, 32]);
+    assert_eq!(nhd.swapped().values, hnd.values);
+    let [hnd, nhd] = outputs.each_ref().map(|path| Numbers::read(path, "lse"));
+    assert_eq!((&nhd.shape[..], nhd.dtype), (&[2, 4, 70][..], Dtype::F32));
+    assert_eq!(nhd.values, hnd.values);
+}
+
+#[test]
+fn lse_is_the_logarithm_of_the_sum() {
+    let folder = Folder::new();
+    let q = Numbers::noise(Dtype::F16, &[1, 1, 3, 16], 1);
+    // Equal keys: every logit of a query is the same.
+    let k = Numbers { values: vec![0.5; 7 * 16], ..Numbers::noise(Dtype::F16, &[1, 1, 7, 16], 2) };
+    let v = Numbers::noise(Dtype::F16, &[1, 1, 7, 16], 3);
+    let input = folder.file("in.safetensors", &[("q", &q), ("k", &k), ("v", &v)]);
+    let output = folder.path("out.safetensors");
+    succeed(&["attend", &input, &output, "--lse", "--scale", "0.25", "--device", "cpu"]);
+    let lse = Numbers::read(&output, "lse");
+    assert_eq!(lse.shape, [1, 1, 3]);
+    let q = Numbers::read(&input, "q");
+    for (lse, query) in lse.values.iter().zip(q.values.chunks_exact(16)) {
+        let expected = query.iter().sum::<f32>() * 0.5 * 0.25 + 7f32.ln();
+        assert!((lse - expected).abs() < 1e-2, "{lse} {expected}");
+    }
+    succeed(&["attend", &input, &output, "--device", "cpu"]);
+    let bytes = fs::read(&output).expect("the output");
+    assert_eq!(SafeTensors::deserialize(&bytes).expect("a safetensors file").names(), ["o"]);
+}
+
+#[test]
+fn rank_3_is_one_sequence() {
+    let folder = Folder::new();
+    let input = operands(&folder, [Dtype::BF16; 3], [&[2, 5, 16]; 3]);
+    let output = folder.path("out.safetensors");
+    succeed(&["attend", &input, &output, "--lse", "--device", "cpu"]);
+    let result = Numbers::read(&output, "o");
+    assert_eq!((&result.shape[..], result.dtype), (&[2, 5, 16][..], Dtype::BF16));
+    assert_eq!(Numbers::read(&output, "lse").shape, [2, 5]);
+}
+
+#[test]
+fn options_are_heeded() {
+    let folder = Folder::new();
+    let input = operands(&folder, [Dtype::F16; 3], [&[1, 1, 300, 64]; 3]);
+    let output = folder.path("out.safetensors");
+    let result = |options: &[&str]| {
+        succeed(&[&["attend", &input, &output, "--device", "cpu"], options].concat());
+        Numbers::read(&output, "o").values
+    };
+    let plain = result(&[]);
+    assert_eq!(result(&["--granularity", "per-thread", "--scale", "0.125"]), plain);
+    for options in [
+        &["--granularity", "per-block"][..],
+        &["--granularity", "per-warp"],
+        &["--no-smooth-k"],
+        &["--no-smooth-v"],
+        &["--scale", "0.5"],
+        &["--causal"],
+    ] {
+        assert_ne!(result(options), plain, "{options:?}");
+    }
+    assert_eq!(result(&["--causal=top-left"]), result(&["--causal"]));
+}
+
+#[test]
+fn files_that_are_no_use() {
+    let folder = Folder::new();
+    let (input, output) = (whisper(), folder.path("out.safetensors"));
+    let missing = ["has no tensor `nobody`", "causal.k", "encoder.q", &input];
+    fail(&["attend", &input, &output, "--q", "nobody", "--k", "cross.k", "--v", "cross.v"], &missing);
+    fail(&["compare", &input, "--q", "cross.q", "--k", "cross.k", "--v", "nobody"], &missing);
+    assert!(!Path::new(&output).exists());
+
+    let whole = fs::read(&input).expect("the real tensors");
+    let cut = folder.path("cut.safetensors");
+    for length in [whole.len() - 1, whole.len() / 2, 100] {
+        fs::write(&cut, &whole[..length]).expect("a writable folder");
+        let got = format!("is truncated: it has {length} bytes, its header announces ");
+        fail(&["compare", &cut], &[&cut, &got]);
+    }
+    fs::write(&cut, &whole[..5]).expect("a writable folder");
+    fail(&["compare", &cut], &[&cut, "not a safetensors file: it has 5 bytes"]);
+    fs::write(&cut, [&whole[..], b"more"].concat()).expect("a writable folder");
+    fail(&["compare", &cut], &["not a safetensors file: it has 5888212 bytes, its header announces 5888208"]);
+    fs::write(&cut, "Dear reader, this is a letter.").expect("a writable folder");
+    fail(&["compare", &cut], &[&cut, "not a safetensors file: it does not start with a header's length"]);
+    fs::write(&cut, b"\x04\0\0\0\0\0\0\0oops").expect("a writable folder");
+    fail(&["compare", &cut], &[&cut, "not a safetensors file: its header is damaged"]);
+    fail(&["compare", &folder.path("nowhere")], &["cannot read", "nowhere", "No such file"]);
+    fail(&["compare", &folder.path("")], &["is not a regular file"]);
+
+    let input = operands(&folder, [Dtype::F16; 3], SQUARE);
+    fail(&["attend", &input, &folder.path("nowhere/out.safetensors")], &["cannot write", "nowhere", "No such file"]);
+    fail(&["attend", &input, &folder.path("")], &["cannot write", "directory"]);
+}
+
+#[test]
+fn tensors_that_are_no_use() {
+    let folder = Folder::new();
+    let f16 = [Dtype::F16; 3];
+    let check = |dtypes, shapes, options: &[&str], words: &[&str]| {
+        let input = operands(&folder, dtypes, shapes);
+        fail(&[&["compare", &input, "--device", "cpu"], options].concat(), words);
+    };
+    check(
+        f16,
+        [&[5, 16], &[1, 2, 5, 16], &[1, 2, 5, 16]],
+        &[],
+        &["query `q` has rank 2, shape [5, 16]; it must have rank 4, [batch, heads, tokens, head_dim], or rank 3"],
+    );
+    check(
+        [Dtype::F16, Dtype::BF16, Dtype::F16],
+        SQUARE,
+        &[],
+        &["key `k` holds BF16, query `q` holds F16; all must be of one type"],
+    );
+    check([Dtype::I32; 3], SQUARE, &[], &["query `q` holds I32; allowed are F16, BF16 and F32"]);
+    check(f16, SQUARE, &["--precision", "bf16"], &["--precision is for F32 tensors; query `q` holds F16"]);
+    check(
+        f16,
+        [&[1, 6, 5, 16], &[1, 4, 5, 16], &[1, 4, 5, 16]],
+        &[],
+        &["query_heads is 6, key_heads is 4; query_heads must be a multiple of key_heads"],
+    );
+    check(
+        f16,
+        [&[1, 2, 5, 16], &[1, 2, 7, 16], &[1, 2, 8, 16]],
+        &[],
+        &["value `v` [1, 2, 8, 16]", "value's tokens is 8; it must be 7, as key's"],
+    );
+    check(f16, [&[1, 1, 5, 160]; 3], &[], &["head_dim is 160; allowed are 1 to 128"]);
+    check(f16, [&[1, 1, 0, 16]; 3], &[], &["query_len is 0; it must be at least 1"]);
+    check(
+        f16,
+        [&[1, 2, 5, 16], &[1, 2, 7, 16], &[1, 2, 7, 16]],
+        &["--causal"],
+        &["--causal with 5 queries and 7 keys", "choose --causal=top-left or --causal=bottom-right"],
+    );
+    check(f16, SQUARE, &["--scale", "-2"], &["--scale is -2; it must be finite and positive"]);
+    check(f16, SQUARE, &["--reference", "k2"], &["has no tensor `k2`; it has k, q, v"]);
+
+    let q = Numbers { values: vec![7e4; 160], ..Numbers::noise(Dtype::F32, SQUARE[0], 1) };
+    let large = folder.file("large.safetensors", &[("q", &q), ("k", &q), ("v", &q)]);
+    fail(&["compare", &large], &["query `q` holds 7e4; f16", "ends at 6.5504e4", "use --precision bf16"]);
+    let (_, note) = succeed(&["compare", &large, "--precision", "bf16", "--device", "cpu"]);
+    assert!(note.contains("rounded to bf16"), "{note}");
+
+    let other = Numbers::noise(Dtype::F16, &[1, 2, 5, 8], 1);
+    let q = Numbers::noise(Dtype::F16, SQUARE[0], 1);
+    let input = folder.file("shape.safetensors", &[("q", &q), ("k", &q), ("v", &q), ("o", &other)]);
+    let words = "reference `o` has shape [1, 2, 5, 8]; it must be [1, 2, 5, 16], as the query's";
+    fail(&["compare", &input, "--reference", "o"], &[words]);
+}
+
+#[test]
+fn devices_that_are_no_use() {
+    let folder = Folder::new();
+    let input = operands(&folder, [Dtype::F16; 3], SQUARE);
+    for device in ["tpu", "gpu:one", "gpu:"] {
+        let output = sage(&["compare", &input, "--device", device]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(&format!("invalid value '{device}' for '--device <DEVICE>'")), "{error}");
+        assert!(error.contains("allowed are auto, cpu, gpu, and gpu:N"), "{error}");
+    }
+    fail(&["compare", &input, "--device", "gpu:99"], &["no GPU 99: ", "use --device cpu, or --device auto"]);
+    match Gpu::open(0) {
+        Ok(_) => drop(succeed(&["compare", &input, "--device", "gpu"])),
+        Err(_) => fail(&["compare", &input, "--device", "gpu"], &["GPU"]),
+    }
+    succeed(&["compare", &input]);
+}
+
+#[test]
+fn devices_are_listed() {
+    let (out, _) = succeed(&["devices"]);
+    for start in ["device", "cpu", "gpu", "kernels", "auto"] {
+        assert!(out.lines().any(|line| line.starts_with(start)), "{start}: {out}");
+    }
+}
+
+#[test]
+fn the_demo_shows_real_and_random_tensors() {
+    let (out, _) = succeed(&["demo"]);
+    let row =
+        |title: &str| out.lines().find(|line| line.starts_with(title)).unwrap_or_else(|| panic!("{title}: {out}"));
+    for title in ["speech encoder", "cross-attention", "text decoder", "random normal"] {
+        assert!(row(title).contains("0.99"), "{out}");
+    }
+    assert!(row("shape: ").contains("cosine") && row("time: ").contains("median"), "{out}");
+    fail(&["demo", "--data", "nowhere"], &["cannot read nowhere"]);
+}
+
+#[test]
+fn verbose_tells_what_is_done() {
+    let folder = Folder::new();
+    let input = operands(&folder, [Dtype::F16; 3], SQUARE);
+    let (_, quiet) = succeed(&["compare", &input, "--device", "cpu"]);
+    let (_, verbose) = succeed(&["compare", &input, "--device", "cpu", "-v"]);
+    assert!(quiet.is_empty(), "{quiet}");
+    assert!(verbose.contains("attention planned"), "{verbose}");
+}
