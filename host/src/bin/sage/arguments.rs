@@ -39,7 +39,7 @@ pub struct OptionArguments {
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
     /// How many queries and keys share an INT8 scale
-    #[arg(long, value_enum, default_value_t = Granularity::PerThread)]
+    #[arg(long, value_enum, default_value_t = Granularity::Thread)]
     granularity: Granularity,
     /// Leave the keys' channel mean in
     #[arg(long)]
@@ -54,9 +54,9 @@ impl OptionArguments {
     pub fn options(&self) -> AttentionOptions {
         AttentionOptions {
             granularity: match self.granularity {
-                Granularity::PerBlock => QuantGranularity::PerBlock,
-                Granularity::PerWarp => QuantGranularity::PerWarp,
-                Granularity::PerThread => QuantGranularity::PerThread,
+                Granularity::Block => QuantGranularity::PerBlock,
+                Granularity::Warp => QuantGranularity::PerWarp,
+                Granularity::Thread => QuantGranularity::PerThread,
             },
             smooth_k: !self.no_smooth_k,
             smooth_v: !self.no_smooth_v,
@@ -83,11 +83,14 @@ enum Align {
 #[derive(Clone, Copy, ValueEnum)]
 enum Granularity {
     /// 64 queries, 128 keys
-    PerBlock,
+    #[value(name = "per-block")]
+    Block,
     /// 16 queries, 128 keys
-    PerWarp,
+    #[value(name = "per-warp")]
+    Warp,
     /// 2 queries, 32 keys
-    PerThread,
+    #[value(name = "per-thread")]
+    Thread,
 }
 
 /// Order of a tensor's axes.

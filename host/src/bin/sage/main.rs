@@ -13,7 +13,7 @@ mod tensor_file;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::process::ExitCode;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
             .with_max_level(tracing::Level::DEBUG)
             .with_span_events(FmtSpan::CLOSE)
             .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
             .init();
     }
     match run(&command_line.verb) {

@@ -18,7 +18,7 @@ const LISTED_NAMES: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system can't read it.
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read {}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// The system can't write it.
-    #[error("cannot write {}: {source}", .path.display())]
+    #[error("cannot write {}", .path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// Its tensors can't be put into the format.
-    #[error("cannot write {}: {source}", .path.display())]
+    #[error("cannot write {}", .path.display())]
     Format {
         /// The file.
         path: PathBuf,
