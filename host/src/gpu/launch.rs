@@ -253,7 +253,7 @@ impl Call<'_> {
                 mean_codes: self.address(workspace.value_mean_codes),
                 scale: self.address(workspace.value_scale),
                 tokens: value.tokens,
-                smooth: options.smooth_v.into(),
+                smooth: resolved.smooth_v.into(),
             };
             self.launch(kernels.value_scale, key_heads, &value_scale)?;
 
