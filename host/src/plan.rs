@@ -22,6 +22,8 @@ pub(crate) struct Resolved {
     pub diagonal: i32,
     /// 64 or 128.
     pub padded_head_dim: u32,
+    /// The options' `smooth_v`, where there is more than one key tile: see there.
+    pub smooth_v: bool,
 }
 
 impl Resolved {
@@ -38,6 +40,7 @@ impl Resolved {
             softmax_scale: options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)),
             diagonal,
             padded_head_dim: tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
+            smooth_v: options.smooth_v && problem.key_len > tile::KEY_TILE as usize,
         }
     }
 }

@@ -35,32 +35,20 @@ fn the_exact_reference_gives_the_stored_outputs() {
     }
 }
 
-/// Accuracy of the emulation in `data/README.md` (cosine, relative L1), keys smoothed.
-struct Bar {
-    layer: &'static str,
-    /// Values as they are.
-    plain: (f64, f64),
-    /// Values smoothed too.
-    smooth_v: (f64, f64),
-}
-
-const BARS: [Bar; 3] = [
-    Bar { layer: "encoder", plain: (0.999849, 0.01535), smooth_v: (0.999876, 0.01391) },
-    Bar { layer: "cross", plain: (0.999791, 0.01876), smooth_v: (0.999805, 0.01858) },
-    Bar { layer: "causal", plain: (0.999615, 0.02567), smooth_v: (0.999579, 0.02778) },
-];
+/// Layer, and the accuracy of the emulation in `data/README.md` (cosine, relative L1) with smoothed keys.
+const BARS: [(&str, f64, f64); 3] =
+    [("encoder", 0.999849, 0.01535), ("cross", 0.999791, 0.01876), ("causal", 0.999615, 0.02567)];
 
 #[test]
 fn quantized_attention_meets_the_bar() {
-    for Bar { layer: name, plain, smooth_v } in BARS {
+    for (name, cosine, relative_l1) in BARS {
         let layer = whisper(name);
         for granularity in QuantGranularity::ALL {
-            for (smooth_v, (cosine, relative_l1)) in [(false, plain), (true, smooth_v)] {
+            for smooth_v in [false, true] {
                 let accuracy = accuracy(&layer, &AttentionOptions { granularity, smooth_v, ..options(name) });
                 println!("{name} {granularity:?}, smooth_v {smooth_v}: {accuracy:?}");
-                // the emulation's query groups are per-warp: a coarser granularity gets 2 % more
-                assert!(accuracy.relative_l1 <= relative_l1 * 1.02, "{name} {granularity:?}: {accuracy:?}");
-                assert!(1.0 - accuracy.cosine <= (1.0 - cosine) * 1.04, "{name} {granularity:?}: {accuracy:?}");
+                assert!(accuracy.relative_l1 <= relative_l1, "{name} {granularity:?}: {accuracy:?}");
+                assert!(accuracy.cosine >= cosine, "{name} {granularity:?}: {accuracy:?}");
             }
         }
     }
@@ -69,7 +57,7 @@ fn quantized_attention_meets_the_bar() {
 /// A constant added to every key leaves softmax as it is. Smoothing takes it out; without smoothing it costs accuracy.
 #[test]
 fn smoothing_takes_out_what_keys_have_in_common() {
-    for Bar { layer: name, smooth_v: (_, relative_l1), .. } in BARS {
+    for (name, _, relative_l1) in BARS {
         let mut layer = whisper(name);
         for row in layer.inputs.key.chunks_exact_mut(layer.problem.head_dim) {
             for (channel, shift) in [(5, 16.0), (21, -16.0), (37, 16.0), (53, -16.0)] {
@@ -80,7 +68,7 @@ fn smoothing_takes_out_what_keys_have_in_common() {
         let smoothed = accuracy(&layer, &AttentionOptions { granularity, ..options(name) });
         let plain = accuracy(&layer, &AttentionOptions { granularity, smooth_k: false, ..options(name) });
         println!("{name}: {smoothed:?} / {plain:?}");
-        assert!(smoothed.relative_l1 <= relative_l1 * 1.02 + 3e-4, "{name}: {smoothed:?}");
+        assert!(smoothed.relative_l1 <= relative_l1 + 3e-4, "{name}: {smoothed:?}");
         assert!(plain.relative_l1 >= smoothed.relative_l1 * 1.2, "{name}: {smoothed:?} {plain:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! `core` that belong to it, as `core` is compiled along with the kernels.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -23,10 +24,12 @@ const UNROLL: [&str; 2] =
     ["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-max-iteration-count-to-analyze=128"];
 
 /// Jump threading copies code into the branches before it. A barrier must not be copied: threads that take different
-/// branches would wait at different barriers, for ever. `core` has no barriers and keeps the pass: without it, iterators
-/// don't shrink enough for loops over them to unroll.
-const NO_JUMP_THREADING: [&str; 2] =
-    [r#"profile.device.rustflags=["-Zmir-enable-passes=-JumpThreading"]"#, "profile.device.package.core.rustflags=[]"];
+/// branches would wait at different barriers, for ever. `core` has no barriers and needs the pass, which newer compilers
+/// switch off for GPUs: without it, iterators don't shrink enough for loops over them to unroll.
+const JUMP_THREADING: [&str; 2] = [
+    r#"profile.device.rustflags=["-Zmir-enable-passes=-JumpThreading"]"#,
+    r#"profile.device.package.core.rustflags=["-Zmir-enable-passes=+JumpThreading"]"#,
+];
 
 /// What to type where `setup` can't install a device compiler.
 pub const REMEDY: &str = "run `cargo xtask setup` (as root on Debian, or with rustup installed), \
@@ -94,7 +97,8 @@ pub fn install() -> Result<DeviceCompiler> {
     }
     ensure!(!process::on_path("rustup").is_empty(), "no device compiler, and neither apt-get nor rustup: {REMEDY}");
     println!("setup: rustup toolchain install nightly --component rust-src");
-    let arguments = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
+    let arguments =
+        ["toolchain", "install", "nightly", "--profile", "minimal", "--no-self-update", "--component", "rust-src"];
     process::run(Command::new("rustup").args(arguments))?;
     find()
 }
@@ -105,40 +109,38 @@ impl DeviceCompiler {
     /// `manifest` is its `Cargo.toml`, whose workspace must have the profile `device`.
     pub fn compile(&self, manifest: &Path, architecture: Architecture) -> Result<String> {
         let target_dir = project::device_target_dir().join(architecture.name());
-        let package = manifest.parent().and_then(Path::file_name).context("a manifest lies in a folder")?;
-        fs::create_dir_all(&target_dir)?;
-        let ptx = target_dir.join(package).with_extension("ptx");
-        process::run(&mut self.command(manifest, architecture, &target_dir, &ptx))?;
-        fs::read_to_string(&ptx).with_context(|| {
-            format!("the device compiler left no {}: delete {} and try again", ptx.display(), target_dir.display())
-        })
+        let mut command = self.command(manifest, architecture, &target_dir);
+        // cargo keeps the products of each compiler and set of flags apart, and so do we: it won't compile again what it
+        // has, though another compiler may have written since.
+        let mut hasher = DefaultHasher::new();
+        (format!("{command:?}"), &self.version).hash(&mut hasher);
+        let ptx = target_dir.join(format!("{:016x}.ptx", hasher.finish()));
+        process::run(command.arg("--").arg(format!("--emit=asm={}", ptx.display())))?;
+        fs::read_to_string(&ptx)
+            .with_context(|| format!("no {}: delete {} and try again", ptx.display(), target_dir.display()))
     }
 
-    /// The one command line that compiles for the device.
-    fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path, ptx: &Path) -> Command {
+    /// The one command line that compiles for the device, but for where the PTX goes.
+    fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path) -> Command {
         // LLVM takes the PTX version from the processor. Naming it would do no more than make rustc warn, for each crate,
         // that the feature is unstable.
         let processor = format!("-Ctarget-cpu={}", architecture.name());
-        let flags = [UNROLL[0], UNROLL[1], &processor].join("\x1f");
-
         let mut command = Command::new(&self.cargo);
         command
             .current_dir(project::root())
             .args(["rustc", "--lib", "--crate-type=cdylib", "--profile=device", "-Zbuild-std=core"])
             .arg("-Zprofile-rustflags")
-            .args(NO_JUMP_THREADING.iter().flat_map(|setting| ["--config", setting]))
+            .args(JUMP_THREADING.iter().flat_map(|setting| ["--config", setting]))
             .arg(format!("--target={TARGET}"))
             .arg("--manifest-path")
             .arg(manifest)
             .arg("--target-dir")
             .arg(target_dir)
-            .arg("--")
-            .arg(format!("--emit=asm={}", ptx.display()))
             // Unstable flags, on whatever channel the device compiler is.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTC", &self.rustc)
             // These flags go to every crate, `core` included, and take precedence over a user's RUSTFLAGS.
-            .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            .env("CARGO_ENCODED_RUSTFLAGS", [UNROLL[0], UNROLL[1], &processor].join("\x1f"))
             .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"));
         // What belongs to the host's toolchain, which runs us.
         for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "LD_LIBRARY_PATH"] {

@@ -170,7 +170,7 @@ fn value_scales<T: Element>(plan: &Resolved, value: &View<T>) -> ValueScales {
             // a padded channel has minimum and maximum 0 like a channel of zeros
             for (segment, place) in places.clone().enumerate() {
                 let tokens = SEGMENT.min(problem.key_len - segment * SEGMENT);
-                let mean = if plan.options.smooth_v { means[place] / tokens as f32 } else { 0.0 };
+                let mean = if plan.smooth_v { means[place] / tokens as f32 } else { 0.0 };
                 means[place] = mean;
                 amax = amax.max(statistics.max[place] - mean).max(mean - statistics.min[place]);
                 mean_amax = mean_amax.max(mean.abs());

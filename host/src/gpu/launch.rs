@@ -240,20 +240,19 @@ impl Call<'_> {
                 let mean = self.address_if(workspace.key_mean);
                 self.launch(key_mean, key_heads, &KeyMeanParams { sum, mean, tokens: key.tokens, reserved: 0 })?;
             }
-            let sum = self.address(workspace.value_sum);
-            let (min, max) = (self.address(workspace.value_min), self.address(workspace.value_max));
+            let [sum, min, max] =
+                [workspace.value_sum, workspace.value_min, workspace.value_max].map(|region| self.address(region));
             let statistics = ChannelStatisticsParams { input: value, sum, min, max };
             self.launch(kernels.statistics, grid(segments, &value), &statistics)?;
-            let value_mean = self.address(workspace.value_mean);
             let value_scale = ValueScaleParams {
                 sum,
                 min,
                 max,
-                mean: value_mean,
+                mean: self.address(workspace.value_mean),
                 mean_codes: self.address(workspace.value_mean_codes),
                 scale: self.address(workspace.value_scale),
                 tokens: value.tokens,
-                smooth: options.smooth_v.into(),
+                smooth: resolved.smooth_v.into(),
             };
             self.launch(kernels.value_scale, key_heads, &value_scale)?;
 
@@ -283,7 +282,7 @@ impl Call<'_> {
                 input: value,
                 codes: self.address(workspace.value_codes),
                 scale: self.address(workspace.value_scale),
-                mean: value_mean,
+                mean: self.address(workspace.value_mean),
             };
             self.launch(kernels.quantize_value, grid(key_tiles, &value), &quantize_value)
         }
