@@ -2,6 +2,7 @@
 
 use crate::arguments::{DeviceChoice, Layout, TensorArguments, explain};
 use crate::call::Call;
+use crate::devices::cpu_description;
 use crate::operands::{Operands, Slices};
 use crate::table::{self, Column};
 use crate::tensor_file::TensorFile;
@@ -58,17 +59,14 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
             let gpu = Gpu::open(ordinal).map_err(explain)?;
             writeln!(out, "SageAttention on {device}, {}\n", gpu.name())?;
         }
-        Device::Cpu => writeln!(
-            out,
-            "SageAttention on the CPU: {} threads, {}{}\n",
-            rayon::current_num_threads(),
-            sageattention::device::cpu_instructions(),
-            match (arguments.device, Gpu::open(0)) {
+        Device::Cpu => {
+            let reason = match (arguments.device, Gpu::open(0)) {
                 (DeviceChoice::Auto, Err(Error::NoGpu { reason, .. })) => format!("; {reason}"),
                 (DeviceChoice::Auto, Err(reason)) => format!("; {reason}"),
                 _ => String::new(),
-            }
-        )?,
+            };
+            writeln!(out, "SageAttention on the CPU, {}{reason}\n", cpu_description())?;
+        }
     }
     let rows = samples.iter().map(|sample| sample.row(device)).collect::<Result<Vec<_>>>()?;
     let columns = [

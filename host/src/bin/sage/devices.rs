@@ -7,12 +7,7 @@ use std::io::Write;
 
 /// Runs the verb.
 pub fn run(out: &mut impl Write) -> Result<()> {
-    let threads = rayon::current_num_threads();
-    let mut rows = vec![[
-        Device::Cpu.to_string(),
-        format!("{threads} thread{}, {}", if threads == 1 { "" } else { "s" }, device::cpu_instructions()),
-        "can be used".to_owned(),
-    ]];
+    let mut rows = vec![[Device::Cpu.to_string(), cpu_description(), "can be used".to_owned()]];
     let gpus = devices();
     rows.extend(gpus.iter().map(|gpu| [Device::Gpu(gpu.ordinal).to_string(), description(gpu), verdict(gpu)]));
     if let (true, Err(reason)) = (gpus.is_empty(), Gpu::open(0)) {
@@ -28,6 +23,12 @@ pub fn run(out: &mut impl Write) -> Result<()> {
     }
     rows.push(["auto".to_owned(), "what runs if no device is named".to_owned(), Device::auto().to_string()]);
     Ok(table::write(out, ["device", "what", "state"].map(Column::Left), &rows)?)
+}
+
+/// The CPU as the library uses it.
+pub fn cpu_description() -> String {
+    let threads = rayon::current_num_threads();
+    format!("{threads} thread{}, {}", if threads == 1 { "" } else { "s" }, device::cpu_instructions())
 }
 
 fn description(gpu: &GpuInfo) -> String {
