@@ -14,6 +14,9 @@ use sage_layout::kernel::Architecture;
 
 use crate::{process, project};
 
+/// The release that the kernels are tuned with, and Debian's. Another one allots registers otherwise: kernels may spill.
+const RELEASE: &str = "1.96.0";
+
 const TARGET: &str = "nvptx64-nvidia-cuda";
 
 /// Older LLVMs don't know the instructions that the kernels use, or miscompile around barriers.
@@ -70,24 +73,31 @@ pub fn candidates() -> Vec<Candidate> {
     if let Some(rustc) = env::var_os("SAGE_DEVICE_RUSTC") {
         return vec![Candidate { origin: "SAGE_DEVICE_RUSTC".into(), verdict: examine(Path::new(&rustc), None) }];
     }
-    let mut candidates = Vec::new();
-    for toolchain in rustup_nightlies() {
-        let origin = format!("rustup's {toolchain}");
-        let which = process::read(Command::new("rustup").args(["which", "--toolchain", &toolchain, "rustc"]));
-        let verdict = which.and_then(|rustc| examine(Path::new(rustc.trim()), Some(&toolchain)));
-        candidates.push(Candidate { origin, verdict });
-    }
     let system = process::on_path("rustc").into_iter().chain([PathBuf::from("/usr/bin/rustc")]);
-    for rustc in
-        system.filter(|rustc| rustc.is_file()).filter_map(|rustc| sysroot(&rustc).ok()).collect::<BTreeSet<_>>()
-    {
-        let rustc = rustc.join("bin/rustc");
-        candidates.push(Candidate { origin: rustc.display().to_string(), verdict: examine(&rustc, None) });
-    }
+    let sysroots: BTreeSet<_> = system.filter_map(|rustc| sysroot(&rustc).ok()).collect();
+    let system = sysroots.into_iter().map(|sysroot| {
+        let rustc = sysroot.join("bin/rustc");
+        Candidate { origin: rustc.display().to_string(), verdict: examine(&rustc, None) }
+    });
+    let mut candidates = rustup_toolchains(RELEASE);
+    candidates.extend(system);
+    candidates.extend(rustup_toolchains("nightly"));
     candidates
 }
 
-/// Installs a device compiler: Debian's if we may, else rustup's nightly.
+/// rustup's toolchains whose name starts so.
+fn rustup_toolchains(prefix: &str) -> Vec<Candidate> {
+    let list = process::read(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
+    let names = list.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| name.starts_with(prefix));
+    let candidate = |toolchain| {
+        let which = process::read(Command::new("rustup").args(["which", "--toolchain", toolchain, "rustc"]));
+        let verdict = which.and_then(|rustc| examine(Path::new(rustc.trim()), Some(toolchain)));
+        Candidate { origin: format!("rustup's {toolchain}"), verdict }
+    };
+    names.map(candidate).collect()
+}
+
+/// Installs a device compiler: Debian's if we may, else rustup's.
 pub fn install() -> Result<DeviceCompiler> {
     if process::apt_is_usable() {
         match process::apt_install(&["rustc-web", "rust-web-src"]).and_then(|()| find()) {
@@ -96,9 +106,9 @@ pub fn install() -> Result<DeviceCompiler> {
         }
     }
     ensure!(!process::on_path("rustup").is_empty(), "no device compiler, and neither apt-get nor rustup: {REMEDY}");
-    println!("setup: rustup toolchain install nightly --component rust-src");
+    println!("setup: rustup toolchain install {RELEASE} --component rust-src");
     let arguments =
-        ["toolchain", "install", "nightly", "--profile", "minimal", "--no-self-update", "--component", "rust-src"];
+        ["toolchain", "install", RELEASE, "--profile", "minimal", "--no-self-update", "--component", "rust-src"];
     process::run(Command::new("rustup").args(arguments))?;
     find()
 }
@@ -195,12 +205,6 @@ fn read_version(program: &Path) -> Result<Version> {
 
 fn sysroot(rustc: &Path) -> Result<PathBuf> {
     Ok(process::read(Command::new(rustc).arg("--print=sysroot"))?.trim().into())
-}
-
-fn rustup_nightlies() -> Vec<String> {
-    let list = process::read(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
-    let names = list.lines().filter_map(|line| line.split_whitespace().next());
-    names.filter(|name| name.starts_with("nightly")).map(String::from).collect()
 }
 
 #[cfg(test)]

@@ -34,9 +34,9 @@ struct CommandLine {
 enum Verb {
     /// Find or install what the GPU kernels need: a device compiler, and ptxas with its companions
     ///
-    /// The device compiler is Debian's rustc-web with rust-web-src (when root, by apt-get), else a rustup nightly with
-    /// rust-src. The CUDA tools come as Python wheels, by pip, into .tools/ in this checkout. No GPU and no CUDA
-    /// installation is needed. What is there already is left alone.
+    /// The device compiler is Debian's rustc-web with rust-web-src (when root, by apt-get), else the same release with
+    /// rust-src by rustup. The CUDA tools come as Python wheels, by pip, into .tools/ in this checkout. No GPU and no
+    /// CUDA installation is needed. What is there already is left alone.
     ///
     /// SAGE_DEVICE_RUSTC names a rustc to use instead; SAGE_CUDA_TOOLS a folder with ptxas, cuobjdump and nvdisasm.
     Setup,

@@ -1,5 +1,7 @@
 //! `cargo xtask setup`: finds or installs what the kernels need.
 
+use std::env;
+
 use anyhow::Result;
 
 use crate::{cuda_tools, device_compiler};
@@ -11,13 +13,21 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing; says nothing if nothing is.
+/// Installs what is missing; says nothing if nothing is. What the user chose by a variable is used or refused.
 pub fn ensure() -> Result<()> {
-    if device_compiler::find().is_err() {
+    if let Err(error) = device_compiler::find() {
+        if env::var_os("SAGE_DEVICE_RUSTC").is_some() {
+            return Err(error);
+        }
         device_compiler::install()?;
     }
-    if cuda_tools::ALL.iter().any(|tool| tool.find().is_err()) {
-        cuda_tools::install()?;
+    for tool in cuda_tools::ALL {
+        if let Err(error) = tool.find() {
+            if env::var_os("SAGE_CUDA_TOOLS").is_some() {
+                return Err(error);
+            }
+            cuda_tools::install()?;
+        }
     }
     Ok(())
 }
