@@ -314,6 +314,11 @@ impl Call<'_> {
             diagonal: resolved.diagonal,
             heads_per_key_head: self.heads_per_key_head(),
             items,
+            tiles_per_flush: match resolved.smooth_v {
+                true => tile::SEGMENT_TILES,
+                false => tile::UNSMOOTHED_TILES_PER_FLUSH,
+            },
+            reserved: 0,
         };
         let grid = [items.min(self.prepared.gpu.multiprocessors()), 1, 1];
         // SAFETY: as in `quantize`.

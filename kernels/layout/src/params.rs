@@ -176,6 +176,11 @@ pub struct AttentionParams {
     pub heads_per_key_head: u32,
     /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
     pub items: u32,
+    /// Key tiles after which the FP8 accumulators are emptied into f32; divides
+    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES).
+    pub tiles_per_flush: u32,
+    /// Explicit padding; 0.
+    pub reserved: u32,
 }
 
 const _: () = {
@@ -189,6 +194,6 @@ const _: () = {
     assert!(size_of::<QuantizeQueryParams>() == 96 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 80);
     assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
     assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);
-    assert!(size_of::<AttentionParams>() == 136 && offset_of!(AttentionParams, output) == 72);
+    assert!(size_of::<AttentionParams>() == 144 && offset_of!(AttentionParams, output) == 72);
     assert!(offset_of!(AttentionParams, key_len) == 120 && offset_of!(AttentionParams, items) == 132);
 };

@@ -18,6 +18,9 @@ pub const KEY_CHUNK: u32 = 64;
 /// Key tiles of one *segment*: the tensor cores' FP8 accumulators are emptied into f32 after each, and the value's
 /// channel mean is taken over each (see `docs/numerics.md`, "Two-level accumulation").
 pub const SEGMENT_TILES: u32 = 8;
+/// How often the accumulators are emptied if the values keep their mean, which makes truncation add up: SageAttention2's
+/// own form.
+pub const UNSMOOTHED_TILES_PER_FLUSH: u32 = 1;
 /// Keys of one segment.
 pub const SEGMENT_KEYS: u32 = SEGMENT_TILES * KEY_TILE;
 /// Bytes of one row of a value tile: one e4m3 code a key.

@@ -11,7 +11,7 @@
 //!
 //! The FP8 tensor cores keep about 13 bits of an accumulator. So the row sums are emptied into f32 after every tile, the
 //! output after every segment of 8 tiles, where the segment's value mean is put back too:
-//! `output += segment_output + segment_row_sum · segment_mean` (`docs/numerics.md`, "Two-level accumulation").
+//! `output += segment_output + current_row_sum · segment_mean` (`docs/numerics.md`, "Two-level accumulation").
 
 use core::cmp::min;
 
@@ -47,8 +47,8 @@ struct Consumer<'a, const REGISTERS: usize> {
     /// Warp of the warpgroup.
     warp: u32,
     lane: u32,
-    /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the output, `N` and `N + 2` the row sums of
-    /// finished segments, `N + 1` and `N + 3` those of the current one, where `N = REGISTERS − 4`.
+    /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the output, `N` and `N + 2` the flushed row
+    /// sums, `N + 1` and `N + 3` those since the last flush, where `N = REGISTERS − 4`.
     region: u32,
     position: Position,
 }
@@ -56,10 +56,10 @@ struct Consumer<'a, const REGISTERS: usize> {
 /// What it keeps for an item.
 struct State<const REGISTERS: usize> {
     scores: Scores,
-    /// Output of the current segment in code units; the last four are row sums of the current tile.
+    /// Output since the last flush, in code units; the last four are row sums of the current tile.
     output: [f32; REGISTERS],
     softmax: OnlineSoftmax,
-    /// What the sums of finished segments must still be multiplied by.
+    /// What the flushed sums must still be multiplied by.
     rescale: [f32; 2],
     query_scale: f32,
     /// Turns the lane's scores of the current tile into base-2 scores.
@@ -156,8 +156,9 @@ where
                 wgmma::settle(&mut state.scores);
 
                 let mut tile = 0;
-                for segment in 0..tiles.all.div_ceil(SEGMENT_TILES) {
-                    let end = min((segment + 1) * SEGMENT_TILES, tiles.all);
+                while tile < tiles.all {
+                    let start = tile;
+                    let end = min(start + params.tiles_per_flush, tiles.all);
                     while tile < min(end, tiles.whole) {
                         self.step::<false>(&mut state, tile, tiles.all);
                         tile += 1;
@@ -166,7 +167,7 @@ where
                         self.step::<true>(&mut state, tile, tiles.all);
                         tile += 1;
                     }
-                    self.flush(&mut state, item.key_head, segment);
+                    self.flush(&mut state, item.key_head, start);
                 }
             }
             self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
@@ -272,7 +273,7 @@ where
             state.rescale[row] *= rescale[row];
             // SAFETY: the lane's own region.
             unsafe {
-                let at = self.segment_row_sum(row);
+                let at = self.current_row_sum(row);
                 shared::store_f32(at, shared::load_f32(at) * rescale[row]);
             }
         }
@@ -284,12 +285,12 @@ where
     }
 
     #[inline(always)]
-    fn finished_row_sum(&self, row: usize) -> u32 {
+    fn flushed_row_sum(&self, row: usize) -> u32 {
         self.register(Self::OUTPUTS + 2 * row)
     }
 
     #[inline(always)]
-    fn segment_row_sum(&self, row: usize) -> u32 {
+    fn current_row_sum(&self, row: usize) -> u32 {
         self.register(Self::OUTPUTS + 2 * row + 1)
     }
 
@@ -297,36 +298,38 @@ where
     unsafe fn clear_row_sums(&self) {
         for row in 0..2 {
             // SAFETY: the lane's own region.
-            unsafe { shared::store_f32(self.segment_row_sum(row), 0.0) };
+            unsafe { shared::store_f32(self.current_row_sum(row), 0.0) };
         }
     }
 
-    /// Adds the row sums out of the accumulator to the segment's, in f32.
+    /// Adds the row sums out of the accumulator to those since the last flush, in f32.
     #[inline(always)]
     unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS]) {
         for row in 0..2 {
-            let at = self.segment_row_sum(row);
+            let at = self.current_row_sum(row);
             // SAFETY: the lane's own region.
             unsafe { shared::store_f32(at, shared::load_f32(at) + output[Self::OUTPUTS + 2 * row]) };
         }
         output[Self::OUTPUTS..].fill(0.0);
     }
 
-    /// Empties the segment into the f32 sums, and puts its value mean back.
+    /// Empties the accumulators into the f32 sums, and puts the value mean back. `start` is the first tile that they
+    /// hold.
     #[inline(always)]
-    unsafe fn flush(&self, state: &mut State<REGISTERS>, key_head: u32, segment: u32) {
-        let means = key_head as u64 * segments(self.params.key_len) as u64 + segment as u64;
+    unsafe fn flush(&self, state: &mut State<REGISTERS>, key_head: u32, start: u32) {
+        let flushed = start > 0;
+        let means = key_head as u64 * segments(self.params.key_len) as u64 + (start / SEGMENT_TILES) as u64;
         let means = self.params.value_mean_codes + 4 * (means * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
         // SAFETY: the lane's own region; means hold a row for each segment of each key head.
         unsafe {
             self.empty_row_sums(&mut state.output);
-            let row_sum = [0, 1].map(|row| shared::load_f32(self.segment_row_sum(row)));
+            let row_sum = [0, 1].map(|row| shared::load_f32(self.current_row_sum(row)));
             for group in 0..Self::OUTPUTS / 4 {
                 let mean = global::load_f32x2(means + 32 * group as u64);
                 for part in 0..4 {
                     let (index, row) = (4 * group + part, part / 2);
                     let mut sum = math::fma(row_sum[row], mean[part % 2], state.output[index]);
-                    if segment > 0 {
+                    if flushed {
                         sum = math::fma(shared::load_f32(self.register(index)), state.rescale[row], sum);
                     }
                     shared::store_f32(self.register(index), sum);
@@ -334,10 +337,10 @@ where
             }
             for row in 0..2 {
                 let mut sum = row_sum[row];
-                if segment > 0 {
-                    sum = math::fma(shared::load_f32(self.finished_row_sum(row)), state.rescale[row], sum);
+                if flushed {
+                    sum = math::fma(shared::load_f32(self.flushed_row_sum(row)), state.rescale[row], sum);
                 }
-                shared::store_f32(self.finished_row_sum(row), sum);
+                shared::store_f32(self.flushed_row_sum(row), sum);
             }
             self.clear_row_sums();
         }
@@ -356,7 +359,7 @@ where
             params.value_scale + 4 * (item.key_head as u64 * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
-            let row_sum = [0, 1].map(|row| if any_keys { shared::load_f32(self.finished_row_sum(row)) } else { 0.0 });
+            let row_sum = [0, 1].map(|row| if any_keys { shared::load_f32(self.flushed_row_sum(row)) } else { 0.0 });
             let inverse = row_sum.map(|sum| if sum > 0.0 { math::reciprocal(sum) } else { 0.0 });
             let mut output = [0.0; REGISTERS];
             for group in 0..Self::OUTPUTS / 4 {
