@@ -93,7 +93,7 @@ impl Iterator for Items<'_> {
     #[inline(always)]
     fn next(&mut self) -> Option<WorkItem> {
         let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
-        let place = if self.round % 2 == 0 { cta } else { ctas - 1 - cta };
+        let place = if self.round.is_multiple_of(2) { cta } else { ctas - 1 - cta };
         let index = self.round * ctas + place;
         self.round += 1;
         (index < self.params.items).then(|| WorkItem::nth(self.params, index))

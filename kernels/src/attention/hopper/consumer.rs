@@ -130,8 +130,8 @@ where
         let key_scale =
             item.key_head as u64 * (key_tiles(params.key_len) * KEY_SCALES_PER_TILE) as u64 + (self.lane % 4) as u64;
 
-        // SAFETY (whole function): shared memory is read after the signal that it is full and before the signal that it
-        // is empty; regions are the lane's own; registers in flight are settled before use.
+        // SAFETY: for all methods that refer to here: shared memory is read after the signal that it is full and before
+        // the signal that it is empty; regions are the lane's own; registers in flight are settled before use.
         unsafe {
             let mut state = State::<REGISTERS> {
                 scores: [0; 32],
@@ -380,7 +380,7 @@ where
             epilogue::store_rows::<E>(params, Self::HEAD_DIM, (batch, head), first_row, self.lane, buffer, |index| {
                 output[index]
             });
-            if params.log_sum_exp != 0 && self.lane % 4 == 0 {
+            if params.log_sum_exp != 0 && self.lane.is_multiple_of(4) {
                 for row in 0..2 {
                     let query = first_row + self.lane / 4 + 8 * row as u32;
                     if query < params.output.tokens {

@@ -70,7 +70,7 @@ where
         let warpgroup = warp::broadcast(thread / 128);
         if warpgroup == CONSUMER_WARPGROUPS {
             thread::decrease_registers::<PRODUCER_REGISTERS>();
-            if thread % 128 == 0 {
+            if thread.is_multiple_of(128) {
                 producer::produce::<REGISTERS>(params, base, signals);
             }
         } else {
