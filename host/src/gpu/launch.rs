@@ -318,7 +318,12 @@ impl Call<'_> {
                 true => tile::SEGMENT_TILES,
                 false => tile::UNSMOOTHED_TILES_PER_FLUSH,
             },
-            reserved: 0,
+            heads_per_group: tile::heads_per_group(
+                problem.batch as u32 * output.heads,
+                self.heads_per_key_head(),
+                problem.key_len as u32,
+                resolved.padded_head_dim,
+            ),
         };
         let grid = [items.min(self.prepared.gpu.multiprocessors()), 1, 1];
         // SAFETY: as in `quantize`.

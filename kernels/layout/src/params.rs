@@ -179,8 +179,9 @@ pub struct AttentionParams {
     /// Key tiles after which the FP8 accumulators are emptied into f32; divides
     /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES).
     pub tiles_per_flush: u32,
-    /// Explicit padding; 0.
-    pub reserved: u32,
+    /// Query heads, over all batches, that are worked on at a time; see
+    /// [`heads_per_group`](crate::tile::heads_per_group).
+    pub heads_per_group: u32,
 }
 
 const _: () = {
@@ -195,5 +196,9 @@ const _: () = {
     assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
     assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);
     assert!(size_of::<AttentionParams>() == 144 && offset_of!(AttentionParams, output) == 72);
-    assert!(offset_of!(AttentionParams, key_len) == 120 && offset_of!(AttentionParams, items) == 132);
+    assert!(
+        offset_of!(AttentionParams, key_len) == 120
+            && offset_of!(AttentionParams, items) == 132
+            && offset_of!(AttentionParams, heads_per_group) == 140
+    );
 };

@@ -8,7 +8,7 @@ use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries};
 use sage_layout::{swizzle, tile};
-use simt::{convert, global, shared, thread, warp};
+use simt::{convert, global, math, shared, thread, warp};
 
 use super::{CHUNK, Head, load_f32_chunk};
 use crate::element::Element;
@@ -144,11 +144,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
 /// The key head, over all batches, that query head `head` reads.
 #[inline(always)]
 pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
-    // the host never passes 0
-    match core::num::NonZeroU32::new(heads_per_key_head) {
-        Some(group) => head / group,
-        None => 0,
-    }
+    math::div_rem(head, heads_per_key_head).0
 }
 
 /// One key tile of one head.

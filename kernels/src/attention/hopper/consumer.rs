@@ -371,11 +371,7 @@ where
                 }
             }
             warp::sync_warp();
-            let heads = params.output.heads;
-            let (batch, head) = match core::num::NonZeroU32::new(heads) {
-                Some(heads) => (item.head / heads, item.head % heads),
-                None => (0, 0),
-            };
+            let (batch, head) = math::div_rem(item.head, params.output.heads);
             let buffer = self.region - 4 * self.lane;
             epilogue::store_rows::<E>(params, Self::HEAD_DIM, (batch, head), first_row, self.lane, buffer, |index| {
                 output[index]
