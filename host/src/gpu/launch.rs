@@ -12,6 +12,7 @@ use super::Gpu;
 use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
+use crate::options::Mask;
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, Strides, extent};
 use crate::workspace::{self, Region};
@@ -318,16 +319,27 @@ impl Call<'_> {
                 true => tile::SEGMENT_TILES,
                 false => tile::UNSMOOTHED_TILES_PER_FLUSH,
             },
-            heads_per_group: tile::heads_per_group(
-                problem.batch as u32 * output.heads,
-                self.heads_per_key_head(),
-                problem.key_len as u32,
-                resolved.padded_head_dim,
-            ),
+            heads_per_group: self.heads_per_group(),
         };
         let grid = [items.min(self.prepared.gpu.multiprocessors()), 1, 1];
         // SAFETY: as in `quantize`.
         unsafe { self.launch(self.prepared.kernels.attention, grid, &params) }
+    }
+
+    /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
+    /// time let long items come first.
+    fn heads_per_group(&self) -> u32 {
+        let resolved = &self.prepared.plan.resolved;
+        let problem = &resolved.problem;
+        match resolved.options.mask {
+            Mask::None => self.heads_per_key_head(),
+            Mask::Causal | Mask::CausalAligned(_) => tile::heads_per_group(
+                (problem.batch * problem.query_heads) as u32,
+                self.heads_per_key_head(),
+                problem.key_len as u32,
+                resolved.padded_head_dim,
+            ),
+        }
     }
 
     fn heads_per_key_head(&self) -> u32 {
