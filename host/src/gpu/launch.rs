@@ -252,6 +252,7 @@ impl Call<'_> {
                 mean: self.address(workspace.value_mean),
                 mean_codes: self.address(workspace.value_mean_codes),
                 scale: self.address(workspace.value_scale),
+                inverse_scale: self.address(workspace.value_inverse_scale),
                 tokens: value.tokens,
                 smooth: resolved.smooth_v.into(),
             };
@@ -282,7 +283,7 @@ impl Call<'_> {
             let quantize_value = QuantizeValueParams {
                 input: value,
                 codes: self.address(workspace.value_codes),
-                scale: self.address(workspace.value_scale),
+                inverse_scale: self.address(workspace.value_inverse_scale),
                 mean: self.address(workspace.value_mean),
             };
             self.launch(kernels.quantize_value, grid(key_tiles, &value), &quantize_value)

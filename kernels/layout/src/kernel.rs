@@ -4,7 +4,7 @@
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
 use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes,
+    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, VALUE_ROW_BYTES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes,
 };
 
 /// A GPU architecture that kernels are compiled for.
@@ -161,14 +161,19 @@ impl Kernel {
         match self.family() {
             Family::KeyMean | Family::ValueScale => self.head_dim(),
             Family::Attention => (1 + CONSUMER_WARPGROUPS) * 128,
-            Family::QuantizeValue => 256,
+            // one for each four tokens and chunk
+            Family::QuantizeValue => KEY_TILE / 4 * threads_per_row(self.head_dim()),
             _ => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
         }
     }
 
     /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`.
     pub const fn min_blocks(self) -> u32 {
-        1
+        match self.family() {
+            Family::Attention | Family::KeyMean | Family::ValueScale => 1,
+            // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
+            _ => 1024 / self.threads(),
+        }
     }
 
     /// Dynamic shared memory of a launch, in bytes.

@@ -78,8 +78,10 @@ pub struct ValueScaleParams {
     pub mean: Address,
     /// The same shape, written: segment means in units of the channel's scale.
     pub mean_codes: Address,
-    /// f32 `[batch · heads][padded head_dim]`: scales.
+    /// f32 `[batch · heads][padded head_dim]`, written: scales.
     pub scale: Address,
+    /// The same shape, written: what values are multiplied by before they are rounded.
+    pub inverse_scale: Address,
     /// Tokens a head.
     pub tokens: u32,
     /// 1 to subtract the means (`smooth_v`), 0 to take them as 0.
@@ -136,8 +138,8 @@ pub struct QuantizeValueParams {
     pub input: TensorView,
     /// e4m3 `[batch · heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled.
     pub codes: Address,
-    /// f32 `[batch · heads][padded head_dim]`.
-    pub scale: Address,
+    /// f32 `[batch · heads][padded head_dim]`: one over the scales.
+    pub inverse_scale: Address,
     /// f32 `[batch · heads][segments][padded head_dim]`: segment means.
     pub mean: Address,
 }
@@ -191,7 +193,7 @@ const _: () = {
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<ChannelStatisticsParams>() == 72 && offset_of!(ChannelStatisticsParams, sum) == 48);
     assert!(size_of::<KeyMeanParams>() == 24 && offset_of!(KeyMeanParams, tokens) == 16);
-    assert!(size_of::<ValueScaleParams>() == 56 && offset_of!(ValueScaleParams, tokens) == 48);
+    assert!(size_of::<ValueScaleParams>() == 64 && offset_of!(ValueScaleParams, tokens) == 56);
     assert!(size_of::<QuantizeQueryParams>() == 96 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 80);
     assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
     assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);

@@ -40,3 +40,9 @@ pub fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
         None => (0, 0),
     }
 }
+
+/// The same value, unknown to the compiler: what was computed from it is computed again rather than kept in registers.
+#[inline(always)]
+pub fn opaque(value: u32) -> u32 {
+    arch::math::opaque(value)
+}
