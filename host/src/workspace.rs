@@ -44,6 +44,7 @@ pub(crate) struct Workspace {
     pub key_mean: Option<Region>,
     /// With `smooth_k` and `return_lse`.
     pub log_sum_exp_shift: Option<Region>,
+    pub claimed_items: Region,
     /// All of it.
     pub bytes: u64,
 }
@@ -90,6 +91,7 @@ impl Workspace {
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: (options.smooth_k && options.return_lse)
                 .then(|| region([query_heads, padded_queries as u64, 4])),
+            claimed_items: region([1, 1, 4]),
             bytes: 0,
         };
         Self { bytes, ..workspace }
@@ -113,6 +115,7 @@ impl Workspace {
             ("key_sum", self.key_sum),
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
+            ("claimed_items", Some(self.claimed_items)),
         ]
         .into_iter()
         .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))

@@ -230,6 +230,8 @@ pub struct AttentionShared {
     pub master_stride: u32,
     /// mbarriers, 8 bytes each.
     pub barriers: u32,
+    /// The item that each consumer warpgroup's queries belong to: u32.
+    pub items: u32,
     /// All of it.
     pub bytes: u32,
 }
@@ -250,7 +252,18 @@ impl AttentionShared {
         // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
         let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
         let barriers = master + CTA_QUERIES / crate::tile::WARP_ROWS * master_stride;
-        Self { query, key, value, value_stride, master, master_stride, barriers, bytes: barriers + 8 * Self::BARRIERS }
+        let items = barriers + 8 * Self::BARRIERS;
+        Self {
+            query,
+            key,
+            value,
+            value_stride,
+            master,
+            master_stride,
+            barriers,
+            items,
+            bytes: items + 4 * CONSUMER_WARPGROUPS,
+        }
     }
 }
 

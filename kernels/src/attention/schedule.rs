@@ -5,7 +5,7 @@ use core::cmp::min;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS, query_ctas};
 use sage_layout::visibility::visible_keys;
-use simt::{math, thread};
+use simt::{global, math, thread};
 
 use crate::quantize::query_key::key_head_of;
 
@@ -24,7 +24,7 @@ impl WorkItem {
     /// The item of an index. Items are sorted by groups of heads whose keys fit the L2 cache, and in a group the last
     /// queries come first: under a causal mask they see the most keys.
     #[inline(always)]
-    fn nth(params: &AttentionParams, index: u32) -> Self {
+    pub fn nth(params: &AttentionParams, index: u32) -> Self {
         let ctas = query_ctas(params.output.tokens);
         let (heads, _) = math::div_rem(params.items, ctas);
         let (group, index) = math::div_rem(index, ctas * params.heads_per_group);
@@ -74,29 +74,22 @@ pub struct KeyTiles {
     pub all: u32,
 }
 
-/// This CTA's items: one of every round of as many items as there are CTAs.
+/// Claims the next item for this CTA; there is none if its index is not below `items`.
 ///
-/// Every other round is dealt out backwards: under a causal mask items shrink in order, and what a CTA has more in one
-/// round it has less in the next.
+/// Items go to whichever CTA is free, so that unequal ones spread evenly; what an item computes does not depend on who
+/// computes it. Every CTA claims until it gets none, so there are `items` claims in all, and the last resets the counter.
+///
+/// # Safety
+///
+/// As the parameters say; one thread of the CTA, once for every item that it got.
 #[inline(always)]
-pub fn items(params: &AttentionParams) -> impl Iterator<Item = WorkItem> {
-    Items { params, round: 0 }
-}
-
-struct Items<'a> {
-    params: &'a AttentionParams,
-    round: u32,
-}
-
-impl Iterator for Items<'_> {
-    type Item = WorkItem;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<WorkItem> {
-        let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
-        let place = if self.round.is_multiple_of(2) { cta } else { ctas - 1 - cta };
-        let index = self.round * ctas + place;
-        self.round += 1;
-        (index < self.params.items).then(|| WorkItem::nth(self.params, index))
+pub unsafe fn claim(params: &AttentionParams) -> u32 {
+    // SAFETY: the counter is the launch's own.
+    unsafe {
+        let claims = global::fetch_add_u32(params.claimed_items, 1);
+        if claims == params.items - 1 {
+            global::store_u32(params.claimed_items, 0);
+        }
+        thread::grid_dim_x() + claims
     }
 }

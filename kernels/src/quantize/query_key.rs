@@ -92,6 +92,10 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     }
     thread::sync_threads();
 
+    if head.index == 0 && tile == 0 && thread::thread_idx_x() == 0 {
+        // SAFETY: the counter is there, and nobody else's while this kernel runs.
+        unsafe { global::store_u32(params.claimed_items, 0) };
+    }
     if params.log_sum_exp_shift != 0 {
         let key_head = key_head_of(head.index as u32, params.heads_per_key_head) as u64;
         // SAFETY: the mean holds a row for each key head, the shift one element for each padded query.
