@@ -8,7 +8,7 @@ use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
 use crate::options::AttentionOptions;
 use crate::plan::AttentionPlan;
-use crate::tensor::{AttentionProblem, extent};
+use crate::tensor::{AttentionProblem, Strides, extent};
 
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +28,8 @@ pub struct AttentionOutput<T> {
 ///
 /// # Errors
 ///
-/// What [`AttentionPlan::new`] finds, slices of another type than the problem's or too short for its strides,
-/// [`Error::OutOfMemory`]; and for a GPU what [`Gpu::open`] and the driver say.
+/// What [`AttentionPlan::new`] finds, slices of another type than the problem's or too short for its strides, elements
+/// that are infinite or NaN, [`Error::OutOfMemory`]; and for a GPU what [`Gpu::open`] and the driver say.
 pub fn attention<T: Element>(
     device: Device,
     problem: AttentionProblem,
@@ -47,6 +47,9 @@ pub fn attention<T: Element>(
     let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
     let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
     let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
+    check_finite("query", query, problem.query_shape(), problem.query_strides)?;
+    check_finite("key", key, problem.key_shape(), problem.key_strides)?;
+    check_finite("value", value, problem.key_shape(), problem.value_strides)?;
     let mut output = zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(zeroed("log_sum_exp", plan.log_sum_exp_len())?),
@@ -66,6 +69,26 @@ pub fn attention<T: Element>(
 /// The part of a slice that its tensor reaches.
 fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
     slice.get(..needed).ok_or(Error::SliceTooShort { tensor, got: slice.len(), needed })
+}
+
+/// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
+fn check_finite<T: Element>(
+    tensor: &'static str,
+    slice: &[T],
+    [batch, heads, tokens, head_dim]: [usize; 4],
+    strides: Strides,
+) -> Result<(), Error> {
+    let mut values = vec![0.0; head_dim];
+    for index in 0..batch * heads * tokens {
+        let place @ [batch, head, token] = [index / tokens / heads, index / tokens % heads, index % tokens];
+        let start = batch as i64 * strides.batch + head as i64 * strides.head + token as i64 * strides.token;
+        T::widen(&slice[start as usize..][..head_dim], &mut values);
+        if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
+            let index = [place[0], place[1], place[2], channel];
+            return Err(Error::NotFinite { tensor, index, got: values[channel] });
+        }
+    }
+    Ok(())
 }
 
 /// A vector of zeros, or the error that there is no memory for it.

@@ -202,6 +202,16 @@ pub enum Error {
         /// The plan's option.
         return_lse: bool,
     },
+    /// An element of an input is infinite or NaN.
+    #[error("{tensor}{index:?} is {got}; allowed are finite numbers")]
+    NotFinite {
+        /// The tensor.
+        tensor: &'static str,
+        /// `[batch, head, token, channel]`.
+        index: [usize; 4],
+        /// The element.
+        got: f32,
+    },
     /// Not enough memory for a buffer of the host call.
     #[error("{argument} needs {bytes} bytes of memory; there is not as much")]
     OutOfMemory {

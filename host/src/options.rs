@@ -14,6 +14,7 @@ pub enum CausalAlign {
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Mask {
     /// Every key.
     #[default]

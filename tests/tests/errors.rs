@@ -52,6 +52,22 @@ fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
 }
 
 #[test]
+fn infinities_and_nan() {
+    let problem = problem();
+    for (tensor, element, words) in [
+        (0, f16::NAN, "query[0, 0, 1, 2] is NaN; allowed are finite numbers"),
+        (1, f16::INFINITY, "key[0, 0, 1, 2] is inf; allowed are finite numbers"),
+        (2, f16::NEG_INFINITY, "value[0, 0, 1, 2] is -inf; allowed are finite numbers"),
+    ] {
+        let mut tensors = [(); 3].map(|()| vec![f16::ONE; 4 * 100 * 64]);
+        tensors[tensor][64 + 2] = element;
+        let [query, key, value] = &tensors;
+        let refused = attention(Device::Cpu, problem, AttentionOptions::default(), query, key, value);
+        assert_eq!(refused.expect_err(words).to_string(), words);
+    }
+}
+
+#[test]
 fn head_dims() {
     for head_dim in [0, 129, 160, 1 << 40] {
         let problem = AttentionProblem { head_dim, ..problem() };

@@ -152,6 +152,8 @@ impl PreparedPlan {
     /// Enqueues the call on a stream and returns. Nothing is allocated, nothing is waited for, no other stream is
     /// touched; so the call can be captured into a CUDA graph.
     ///
+    /// The inputs should be finite. Nothing looks at them first; an infinity or NaN makes whatever it reaches NaN.
+    ///
     /// `stream` is a `CUstream` (or `cudaStream_t`) of the GPU's primary context; null is the context's default stream.
     ///
     /// # Errors
@@ -336,7 +338,7 @@ impl Call<'_> {
         let problem = &resolved.problem;
         match resolved.options.mask {
             Mask::None => self.heads_per_key_head(),
-            Mask::Causal | Mask::CausalAligned(_) => tile::heads_per_group(
+            Mask::Causal | Mask::CausalAligned(_) => tile::cached_heads(
                 (problem.batch * problem.query_heads) as u32,
                 self.heads_per_key_head(),
                 problem.key_len as u32,

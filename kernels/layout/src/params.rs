@@ -186,8 +186,8 @@ pub struct AttentionParams {
     /// Key tiles after which the FP8 accumulators are emptied into f32; divides
     /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES).
     pub tiles_per_flush: u32,
-    /// Query heads, over all batches, that are worked on at a time; see
-    /// [`heads_per_group`](crate::tile::heads_per_group).
+    /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
+    /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.
     pub heads_per_group: u32,
 }
 

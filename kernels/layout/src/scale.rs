@@ -76,9 +76,13 @@ pub const fn keys_share_scale(granularity: Granularity, a: u32, b: u32) -> bool 
     }
 }
 
-/// The scale of an INT8 group, and what its elements are multiplied by before rounding half to even.
+/// The scale of an INT8 group, and what its elements are multiplied by before rounding half to even. A group with an
+/// infinity or NaN has NaN for a scale, so that its scores are NaN.
 #[inline(always)]
 pub fn int8_scale(amax: f32) -> (f32, f32) {
+    if !amax.is_finite() {
+        return (f32::NAN, 0.0);
+    }
     let amax = if amax > INT8_MIN_AMAX { amax } else { INT8_MIN_AMAX };
     (amax / INT8_MAX, INT8_MAX / amax)
 }

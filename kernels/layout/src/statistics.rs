@@ -8,6 +8,10 @@
 //! 2. The segment's sum adds the partial sums in order: `((0 + p0) + p1) + …`.
 //! 3. The channel's sum adds the segments' sums in order, starting from 0. The mean is that sum divided by the length.
 //!
+//! The product of a query row with the key mean (for the log-sum-exp) is a sum too: each chunk of eight channels from 0
+//! in order, then the chunks' sums in pairs, pairs of pairs, and so on: every sum plus its partner's, whose index differs
+//! in bit 0, then in bit 1, …
+//!
 //! Every operation is f32 with rounding to nearest even. Minimum and maximum do not depend on order.
 
 /// Partial sums of a segment.

@@ -8,7 +8,7 @@
 //! them; operations of warps, blocks and the tensor cores need the SIMT executor and until then panic with the
 //! instruction's name.
 //!
-//! Collective operations (`.sync.aligned` in PTX) are LLVM intrinsics, which are *convergent*: the compiler may not
+//! Collective operations (`.sync.aligned` in PTX; but for `setmaxnreg`, which stands alone) are LLVM intrinsics, which are *convergent*: the compiler may not
 //! duplicate them into two arms of a branch. `asm!` is not convergent, so [`wgmma`]'s multiplications must stand in one
 //! basic block with a [`wgmma::fence`].
 #![cfg_attr(target_arch = "nvptx64", no_std)]

@@ -21,8 +21,8 @@ pub struct WorkItem {
 }
 
 impl WorkItem {
-    /// The item of an index. Items are sorted by groups of heads whose keys fit the L2 cache, and in a group the last
-    /// queries come first: under a causal mask they see the most keys.
+    /// The item of an index. Items are sorted by groups of heads (`AttentionParams::heads_per_group`), and in a group the
+    /// last queries come first: under a causal mask they see the most keys.
     #[inline(always)]
     pub fn nth(params: &AttentionParams, index: u32) -> Self {
         let ctas = query_ctas(params.output.tokens);
@@ -84,7 +84,8 @@ pub struct KeyTiles {
 /// As the parameters say; one thread of the CTA, once for every item that it got.
 #[inline(always)]
 pub unsafe fn claim(params: &AttentionParams) -> u32 {
-    // SAFETY: the counter is the launch's own.
+    // SAFETY: the counter is the launch's own. The last claim comes after every other access to it, so that a plain store
+    // may reset it.
     unsafe {
         let claims = global::fetch_add_u32(params.claimed_items, 1);
         if claims == params.items - 1 {

@@ -120,10 +120,10 @@ impl OnlineSoftmax {
     /// Natural logarithm of the sum of exponentials of a row, from the sum of its probabilities; −∞ for no keys.
     #[inline(always)]
     pub fn log_sum_exp(&self, row: usize, row_sum: f32) -> f32 {
-        if row_sum > 0.0 {
-            (math::log2(row_sum) - self.offset[row]) * core::f32::consts::LN_2
-        } else {
+        if row_sum == 0.0 {
             f32::NEG_INFINITY
+        } else {
+            (math::log2(row_sum) - self.offset[row]) * core::f32::consts::LN_2
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A block takes one tile. Its threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
 //! tile, so that a thread's tokens are all equal modulo 8, as the finest quantization groups are.
 
+use core::cmp::max;
+
 use sage_layout::params::{QuantizeKeyParams, QuantizeQueryParams};
 use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
 use sage_layout::statistics::TOKEN_LANES;
@@ -21,17 +23,21 @@ const KEYS: usize = (KEY_TILE / TOKEN_LANES) as usize;
 const PER_BLOCK: u32 = Granularity::PerBlock as u32;
 const PER_THREAD: u32 = Granularity::PerThread as u32;
 
+/// The larger of two absolute values; NaN, if one of them is. (As integers, the bits of positive numbers are in order,
+/// NaN above all.)
+#[inline(always)]
+fn max_abs(a: f32, b: f32) -> f32 {
+    f32::from_bits(max(a.to_bits(), b.to_bits()))
+}
+
 /// Largest absolute value.
 #[inline(always)]
 fn amax(values: &[f32; CHUNK]) -> f32 {
-    let mut result = 0.0f32;
-    for value in values {
-        result = result.max(value.abs());
-    }
-    result
+    values.iter().fold(0.0, |largest, value| max_abs(largest, value.abs()))
 }
 
-/// Combines `value` over the threads of a row, in the order of `sage_layout::params::QuantizeQueryParams`.
+/// Combines `value` over the threads of a row: with the neighbour's, with that of the next pair, and so on
+/// (`sage_layout::statistics`).
 #[inline(always)]
 fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut distance = 1;
@@ -84,7 +90,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = reduce_row::<HEAD_DIM>(amax(&row.values::<E>()), f32::max);
+        let largest = reduce_row::<HEAD_DIM>(amax(&row.values::<E>()), max_abs);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
             unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
@@ -122,15 +128,15 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
         let index = index as u32;
         // SAFETY: all rows' maxima were written before the barrier.
         let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
-        let mut largest = load(index, lane % 8).max(load(index, lane % 8 + 8));
+        let mut largest = max_abs(load(index, lane % 8), load(index, lane % 8 + 8));
         if params.granularity != PER_THREAD {
             for row in 0..WARP_ROWS {
-                largest = largest.max(load(index, row));
+                largest = max_abs(largest, load(index, row));
             }
         }
         if params.granularity == PER_BLOCK {
             for place in 0..WARPGROUP_ROWS {
-                largest = largest.max(load(place / WARP_ROWS, place % WARP_ROWS));
+                largest = max_abs(largest, load(place / WARP_ROWS, place % WARP_ROWS));
             }
         }
         let (scale, inverse) = int8_scale(largest);
@@ -187,10 +193,10 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
     };
     let mut largest = 0.0f32;
     for (index, row) in rows.iter().enumerate() {
-        largest = largest.max(amax(&smoothed(index, *row)));
+        largest = max_abs(largest, amax(&smoothed(index, *row)));
     }
 
-    let largest = reduce_row::<HEAD_DIM>(largest, f32::max);
+    let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
     let lane_amax = |lane: u32| shared::dynamic() + 4 * lane;
     if chunk == 0 {
         // SAFETY: the place is this row of threads' own, within the launch's shared memory.
@@ -201,10 +207,10 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
     // SAFETY: all lanes' maxima were written before the barrier.
     let load = |lane: u32| unsafe { shared::load_f32(lane_amax(lane)) };
     let first = lane % 8 / 2 * 2;
-    let mut largest = load(first).max(load(first + 1)).max(load(first + 8)).max(load(first + 9));
+    let mut largest = max_abs(max_abs(load(first), load(first + 1)), max_abs(load(first + 8), load(first + 9)));
     if params.granularity != PER_THREAD {
         for lane in 0..TOKEN_LANES {
-            largest = largest.max(load(lane));
+            largest = max_abs(largest, load(lane));
         }
     }
     let (scale, inverse) = int8_scale(largest);

@@ -101,8 +101,8 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
     };
     let mut query_phase = 0;
     loop {
-        // SAFETY: the producer writes the item's index before it signals, and again only after this warpgroup released
-        // its queries, at the end of `attend`.
+        // SAFETY: the producer writes the item's index before it signals, and again only after all four warps released
+        // their queries in `attend`, by which time each has its own copy.
         let index = unsafe {
             signals.of(Signal::QueryFull(warpgroup)).wait(query_phase);
             warp::broadcast(shared::load_u32(base + memory.items + 4 * warpgroup))
@@ -182,6 +182,8 @@ where
             self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
             for _ in tiles.all..item.key_tiles(params) {
                 self.wait_tiles(self.position);
+                // in `step` the products' waits keep the lanes together
+                warp::sync_warp();
                 self.release_tiles(self.position);
                 self.position.advance();
             }
@@ -369,7 +371,7 @@ where
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
             let row_sum = [0, 1].map(|row| if any_keys { shared::load_f32(self.flushed_row_sum(row)) } else { 0.0 });
-            let inverse = row_sum.map(|sum| if sum > 0.0 { math::reciprocal(sum) } else { 0.0 });
+            let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
             let mut output = [0.0; REGISTERS];
             for group in 0..Self::OUTPUTS / 4 {
                 let scale = global::load_f32x2(scales + 32 * group as u64);
