@@ -10,6 +10,7 @@ macro_rules! loads {
         ///
         #[doc = concat!("The address must be readable global memory, a multiple of ", $bytes, ".")]
         #[inline(always)]
+        #[track_caller]
         pub unsafe fn $load(address: u64) -> $type {
             // SAFETY: forwarded contract.
             unsafe { arch::global::$load(address) }
@@ -26,6 +27,7 @@ macro_rules! stores {
         #[doc = concat!("The address must be writable global memory, a multiple of ", $bytes, ", written by this")]
         /// thread alone.
         #[inline(always)]
+        #[track_caller]
         pub unsafe fn $store(address: u64, value: $type) {
             // SAFETY: forwarded contract.
             unsafe { arch::global::$store(address, value) }
