@@ -165,6 +165,11 @@ impl ThreadSet {
         Some(64 * index as u32 + 63 - self.0[index].leading_zeros())
     }
 
+    fn first_of_warp(&self, warp: u32) -> Option<u32> {
+        let lanes = (self.0[warp as usize / 2] >> (warp % 2 * 32)) as u32;
+        (lanes != 0).then(|| 32 * warp + lanes.trailing_zeros())
+    }
+
     fn any(&self, random: &mut Random) -> Option<u32> {
         let count: u32 = self.0.iter().map(|word| word.count_ones()).sum();
         if count == 0 {
@@ -236,8 +241,8 @@ impl Cta {
             memory,
             options: options.clone(),
             random: match options.schedule {
-                Schedule::Random(seed) => Some(Random::new(seed, index)),
-                _ => None,
+                Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, index)),
+                Schedule::InOrder | Schedule::Reverse => None,
             },
             current: 0,
             threads: (0..threads).map(thread).collect(),
@@ -309,6 +314,10 @@ impl Cta {
                 None => self.copies.len().checked_sub(1).map(Step::Land),
             },
             Schedule::Random(_) => self.pick_any(),
+            Schedule::RandomWarps(_) => match self.ready.first_of_warp(self.current / 32) {
+                Some(thread) => Some(Step::Run(thread)),
+                None => self.pick_any(),
+            },
         }
     }
 
@@ -419,9 +428,13 @@ pub fn suspend() {
     unsafe { (*yielder).suspend(()) };
 }
 
-/// With a random schedule, lets others run now and then.
+/// Where threads are scheduled by chance, lets others run now and then.
 pub fn hesitate() {
-    if run(|cta| Ok(cta.random.as_mut().is_some_and(|random| random.below(2) == 0))) {
+    let by_chance = |cta: &mut Cta| {
+        let threads = matches!(cta.options.schedule, Schedule::Random(_));
+        threads && cta.random.as_mut().is_some_and(|random| random.below(2) == 0)
+    };
+    if run(|cta| Ok(by_chance(cta))) {
         suspend();
     }
 }

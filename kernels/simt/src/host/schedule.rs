@@ -9,22 +9,35 @@ pub enum Schedule {
     InOrder,
     /// The last threads first; copies are done when nobody can go on without them, products when they are waited for.
     Reverse,
-    /// All by chance. The same seed gives the same order.
+    /// All by chance, thread by thread: the lanes of a warp may drift apart as far as their collectives let them. The same
+    /// seed gives the same order.
     Random(u64),
+    /// All by chance, warp by warp: each warp's lanes go as far as they get before another warp's turn.
+    RandomWarps(u64),
 }
 
-/// The environment variable with the seed of a random schedule to replay.
+/// The environment variable with the random schedule to replay: a seed, with `warps:` before it for
+/// [`Schedule::RandomWarps`].
 pub const SEED_VARIABLE: &str = "SAGE_SIMT_SEED";
 
 impl Schedule {
-    /// In order, reverse and `random` random schedules; if [`SEED_VARIABLE`] is set, only that seed's.
-    pub fn several(random: u64) -> Vec<Self> {
-        match std::env::var(SEED_VARIABLE) {
-            Ok(seed) => {
-                vec![Self::Random(seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE} is not a number: {seed}")))]
-            }
-            Err(_) => [Self::InOrder, Self::Reverse].into_iter().chain((0..random).map(Self::Random)).collect(),
+    /// The schedule that the environment asks to replay.
+    pub fn replayed() -> Option<Self> {
+        let text = std::env::var(SEED_VARIABLE).ok()?;
+        let (kind, seed): (fn(u64) -> Self, _) = match text.strip_prefix("warps:") {
+            Some(seed) => (Self::RandomWarps, seed),
+            None => (Self::Random, text.as_str()),
+        };
+        Some(kind(seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE} is no seed: {text}"))))
+    }
+
+    /// In order, reverse, and as many random ones of each kind; or the replayed one alone.
+    pub fn several(seeds: u64) -> Vec<Self> {
+        if let Some(replayed) = Self::replayed() {
+            return vec![replayed];
         }
+        let random = (0..seeds).flat_map(|seed| [Self::Random(seed), Self::RandomWarps(seed)]);
+        [Self::InOrder, Self::Reverse].into_iter().chain(random).collect()
     }
 }
 
@@ -34,6 +47,7 @@ impl fmt::Display for Schedule {
             Self::InOrder => formatter.write_str("the schedule in order"),
             Self::Reverse => formatter.write_str("the reverse schedule"),
             Self::Random(seed) => write!(formatter, "{SEED_VARIABLE}={seed}"),
+            Self::RandomWarps(seed) => write!(formatter, "{SEED_VARIABLE}=warps:{seed}"),
         }
     }
 }
