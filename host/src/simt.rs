@@ -74,9 +74,9 @@ impl Execution {
     /// The log-sum-exp; empty if not asked for.
     pub fn log_sum_exp(&self) -> Vec<f32> {
         let bytes = self.plan.log_sum_exp_len() * size_of::<f32>();
-        self.buffers.log_sum_exp.map_or(Vec::new(), |address| {
-            bytemuck::pod_collect_to_vec(&self.memory.read(address, bytes))
-        })
+        self.buffers
+            .log_sum_exp
+            .map_or(Vec::new(), |address| bytemuck::pod_collect_to_vec(&self.memory.read(address, bytes)))
     }
 
     /// Offsets of the output's bytes that were not written exactly once.

@@ -47,11 +47,30 @@ fn with_lse() -> AttentionOptions {
     AttentionOptions { return_lse: true, ..Default::default() }
 }
 
+/// The schedules to try; or the one to replay.
+fn schedules(random: impl IntoIterator<Item = Schedule>) -> Vec<Schedule> {
+    match Schedule::replayed() {
+        Some(replayed) => vec![replayed],
+        None => [Schedule::InOrder, Schedule::Reverse].into_iter().chain(random).collect(),
+    }
+}
+
 #[test]
 fn every_schedule() {
     for head_dim in [64, 128] {
-        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 200, head_dim], [1, 300]);
-        for schedule in Schedule::several(2) {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 3, 200, head_dim], [1, 300]);
+        for schedule in schedules((0..4).map(Schedule::RandomWarps)) {
+            check::<f16>(&problem, &with_lse(), &Options::new(schedule), 1);
+        }
+    }
+}
+
+/// One item a CTA, no slot filled twice: lanes may drift apart.
+#[test]
+fn every_schedule_of_threads() {
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
+        for schedule in schedules((0..6).map(Schedule::Random)) {
             check::<f16>(&problem, &with_lse(), &Options::new(schedule), 1);
         }
     }
@@ -87,8 +106,7 @@ fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
             let problem =
                 AttentionProblem::cross(layout, dtype, [1, query_heads, queries, head_dim], [key_heads, keys]);
             let (smooth_k, smooth_v, return_lse) = flags;
-            let options =
-                AttentionOptions { mask, granularity, smooth_k, smooth_v, return_lse, ..Default::default() };
+            let options = AttentionOptions { mask, granularity, smooth_k, smooth_v, return_lse, ..Default::default() };
             (problem, options)
         },
     )

@@ -4,8 +4,8 @@ use super::Gpu;
 use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
-use crate::plan::AttentionPlan;
 use crate::kernels::Call;
+use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
 use sage_layout::kernel::{Family, Kernel};
@@ -201,13 +201,7 @@ impl PreparedPlan {
     /// # Safety
     ///
     /// `params` must be true for the grid, with the GPU's context current.
-    unsafe fn launch(
-        &self,
-        stream: *mut c_void,
-        family: Family,
-        grid: [u32; 3],
-        params: &Params,
-    ) -> Result<(), Error> {
+    unsafe fn launch(&self, stream: *mut c_void, family: Family, grid: [u32; 3], params: &Params) -> Result<(), Error> {
         let function = self.kernels.of(family);
         let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the kernel has one parameter, of the family's type, which the driver copies before it returns.

@@ -37,7 +37,8 @@ impl Cta {
         self.memory.load(what, source, &mut content, 16, site)?;
         let barrier = self.mbarrier(what, mbarrier, site)?;
         if !barrier.visible_to_copies {
-            let message = format!("{what} at {site} signals an mbarrier without fence.mbarrier_init after {}", barrier.site);
+            let message =
+                format!("{what} at {site} signals an mbarrier without fence.mbarrier_init after {}", barrier.site);
             return Err(Problem::new(Kind::MBarrier, message));
         }
         // whoever waits for the current phase will have heard of the copy

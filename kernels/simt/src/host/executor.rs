@@ -24,6 +24,8 @@ use super::wgmma::{Accumulation, Warpgroup};
 const MAX_THREADS: u32 = 1024;
 /// Shared memory of the largest block.
 const MAX_SHARED_BYTES: u32 = 227 * 1024;
+/// How many times threads are picked until one of them gets another priority, on average.
+const PICKS_PER_PRIORITY: usize = 256;
 /// Stack of a fiber. Only what is touched takes memory.
 const STACK_BYTES: usize = 256 * 1024;
 
@@ -170,23 +172,26 @@ impl ThreadSet {
         (lanes != 0).then(|| 32 * warp + lanes.trailing_zeros())
     }
 
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().enumerate().flat_map(|(index, &word)| {
+            let rest = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+            rest.take_while(|&word| word != 0).map(move |word| 64 * index as u32 + word.trailing_zeros())
+        })
+    }
+
     fn any(&self, random: &mut Random) -> Option<u32> {
         let count: u32 = self.0.iter().map(|word| word.count_ones()).sum();
         if count == 0 {
             return None;
         }
         let mut rank = random.below(count as usize) as u32;
-        for (index, &word) in self.0.iter().enumerate() {
-            if rank < word.count_ones() {
-                let mut word = word;
-                for _ in 0..rank {
-                    word &= word - 1;
-                }
-                return Some(64 * index as u32 + word.trailing_zeros());
-            }
-            rank -= word.count_ones();
-        }
-        None
+        let index = self.0.iter().position(|word| {
+            let here = rank < word.count_ones();
+            rank -= if here { 0 } else { word.count_ones() };
+            here
+        })?;
+        let word = (0..rank).fold(self.0[index], |word, _| word & (word - 1));
+        Some(64 * index as u32 + word.trailing_zeros())
     }
 }
 
@@ -198,6 +203,8 @@ pub struct Cta {
     pub options: Options,
     /// With a random schedule.
     pub random: Option<Random>,
+    /// Of the threads, with some random schedules.
+    priorities: Vec<u64>,
     /// The thread that runs.
     pub current: u32,
     pub threads: Vec<Thread>,
@@ -234,16 +241,22 @@ impl Cta {
         };
         let mut ready = ThreadSet::default();
         (0..threads).for_each(|thread| ready.insert(thread));
+        let mut random = match options.schedule {
+            Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, index)),
+            Schedule::InOrder | Schedule::Reverse => None,
+        };
+        let priorities = match (options.schedule, &mut random) {
+            (Schedule::Random(seed), Some(random)) if seed % 2 == 1 => (0..threads).map(|_| random.bits()).collect(),
+            _ => Vec::new(),
+        };
         let registers = super::thread::initial_registers(threads);
         Self {
             grid,
             block,
             memory,
             options: options.clone(),
-            random: match options.schedule {
-                Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, index)),
-                Schedule::InOrder | Schedule::Reverse => None,
-            },
+            random,
+            priorities,
             current: 0,
             threads: (0..threads).map(thread).collect(),
             warps: (0..threads / 32).map(|_| Warp::new(registers)).collect(),
@@ -322,9 +335,17 @@ impl Cta {
     }
 
     fn pick_any(&mut self) -> Option<Step> {
-        let Self { random, copies, warps, ready, .. } = self;
+        let Self { random, priorities, copies, warps, ready, .. } = self;
         let random = random.as_mut()?;
-        let thread = ready.any(random);
+        let thread = match priorities.is_empty() {
+            true => ready.any(random),
+            false => ready.iter().max_by_key(|&thread| priorities[thread as usize]),
+        };
+        if let (Some(thread), false) = (thread, priorities.is_empty()) {
+            if random.below(PICKS_PER_PRIORITY) == 0 {
+                priorities[thread as usize] = random.bits();
+            }
+        }
         if thread.is_none() && !copies.is_empty() || random.below(16) == 0 {
             let busy = || warps.iter().enumerate().filter(|(_, warp)| warp.tensor.is_busy()).map(|(index, _)| index);
             let products = busy().count();
@@ -403,7 +424,8 @@ thread_local! {
 /// Calls a function on the block that runs; on a mistake, reports it and never returns.
 pub fn run<R>(function: impl FnOnce(&mut Cta) -> Result<R, Problem>) -> R {
     let result = CTA.with_borrow_mut(|cta| {
-        let cta = cta.as_mut().expect("this is an operation of a GPU thread: call it in a kernel, by simt::host::launch");
+        let cta =
+            cta.as_mut().expect("this is an operation of a GPU thread: call it in a kernel, by simt::host::launch");
         function(cta).map_err(|problem| cta.report(problem))
     });
     match result {

@@ -106,9 +106,8 @@ impl Memory {
             let message = format!("{what} at global address {address:#x}, not a multiple of {alignment}, at {site}");
             return Err(Problem::new(Kind::Unaligned, message));
         }
-        self.find(address, bytes).map_err(|place| {
-            Problem::new(Kind::OutOfBounds, format!("{what} of {place}, at {site}"))
-        })
+        self.find(address, bytes)
+            .map_err(|place| Problem::new(Kind::OutOfBounds, format!("{what} of {place}, at {site}")))
     }
 
     /// What a buffer is called, and where in it an address is.
@@ -118,13 +117,21 @@ impl Memory {
     }
 
     /// Loads what no kernel in flight writes.
-    pub(super) fn load(&self, what: &str, address: u64, into: &mut [u8], alignment: u64, site: Site) -> Result<(), Problem> {
+    pub(super) fn load(
+        &self,
+        what: &str,
+        address: u64,
+        into: &mut [u8],
+        alignment: u64,
+        site: Site,
+    ) -> Result<(), Problem> {
         let bytes = self.access(what, address, into.len() as u64, alignment, site)?;
         for (offset, (byte, into)) in bytes.iter().zip(into).enumerate() {
             *into = byte.value.load(Relaxed);
             let state = byte.state.load(Relaxed);
             if state == UNWRITTEN {
-                let message = format!("{what} of {}, which nobody wrote, at {site}", self.place(address + offset as u64));
+                let message =
+                    format!("{what} of {}, which nobody wrote, at {site}", self.place(address + offset as u64));
                 return Err(Problem::new(Kind::Uninitialized, message));
             }
             if state >= WRITTEN {

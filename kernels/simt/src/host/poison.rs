@@ -78,9 +78,8 @@ impl<const N: usize> Words for [u32; N] {
 pub fn check(instruction: &'static str, operands: &[u32]) {
     if operands.iter().any(|&bits| is_poison(bits)) {
         let site = Location::caller();
-        let message = format!(
-            "{instruction} at {site} gets the register of a product that is in flight or was not settled"
-        );
+        let message =
+            format!("{instruction} at {site} gets the register of a product that is in flight or was not settled");
         executor::report(Problem::new(Kind::Poison, message));
     }
 }

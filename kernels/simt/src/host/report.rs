@@ -91,6 +91,7 @@ pub fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
             _ => ranges.push((number, number)),
         }
     }
-    let text = ranges.iter().map(|&(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
+    let text =
+        ranges.iter().map(|&(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
     text.collect::<Vec<_>>().join(", ")
 }

@@ -10,7 +10,8 @@ pub enum Schedule {
     /// The last threads first; copies are done when nobody can go on without them, products when they are waited for.
     Reverse,
     /// All by chance, thread by thread: the lanes of a warp may drift apart as far as their collectives let them. The same
-    /// seed gives the same order.
+    /// seed gives the same order. With an odd seed, threads have priorities, which change now and then, so that some
+    /// starve.
     Random(u64),
     /// All by chance, warp by warp: each warp's lanes go as far as they get before another warp's turn.
     RandomWarps(u64),

@@ -123,7 +123,14 @@ impl SharedMemory {
     }
 
     /// What an access of a cell by `access` collides with.
-    fn collision(&self, cell: usize, what: &str, access: &Access, knowledge: &Knowledge, writes: bool) -> Option<Problem> {
+    fn collision(
+        &self,
+        cell: usize,
+        what: &str,
+        access: &Access,
+        knowledge: &Knowledge,
+        writes: bool,
+    ) -> Option<Problem> {
         let Cell { write, reads, in_flight, mbarrier } = &self.cells[cell];
         let place = BASE + cell as u32 * CELL_BYTES;
         let site = access.site;

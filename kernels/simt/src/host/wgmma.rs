@@ -153,11 +153,7 @@ impl Tensor {
 }
 
 impl Warpgroup {
-    fn same<T: Copy + PartialEq>(
-        history: &mut Vec<T>,
-        place: &mut usize,
-        new: T,
-    ) -> bool {
+    fn same<T: Copy + PartialEq>(history: &mut Vec<T>, place: &mut usize, new: T) -> bool {
         let same = match history.get(*place) {
             Some(&old) => old == new,
             None => {
@@ -190,8 +186,10 @@ impl Warpgroup {
     }
 
     pub fn check_end(&self) -> Result<(), Problem> {
-        if self.issued.iter().any(|&issued| issued != self.products.len()) {
-            let message = format!("the warps of a warpgroup issued {:?} products", self.issued);
+        let fewest = self.issued.into_iter().min().unwrap_or_default();
+        if let Some((.., site)) = self.products.get(fewest) {
+            let message =
+                format!("the warps of a warpgroup issued {:?} products; some lack the one at {site}", self.issued);
             return Err(Problem::new(Kind::Divergence, message));
         }
         if self.registers_set.iter().any(|&set| set != self.registers.len()) {
@@ -274,7 +272,8 @@ impl Cta {
         inputs: &Inputs,
         site: Site,
     ) -> Result<(), Problem> {
-        let problem = |message: String| Err(Problem::new(Kind::Product, format!("wgmma.mma_async at {site}: {message}")));
+        let problem =
+            |message: String| Err(Problem::new(Kind::Product, format!("wgmma.mma_async at {site}: {message}")));
         let right = inputs[0][2];
         if inputs.iter().any(|input| input[2] != right) {
             return problem("lanes have different descriptors".to_owned());
