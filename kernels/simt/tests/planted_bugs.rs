@@ -268,7 +268,7 @@ pipelines! {
     missing_mbarrier_wait, NoWait, [Race, CopyInFlight, Uninitialized];
     wrong_parity, WrongParity, [Deadlock];
     too_few_bytes_expected, TooFewBytes, [Deadlock, CopyInFlight, MBarrier];
-    no_bytes_expected, NoExpectation, [Race, Deadlock, CopyInFlight, MBarrier];
+    no_bytes_expected, NoExpectation, [Race, Uninitialized, Deadlock, CopyInFlight, MBarrier];
     early_slot_release, EarlyRelease, [Race];
     slot_never_released, NoRelease, [Deadlock];
     double_arrival, DoubleArrival, [Race, CopyInFlight, MBarrier, Deadlock];
