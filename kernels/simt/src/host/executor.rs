@@ -337,15 +337,16 @@ impl Cta {
     fn pick_any(&mut self) -> Option<Step> {
         let Self { random, priorities, copies, warps, ready, .. } = self;
         let random = random.as_mut()?;
-        let thread = match priorities.is_empty() {
-            true => ready.any(random),
-            false => ready.iter().max_by_key(|&thread| priorities[thread as usize]),
+        let thread = if priorities.is_empty() {
+            ready.any(random)
+        } else {
+            let first = ready.iter().max_by_key(|&thread| priorities[thread as usize]);
+            first.inspect(|&thread| {
+                if random.below(PICKS_PER_PRIORITY) == 0 {
+                    priorities[thread as usize] = random.bits();
+                }
+            })
         };
-        if let (Some(thread), false) = (thread, priorities.is_empty()) {
-            if random.below(PICKS_PER_PRIORITY) == 0 {
-                priorities[thread as usize] = random.bits();
-            }
-        }
         if thread.is_none() && !copies.is_empty() || random.below(16) == 0 {
             let busy = || warps.iter().enumerate().filter(|(_, warp)| warp.tensor.is_busy()).map(|(index, _)| index);
             let products = busy().count();

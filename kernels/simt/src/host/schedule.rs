@@ -74,6 +74,6 @@ impl Random {
 
     /// Uniform in `0 .. end`.
     pub fn below(&mut self, end: usize) -> usize {
-        ((self.bits() >> 32) * end as u64 >> 32) as usize
+        (((self.bits() >> 32) * end as u64) >> 32) as usize
     }
 }

@@ -323,7 +323,8 @@ impl Cta {
         if in_flight && !untouched() {
             return problem("the accumulator was written while a product on it was in flight".to_owned());
         }
-        if !tensor.fenced && !(in_flight && matches!(left, Left::Shared(_))) {
+        let continues = in_flight && matches!(left, Left::Shared(_));
+        if !tensor.fenced && !continues {
             return problem("no wgmma.fence since the warp's last wgmma.wait_group".to_owned());
         }
         let accumulator = match known {

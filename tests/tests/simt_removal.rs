@@ -1,0 +1,31 @@
+//! The attention kernel with each of its synchronisations taken away: the SIMT executor finds every one that matters.
+
+use half::f16;
+use sage_tests::tensor::Inputs;
+use sageattention::simt::{Execution, Options, Schedule};
+use sageattention::{AttentionOptions, AttentionProblem, DType, Mask, TensorLayout};
+
+fn execute(options: &Options) -> Result<Execution, String> {
+    // more tiles than slots, more items than CTAs, warpgroups with fewer tiles than others and with none
+    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 600, 64]);
+    let attention = AttentionOptions { return_lse: true, mask: Mask::Causal, ..Default::default() };
+    let inputs = Inputs::<f16>::random(&problem, 1);
+    Execution::new(&problem, &attention, inputs.slices(), options).map_err(|(_, report)| report.to_string())
+}
+
+#[test]
+fn every_removal_is_found() {
+    let complete = execute(&Options::new(Schedule::InOrder)).expect("the kernel as it is");
+    let mut missed = Vec::new();
+    for (kernel, place) in &complete.synchronisations {
+        let schedules = [Schedule::InOrder, Schedule::Reverse].into_iter().chain((0..3).map(Schedule::RandomWarps));
+        let found = schedules
+            .map(|schedule| execute(&Options { without: Some(*place), ..Options::new(schedule) }))
+            .find_map(Result::err);
+        match found {
+            Some(report) => println!("{} {} at {}:\n    {}", kernel.symbol(), place.instruction, place.site, report),
+            None => missed.push(format!("{} {} at {}", kernel.symbol(), place.instruction, place.site)),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+}
