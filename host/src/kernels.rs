@@ -9,6 +9,7 @@
 //! The first line's statistics are there only with `smooth_k`. Each kernel finds what the ones before it wrote.
 
 use crate::gpu::GpuBuffers;
+use crate::options::Mask;
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
 use crate::workspace::Region;
@@ -61,6 +62,7 @@ impl Call<'_> {
             mean: self.address(workspace.value_mean),
             mean_codes: self.address(workspace.value_mean_codes),
             scale: self.address(workspace.value_scale),
+            inverse_scale: self.address(workspace.value_inverse_scale),
             tokens: value.tokens,
             smooth: resolved.smooth_v.into(),
         };
@@ -73,6 +75,7 @@ impl Call<'_> {
             scales: self.address(workspace.query_scales),
             key_mean: if shift == 0 { 0 } else { self.address_if(workspace.key_mean) },
             log_sum_exp_shift: shift,
+            claimed_items: self.address(workspace.claimed_items),
             heads_per_key_head: self.heads_per_key_head(),
             granularity: options.granularity as u32,
             softmax_scale: resolved.softmax_scale,
@@ -91,7 +94,7 @@ impl Call<'_> {
         let quantize_value = QuantizeValueParams {
             input: value,
             codes: self.address(workspace.value_codes),
-            scale: self.address(workspace.value_scale),
+            inverse_scale: self.address(workspace.value_inverse_scale),
             mean: self.address(workspace.value_mean),
         };
         launch(Family::QuantizeValue, grid(key_tiles, &value), quantize_value.into())
@@ -113,6 +116,7 @@ impl Call<'_> {
             value_mean_codes: self.address(workspace.value_mean_codes),
             log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
             log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
+            claimed_items: self.address(workspace.claimed_items),
             output,
             key_len: problem.key_len as u32,
             diagonal: resolved.diagonal,
@@ -122,9 +126,25 @@ impl Call<'_> {
                 true => tile::SEGMENT_TILES,
                 false => tile::UNSMOOTHED_TILES_PER_FLUSH,
             },
-            reserved: 0,
+            heads_per_group: self.heads_per_group(),
         };
         launch(Family::Attention, [items.min(self.multiprocessors), 1, 1], params.into())
+    }
+
+    /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
+    /// time let long items come first.
+    fn heads_per_group(&self) -> u32 {
+        let resolved = &self.plan.resolved;
+        let problem = &resolved.problem;
+        match resolved.options.mask {
+            Mask::None => self.heads_per_key_head(),
+            Mask::Causal | Mask::CausalAligned(_) => tile::heads_per_group(
+                (problem.batch * problem.query_heads) as u32,
+                self.heads_per_key_head(),
+                problem.key_len as u32,
+                resolved.padded_head_dim,
+            ),
+        }
     }
 
     fn heads_per_key_head(&self) -> u32 {

@@ -32,6 +32,7 @@ pub(crate) struct Workspace {
     pub key_scales: Region,
     pub value_codes: Region,
     pub value_scale: Region,
+    pub value_inverse_scale: Region,
     pub value_sum: Region,
     pub value_min: Region,
     pub value_max: Region,
@@ -43,6 +44,7 @@ pub(crate) struct Workspace {
     pub key_mean: Option<Region>,
     /// With `smooth_k` and `return_lse`.
     pub log_sum_exp_shift: Option<Region>,
+    pub claimed_items: Region,
     /// All of it.
     pub bytes: u64,
 }
@@ -79,6 +81,7 @@ impl Workspace {
             key_scales: region([key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
             value_codes: region(key_codes),
             value_scale: region(channels),
+            value_inverse_scale: region(channels),
             value_sum: region(segment_channels),
             value_min: region(segment_channels),
             value_max: region(segment_channels),
@@ -88,6 +91,7 @@ impl Workspace {
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: (options.smooth_k && options.return_lse)
                 .then(|| region([query_heads, padded_queries as u64, 4])),
+            claimed_items: region([1, 1, 4]),
             bytes: 0,
         };
         Self { bytes, ..workspace }
@@ -102,6 +106,7 @@ impl Workspace {
             ("key_scales", Some(self.key_scales)),
             ("value_codes", Some(self.value_codes)),
             ("value_scale", Some(self.value_scale)),
+            ("value_inverse_scale", Some(self.value_inverse_scale)),
             ("value_sum", Some(self.value_sum)),
             ("value_min", Some(self.value_min)),
             ("value_max", Some(self.value_max)),
@@ -110,6 +115,7 @@ impl Workspace {
             ("key_sum", self.key_sum),
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
+            ("claimed_items", Some(self.claimed_items)),
         ]
         .into_iter()
         .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))

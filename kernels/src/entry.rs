@@ -1,7 +1,7 @@
 //! The entry points: one for each row of the kernel table. On the host, [`launch`] runs them in the SIMT executor.
 
 #[cfg(not(target_arch = "nvptx64"))]
-use sage_layout::kernel::Kernel;
+use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
 #[cfg(not(target_arch = "nvptx64"))]
 use simt::host::{self, Kind, Launch, Memory, Options, Report, Synchronisation};
@@ -93,7 +93,13 @@ macro_rules! define_launch {
             memory: &Memory,
             options: &Options,
         ) -> Result<Vec<Synchronisation>, Report> {
-            let shape = Launch { grid, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
+            let shape = Launch {
+                grid,
+                threads: kernel.threads(),
+                shared_bytes: kernel.shared_bytes(),
+                // its blocks claim work from each other
+                blocks_in_order: matches!(kernel.family(), Family::Attention),
+            };
             match (kernel, params) {
                 $((Kernel::$variant, Params::$family(params)) => host::launch(shape, memory, options, || {
                     // SAFETY: the executor checks every access.

@@ -11,6 +11,8 @@
 //! vocabulary of `simt`, without `asm!`, allocation, panics or floating-point atomics.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx))]
+// a row or channel indexes several register arrays and shared memory alike
+#![allow(clippy::needless_range_loop)]
 
 pub mod attention;
 pub mod element;

@@ -37,7 +37,7 @@ fn a_good_problem_is_planned() -> Result<(), Error> {
 
 #[test]
 fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
-    for (smooth_k, return_lse, count) in [(true, true, 14), (true, false, 13), (false, true, 11), (false, false, 11)] {
+    for (smooth_k, return_lse, count) in [(true, true, 16), (true, false, 15), (false, true, 13), (false, false, 13)] {
         let plan = AttentionPlan::new(problem(), AttentionOptions { smooth_k, return_lse, ..Default::default() })?;
         let regions = plan.workspace_regions();
         assert_eq!(regions.len(), count);

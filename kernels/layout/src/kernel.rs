@@ -4,7 +4,7 @@
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
 use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes,
+    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, VALUE_ROW_BYTES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes,
 };
 
 /// A GPU architecture that kernels are compiled for.
@@ -161,14 +161,19 @@ impl Kernel {
         match self.family() {
             Family::KeyMean | Family::ValueScale => self.head_dim(),
             Family::Attention => (1 + CONSUMER_WARPGROUPS) * 128,
-            Family::QuantizeValue => 256,
+            // one for each four tokens and chunk
+            Family::QuantizeValue => KEY_TILE / 4 * threads_per_row(self.head_dim()),
             _ => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
         }
     }
 
     /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`.
     pub const fn min_blocks(self) -> u32 {
-        1
+        match self.family() {
+            Family::Attention | Family::KeyMean | Family::ValueScale => 1,
+            // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
+            _ => 1024 / self.threads(),
+        }
     }
 
     /// Dynamic shared memory of a launch, in bytes.
@@ -197,12 +202,12 @@ impl Kernel {
     /// Bytes of stack, of spill stores and of spill loads that the kernel may have, each: 0, unless a measurement stands
     /// beside it.
     ///
-    /// Attention with 128 channels fills its 160 registers. ptxas puts seven values on the stack that are used once an
+    /// Attention with 128 channels fills its 160 registers. ptxas puts five values on the stack that are used once an
     /// item or once a segment; the main loops do not touch local memory, and the kernel runs at the speeds of
     /// `docs/performance.md` with them.
     pub const fn stack_budget(self) -> u32 {
         match (self.family(), self.head_dim()) {
-            (Family::Attention, 128) => 32,
+            (Family::Attention, 128) => 24,
             _ => 0,
         }
     }
@@ -225,6 +230,8 @@ pub struct AttentionShared {
     pub master_stride: u32,
     /// mbarriers, 8 bytes each.
     pub barriers: u32,
+    /// The item that each consumer warpgroup's queries belong to: u32.
+    pub items: u32,
     /// All of it.
     pub bytes: u32,
 }
@@ -245,7 +252,18 @@ impl AttentionShared {
         // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
         let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
         let barriers = master + CTA_QUERIES / crate::tile::WARP_ROWS * master_stride;
-        Self { query, key, value, value_stride, master, master_stride, barriers, bytes: barriers + 8 * Self::BARRIERS }
+        let items = barriers + 8 * Self::BARRIERS;
+        Self {
+            query,
+            key,
+            value,
+            value_stride,
+            master,
+            master_stride,
+            barriers,
+            items,
+            bytes: items + 4 * CONSUMER_WARPGROUPS,
+        }
     }
 }
 

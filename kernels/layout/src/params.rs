@@ -80,8 +80,10 @@ pub struct ValueScaleParams {
     pub mean: Address,
     /// The same shape, written: segment means in units of the channel's scale.
     pub mean_codes: Address,
-    /// f32 `[batch · heads][padded head_dim]`: scales.
+    /// f32 `[batch · heads][padded head_dim]`, written: scales.
     pub scale: Address,
+    /// The same shape, written: what values are multiplied by before they are rounded.
+    pub inverse_scale: Address,
     /// Tokens a head.
     pub tokens: u32,
     /// 1 to subtract the means (`smooth_v`), 0 to take them as 0.
@@ -102,6 +104,8 @@ pub struct QuantizeQueryParams {
     pub key_mean: Address,
     /// f32 `[batch · heads][padded queries]`: `softmax_scale · query · key_mean` of each row; 0 if not wanted.
     pub log_sum_exp_shift: Address,
+    /// u32, set to 0: see [`AttentionParams::claimed_items`].
+    pub claimed_items: Address,
     /// Query heads that share a key head.
     pub heads_per_key_head: u32,
     /// A [`Granularity`](crate::scale::Granularity) as a number.
@@ -138,15 +142,16 @@ pub struct QuantizeValueParams {
     pub input: TensorView,
     /// e4m3 `[batch · heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled.
     pub codes: Address,
-    /// f32 `[batch · heads][padded head_dim]`.
-    pub scale: Address,
+    /// f32 `[batch · heads][padded head_dim]`: one over the scales.
+    pub inverse_scale: Address,
     /// f32 `[batch · heads][segments][padded head_dim]`: segment means.
     pub mean: Address,
 }
 
-/// `Attention`: grid (at most one CTA a multiprocessor), each CTA takes every `grid`-th item.
+/// `Attention`: grid (at most one CTA a multiprocessor, and at most one an item).
 ///
-/// An item is 192 queries of one head.
+/// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
+/// nobody has.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AttentionParams {
@@ -168,6 +173,8 @@ pub struct AttentionParams {
     pub log_sum_exp_shift: Address,
     /// f32 `[batch · query heads][query_len]`: natural logarithm of each row's sum of exponentials; 0 if not wanted.
     pub log_sum_exp: Address,
+    /// u32: items that were claimed beyond each CTA's first. 0 before the launch, and 0 again after it.
+    pub claimed_items: Address,
     /// The result, in the queries' shape.
     pub output: TensorView,
     /// Keys a head.
@@ -181,8 +188,9 @@ pub struct AttentionParams {
     /// Key tiles after which the FP8 accumulators are emptied into f32; divides
     /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES).
     pub tiles_per_flush: u32,
-    /// Explicit padding; 0.
-    pub reserved: u32,
+    /// Query heads, over all batches, that are worked on at a time; see
+    /// [`heads_per_group`](crate::tile::heads_per_group).
+    pub heads_per_group: u32,
 }
 
 macro_rules! define_params {
@@ -229,10 +237,14 @@ const _: () = {
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<ChannelStatisticsParams>() == 72 && offset_of!(ChannelStatisticsParams, sum) == 48);
     assert!(size_of::<KeyMeanParams>() == 24 && offset_of!(KeyMeanParams, tokens) == 16);
-    assert!(size_of::<ValueScaleParams>() == 56 && offset_of!(ValueScaleParams, tokens) == 48);
-    assert!(size_of::<QuantizeQueryParams>() == 96 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 80);
+    assert!(size_of::<ValueScaleParams>() == 64 && offset_of!(ValueScaleParams, tokens) == 56);
+    assert!(size_of::<QuantizeQueryParams>() == 104 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 88);
     assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
     assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);
-    assert!(size_of::<AttentionParams>() == 144 && offset_of!(AttentionParams, output) == 72);
-    assert!(offset_of!(AttentionParams, key_len) == 120 && offset_of!(AttentionParams, items) == 132);
+    assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
+    assert!(
+        offset_of!(AttentionParams, key_len) == 128
+            && offset_of!(AttentionParams, items) == 140
+            && offset_of!(AttentionParams, heads_per_group) == 148
+    );
 };

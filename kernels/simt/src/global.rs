@@ -35,6 +35,18 @@ macro_rules! stores {
     )* };
 }
 
+/// Adds `value` to a u32 and returns what was there before (`atom.add`, relaxed).
+///
+/// # Safety
+///
+/// The address must be writable global memory, a multiple of 4; others may access it at the same time, atomically.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
+    // SAFETY: forwarded contract.
+    unsafe { arch::global::fetch_add_u32(address, value) }
+}
+
 loads! {
     load_u16 u16, "2";
     load_f32 f32, "4";
@@ -45,6 +57,7 @@ loads! {
 stores! {
     store_u16 u16, "2";
     store_f32 f32, "4";
+    store_u32 u32, "4";
     store_u32x2 [u32; 2], "8";
     store_u32x4 [u32; 4], "16";
 }

@@ -36,3 +36,19 @@ pub fn reciprocal(x: f32) -> f32 {
 pub fn or3(a: u32, b: u32, c: u32) -> u32 {
     arch::math::or3(a, b, c)
 }
+
+/// Quotient and remainder. By 0, which callers rule out, they are 0: there is no panic on a GPU.
+#[inline(always)]
+pub fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
+    match core::num::NonZeroU32::new(divisor) {
+        Some(divisor) => (dividend / divisor, dividend % divisor),
+        None => (0, 0),
+    }
+}
+
+/// The same value, unknown to the compiler: what was computed from it is computed again rather than kept in registers.
+#[inline(always)]
+#[track_caller]
+pub fn opaque(value: u32) -> u32 {
+    arch::math::opaque(value)
+}

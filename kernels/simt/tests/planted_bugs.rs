@@ -30,7 +30,8 @@ struct Buffers {
 fn run(planted: &Planted, mistake: bool, schedule: Schedule) -> Result<(), Report> {
     let mut memory = Memory::new();
     let buffers = Buffers { input: memory.upload("input", &[1; 16384]), output: memory.allocate("output", 4096) };
-    let shape = Launch { grid: [1, 1, 1], threads: planted.threads, shared_bytes: SHARED_BYTES };
+    let shape =
+        Launch { grid: [1, 1, 1], threads: planted.threads, shared_bytes: SHARED_BYTES, blocks_in_order: false };
     launch(shape, &memory, &Options::new(schedule), || (planted.kernel)(mistake, buffers)).map(|_| ())
 }
 
@@ -371,7 +372,7 @@ multiplications! {
 #[test]
 fn bad_launches() {
     let memory = Memory::new();
-    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0 };
+    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0, blocks_in_order: false };
     for bad in [
         Launch { grid: [0, 1, 1], ..shape },
         Launch { threads: 0, ..shape },

@@ -1,11 +1,11 @@
 //! Work items: 192 queries of one head.
 
-use core::num::NonZeroU32;
+use core::cmp::min;
 
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS, query_ctas};
 use sage_layout::visibility::visible_keys;
-use simt::thread;
+use simt::{global, math, thread};
 
 use crate::quantize::query_key::key_head_of;
 
@@ -21,26 +21,27 @@ pub struct WorkItem {
 }
 
 impl WorkItem {
-    /// The item of an index. A head's items follow each other, so that its keys stay in the L2 cache, and its last
+    /// The item of an index. Items are sorted by groups of heads whose keys fit the L2 cache, and in a group the last
     /// queries come first: under a causal mask they see the most keys.
     #[inline(always)]
-    fn nth(params: &AttentionParams, index: u32) -> Self {
+    pub fn nth(params: &AttentionParams, index: u32) -> Self {
         let ctas = query_ctas(params.output.tokens);
-        // there is at least one query
-        let ctas = NonZeroU32::new(ctas).unwrap_or(NonZeroU32::MIN);
-        let head = index / ctas;
+        let (heads, _) = math::div_rem(params.items, ctas);
+        let (group, index) = math::div_rem(index, ctas * params.heads_per_group);
+        let first_head = group * params.heads_per_group;
+        let (cta, head) = math::div_rem(index, min(params.heads_per_group, heads - first_head));
+        let head = first_head + head;
         Self {
             head,
             key_head: key_head_of(head, params.heads_per_key_head),
-            first_query: (ctas.get() - 1 - index % ctas) * CTA_QUERIES,
+            first_query: (ctas - 1 - cta) * CTA_QUERIES,
         }
     }
 
     /// Key tiles that the first `queries` of the item see any key of.
     #[inline(always)]
     fn key_tiles_of(&self, params: &AttentionParams, queries: u32) -> u32 {
-        let end = self.first_query + queries;
-        let end = if end < params.output.tokens { end } else { params.output.tokens };
+        let end = min(self.first_query + queries, params.output.tokens);
         visible_keys(end - 1, params.diagonal, params.key_len).div_ceil(KEY_TILE)
     }
 
@@ -73,29 +74,22 @@ pub struct KeyTiles {
     pub all: u32,
 }
 
-/// This CTA's items: one of every round of as many items as there are CTAs.
+/// Claims the next item for this CTA; there is none if its index is not below `items`.
 ///
-/// Every other round is dealt out backwards. Under a causal mask a head's items shrink in order, and a CTA that always
-/// took the same place of a round could get the long ones of every head.
+/// Items go to whichever CTA is free, so that unequal ones spread evenly; what an item computes does not depend on who
+/// computes it. Every CTA claims until it gets none, so there are `items` claims in all, and the last resets the counter.
+///
+/// # Safety
+///
+/// As the parameters say; one thread of the CTA, once for every item that it got.
 #[inline(always)]
-pub fn items(params: &AttentionParams) -> impl Iterator<Item = WorkItem> {
-    Items { params, round: 0 }
-}
-
-struct Items<'a> {
-    params: &'a AttentionParams,
-    round: u32,
-}
-
-impl Iterator for Items<'_> {
-    type Item = WorkItem;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<WorkItem> {
-        let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
-        let place = if self.round % 2 == 0 { cta } else { ctas - 1 - cta };
-        let index = self.round * ctas + place;
-        self.round += 1;
-        (index < self.params.items).then(|| WorkItem::nth(self.params, index))
+pub unsafe fn claim(params: &AttentionParams) -> u32 {
+    // SAFETY: the counter is the launch's own.
+    unsafe {
+        let claims = global::fetch_add_u32(params.claimed_items, 1);
+        if claims == params.items - 1 {
+            global::store_u32(params.claimed_items, 0);
+        }
+        thread::grid_dim_x() + claims
     }
 }

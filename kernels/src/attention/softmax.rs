@@ -4,7 +4,8 @@
 //! `reference` only to keep numbers in range, so it may be *stale*: exponentials start at once with the reference of
 //! earlier keys. e4m3 conversion saturates at 448, and a saturated code (`0x7e`) in the result tells that some score was
 //! too far above the reference. Only then is the true maximum taken, everything so far rescaled, and the chunk done
-//! again from its scores, which are still in registers. [`HEADROOM`] makes that rare.
+//! again from its scores, which are still in registers. Some headroom below saturation
+//! makes that rare.
 
 use simt::{convert, math, warp};
 

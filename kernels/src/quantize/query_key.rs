@@ -8,9 +8,9 @@ use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries};
 use sage_layout::{swizzle, tile};
-use simt::{convert, global, shared, thread, warp};
+use simt::{convert, global, math, shared, thread, warp};
 
-use super::{CHUNK, Head, load_f32_chunk};
+use super::{CHUNK, Chunk, Head, load_f32_chunk};
 use crate::element::Element;
 
 /// Tokens of a query tile that a thread holds.
@@ -74,17 +74,17 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     let padded = padded_queries(input.tokens);
     let tile_index = head.index * (padded / WARPGROUP_ROWS) as u64 + tile as u64;
 
-    let mut rows = [[0.0; CHUNK]; QUERIES];
+    let mut rows = [Chunk::ZERO; QUERIES];
     for (index, row) in rows.iter_mut().enumerate() {
         let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
         // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk::<E>(input, token, chunk) };
+        *row = unsafe { head.load_chunk(input, token, chunk) };
     }
 
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = reduce_row::<HEAD_DIM>(amax(row), f32::max);
+        let largest = reduce_row::<HEAD_DIM>(amax(&row.values::<E>()), f32::max);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
             unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
@@ -92,6 +92,10 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     }
     thread::sync_threads();
 
+    if head.index == 0 && tile == 0 && thread::thread_idx_x() == 0 {
+        // SAFETY: the counter is there, and nobody else's while this kernel runs.
+        unsafe { global::store_u32(params.claimed_items, 0) };
+    }
     if params.log_sum_exp_shift != 0 {
         let key_head = key_head_of(head.index as u32, params.heads_per_key_head) as u64;
         // SAFETY: the mean holds a row for each key head, the shift one element for each padded query.
@@ -100,8 +104,8 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
                 load_f32_chunk(params.key_mean + 4 * (key_head * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64));
             for (index, row) in rows.iter().enumerate() {
                 let mut product = 0.0;
-                for channel in 0..CHUNK {
-                    product += row[channel] * mean[channel];
+                for (value, mean) in row.values::<E>().iter().zip(&mean) {
+                    product += value * mean;
                 }
                 let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
                 if chunk == 0 {
@@ -132,7 +136,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
         let (scale, inverse) = int8_scale(largest);
         // SAFETY: the outputs hold this tile's codes and scales.
         unsafe {
-            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, row, inverse);
+            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, &row.again().values::<E>(), inverse);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
                 let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (index * QUERY_SCALES_PER_WARP + lane) as u64;
                 global::store_f32(params.scales + 4 * at, scale * params.score_scale);
@@ -144,11 +148,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
 /// The key head, over all batches, that query head `head` reads.
 #[inline(always)]
 pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
-    // the host never passes 0
-    match core::num::NonZeroU32::new(heads_per_key_head) {
-        Some(group) => head / group,
-        None => 0,
-    }
+    math::div_rem(head, heads_per_key_head).0
 }
 
 /// One key tile of one head.
@@ -171,17 +171,23 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
         mean =
             unsafe { load_f32_chunk(params.mean + 4 * (head.index * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64)) };
     }
-    let mut rows = [[0.0; CHUNK]; KEYS];
-    let mut largest = 0.0f32;
+    let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
+    let mut rows = [Chunk::ZERO; KEYS];
     for (index, row) in rows.iter_mut().enumerate() {
-        let token = tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
         // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk::<E>(input, token, chunk) };
+        *row = unsafe { head.load_chunk(input, token(index), chunk) };
+    }
+    let smoothed = |index: usize, row: Chunk| {
+        let mut values = row.values::<E>();
         for channel in 0..CHUNK {
             // what pads the tile stays zero
-            row[channel] = if token < input.tokens { row[channel] - mean[channel] } else { 0.0 };
+            values[channel] = if token(index) < input.tokens { values[channel] - mean[channel] } else { 0.0 };
         }
-        largest = largest.max(amax(row));
+        values
+    };
+    let mut largest = 0.0f32;
+    for (index, row) in rows.iter().enumerate() {
+        largest = largest.max(amax(&smoothed(index, *row)));
     }
 
     let largest = reduce_row::<HEAD_DIM>(largest, f32::max);
@@ -206,7 +212,8 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {
-            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, row, inverse);
+            let values = smoothed(index, row.again());
+            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, &values, inverse);
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;

@@ -7,11 +7,11 @@ use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{SEGMENT_KEYS, segments};
 use simt::{global, shared, thread};
 
-use super::{CHUNK, Head};
+use super::{CHUNK, Chunk, Head};
 use crate::element::Element;
 
 /// Tokens that a thread loads before it adds the first, so that loads overlap.
-const TOKENS_IN_FLIGHT: usize = 4;
+const TOKENS_IN_FLIGHT: usize = 2;
 
 /// Sum, minimum and maximum of every channel over one segment of one head.
 ///
@@ -33,17 +33,18 @@ pub unsafe fn channel_statistics<E: Element, const HEAD_DIM: u32>(params: &Chann
     let end = if segment_end < input.tokens { segment_end } else { input.tokens };
     let mut token = segment * SEGMENT_KEYS + lane;
     while token < end {
-        let mut rows = [[0.0; CHUNK]; TOKENS_IN_FLIGHT];
+        let mut rows = [Chunk::ZERO; TOKENS_IN_FLIGHT];
         for (ahead, row) in rows.iter_mut().enumerate() {
             // SAFETY: the input is readable; tokens beyond its end load nothing.
-            *row = unsafe { head.load_chunk::<E>(input, token + ahead as u32 * TOKEN_LANES, chunk) };
+            *row = unsafe { head.load_chunk(input, token + ahead as u32 * TOKEN_LANES, chunk) };
         }
         for (ahead, row) in rows.iter().enumerate() {
             if token + (ahead as u32) * TOKEN_LANES < end {
+                let values = row.values::<E>();
                 for channel in 0..CHUNK {
-                    sum[channel] += row[channel];
-                    min[channel] = min[channel].min(row[channel]);
-                    max[channel] = max[channel].max(row[channel]);
+                    sum[channel] += values[channel];
+                    min[channel] = min[channel].min(values[channel]);
+                    max[channel] = max[channel].max(values[channel]);
                 }
             }
         }
@@ -139,6 +140,7 @@ pub unsafe fn value_scale<const HEAD_DIM: u32>(params: &ValueScaleParams) {
     // SAFETY: the scales hold a row for each head, the means one for each segment of each head.
     unsafe {
         global::store_f32(params.scale + 4 * (head * HEAD_DIM as u64 + channel), scale);
+        global::store_f32(params.inverse_scale + 4 * (head * HEAD_DIM as u64 + channel), inverse);
         for segment in 0..segments {
             let mean = mean_of(segment);
             global::store_f32(params.mean + place(segment), mean);

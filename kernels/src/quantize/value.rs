@@ -1,18 +1,16 @@
 //! Values to transposed e4m3 tiles (SageAttention2, section 3.4).
 
-use sage_layout::kernel::Kernel;
 use sage_layout::params::QuantizeValueParams;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
 use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, key_tiles, segments};
 use sage_layout::token_order::token_at;
 use simt::{convert, global, shared, thread};
 
-use super::{CHUNK, Head, load_f32_chunk};
+use super::{CHUNK, Chunk, Head, load_f32_chunk};
 use crate::element::Element;
 
 /// Distance of a transposed tile's rows in shared memory: 16 bytes more than they are long, against bank conflicts.
 const ROW_STRIDE: u32 = VALUE_ROW_BYTES + 16;
-const THREADS: u32 = Kernel::QuantizeValueD128F16.threads();
 
 /// One value tile of one head.
 ///
@@ -29,43 +27,44 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeV
     let tile = thread::block_idx_x();
     let words_per_row = KEY_TILE / 4;
 
-    let mut unit = thread::thread_idx_x();
-    while unit < words_per_row * (HEAD_DIM / CHUNK as u32) {
-        // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
-        let (word, chunk) = (unit / 2 % words_per_row, unit / (2 * words_per_row) * 2 + unit % 2);
-        let channel = (chunk * CHUNK as u32) as u64;
-        let segment = (head.index * segments(input.tokens) as u64 + (tile / SEGMENT_TILES) as u64) * HEAD_DIM as u64;
-        // SAFETY: scales hold a row for each head, means one for each segment of each head.
-        let (scale, mean) = unsafe {
-            (
-                load_f32_chunk(params.scale + 4 * (head.index * HEAD_DIM as u64 + channel)),
-                load_f32_chunk(params.mean + 4 * (segment + channel)),
-            )
-        };
-        let mut rows = [[0.0; CHUNK]; 4];
-        for (position, row) in rows.iter_mut().enumerate() {
-            let token = tile * KEY_TILE + token_at(4 * word + position as u32);
-            // SAFETY: the input is readable.
-            *row = unsafe { head.load_chunk::<E>(input, token, chunk) };
-            for channel in 0..CHUNK {
-                // what pads the tile stays zero
-                row[channel] = if token < input.tokens { row[channel] - mean[channel] } else { 0.0 };
-            }
+    let thread = thread::thread_idx_x();
+    // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
+    let (word, chunk) = (thread / 2 % words_per_row, thread / (2 * words_per_row) * 2 + thread % 2);
+    let channel = (chunk * CHUNK as u32) as u64;
+    let segment = (head.index * segments(input.tokens) as u64 + (tile / SEGMENT_TILES) as u64) * HEAD_DIM as u64;
+    // SAFETY: scales hold a row for each head, means one for each segment of each head.
+    let (inverse, mean) = unsafe {
+        (
+            load_f32_chunk(params.inverse_scale + 4 * (head.index * HEAD_DIM as u64 + channel)),
+            load_f32_chunk(params.mean + 4 * (segment + channel)),
+        )
+    };
+    let mut rows = [Chunk::ZERO; 4];
+    let token = |position: usize| tile * KEY_TILE + token_at(4 * word + position as u32);
+    for (position, row) in rows.iter_mut().enumerate() {
+        // SAFETY: the input is readable.
+        *row = unsafe { head.load_chunk(input, token(position), chunk) };
+    }
+    let mut scaled = [[0.0; CHUNK]; 4];
+    for position in 0..4 {
+        let values = rows[position].values::<E>();
+        for index in 0..CHUNK {
+            let smoothed = (values[index] - mean[index]) * inverse[index];
+            // what pads the tile stays zero
+            scaled[position][index] = if token(position) < input.tokens { smoothed } else { 0.0 };
         }
-        for (index, scale) in scale.iter().enumerate() {
-            let inverse = 1.0 / scale;
-            let codes = convert::e4m3x4([0, 1, 2, 3].map(|position: usize| rows[position][index] * inverse));
-            let at = shared::dynamic() + (channel as u32 + index as u32) * ROW_STRIDE + 4 * word;
-            // SAFETY: the word is this thread's own, within the launch's shared memory.
-            unsafe { shared::store_u32(at, codes) };
-        }
-        unit += THREADS;
+    }
+    for index in 0..CHUNK {
+        let codes = convert::e4m3x4([0, 1, 2, 3].map(|position: usize| scaled[position][index]));
+        let at = shared::dynamic() + (channel as u32 + index as u32) * ROW_STRIDE + 4 * word;
+        // SAFETY: the word is this thread's own, within the launch's shared memory.
+        unsafe { shared::store_u32(at, codes) };
     }
     thread::sync_threads();
 
     let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
     let codes = params.codes + tile_index * key_tile_bytes(HEAD_DIM) as u64;
-    let mut piece = thread::thread_idx_x();
+    let mut piece = thread;
     while piece < HEAD_DIM * (VALUE_ROW_BYTES / CHUNK_BYTES) {
         let (channel, column) =
             (piece / (VALUE_ROW_BYTES / CHUNK_BYTES), piece % (VALUE_ROW_BYTES / CHUNK_BYTES) * CHUNK_BYTES);
@@ -74,6 +73,6 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeV
             let row = shared::load_u32x4(shared::dynamic() + channel * ROW_STRIDE + column);
             global::store_u32x4(codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64, row);
         }
-        piece += THREADS;
+        piece += words_per_row * (HEAD_DIM / CHUNK as u32);
     }
 }

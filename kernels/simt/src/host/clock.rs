@@ -52,11 +52,20 @@ pub struct Knowledge {
     pub seen: Clock,
     /// Those of them that a proxy fence made visible to copies and tensor cores.
     pub fenced: Clock,
+    /// Reads that are over, whatever else is known of their agents. A warp's shuffles and votes tell of no writes, but a
+    /// lane comes to them with its loads done.
+    pub over: Clock,
 }
 
 impl Knowledge {
+    /// Whether a read is over.
+    pub fn is_over(&self, read: Epoch) -> bool {
+        self.seen.knows(read) || self.over.knows(read)
+    }
+
     pub fn join(&mut self, other: &Self) {
         self.seen.join(&other.seen);
         self.fenced.join(&other.fenced);
+        self.over.join(&other.over);
     }
 }

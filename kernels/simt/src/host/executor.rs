@@ -38,6 +38,9 @@ pub struct Launch {
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// Runs the blocks one after the other, which blocks with atomics need, so that a schedule finds the same again; else
+    /// they run in parallel.
+    pub blocks_in_order: bool,
 }
 
 /// How to run.
@@ -78,7 +81,7 @@ pub fn launch(
     options: &Options,
     kernel: impl Fn() + Sync,
 ) -> Result<Vec<Synchronisation>, Report> {
-    let Launch { grid, threads, shared_bytes } = shape;
+    let Launch { grid, threads, shared_bytes, blocks_in_order } = shape;
     let refuse = |message: String| {
         Err(Report { kind: Kind::Launch, message, block: [0; 3], thread: None, schedule: options.schedule })
     };
@@ -94,17 +97,18 @@ pub fn launch(
     memory.begin_launch();
     let synchronisations = Mutex::new(Vec::new());
     let [x, y, z] = grid.map(u64::from);
-    let failure = (0..x * y * z).into_par_iter().find_map_first(|index| {
+    let run = |index: u64| {
         let block = [index % x, index / x % y, index / (x * y)].map(|index| index as u32);
-        let cta = Cta::new(shape, block, index, memory, options);
-        match run_block(cta, &kernel) {
-            Ok(found) => {
-                synchronisations.lock().expect("no thread panics with the lock").extend(found);
-                None
-            }
-            Err(report) => Some(report),
-        }
-    });
+        let found = run_block(Cta::new(shape, block, index, memory, options), &kernel)?;
+        synchronisations.lock().expect("no thread panics with the lock").extend(found);
+        Ok(())
+    };
+    let blocks = 0..x * y * z;
+    let failure = if blocks_in_order {
+        blocks.into_iter().find_map(|index| run(index).err())
+    } else {
+        blocks.into_par_iter().find_map_first(|index| run(index).err())
+    };
     match failure {
         Some(report) => Err(report),
         None => {
@@ -200,6 +204,7 @@ pub struct Cta {
     pub grid: [u32; 3],
     pub block: [u32; 3],
     pub memory: &'static Memory,
+    pub blocks_in_order: bool,
     pub options: Options,
     /// With a random schedule.
     pub random: Option<Random>,
@@ -231,7 +236,7 @@ enum Step {
 
 impl Cta {
     fn new(shape: Launch, block: [u32; 3], index: u64, memory: &Memory, options: &Options) -> Self {
-        let Launch { grid, threads, shared_bytes } = shape;
+        let Launch { grid, threads, shared_bytes, blocks_in_order } = shape;
         // SAFETY: the block ends before `launch` does, which holds the borrow.
         let memory: &'static Memory = unsafe { &*ptr::from_ref(memory) };
         let thread = |index: u32| {
@@ -254,6 +259,7 @@ impl Cta {
             grid,
             block,
             memory,
+            blocks_in_order,
             options: options.clone(),
             random,
             priorities,

@@ -2,6 +2,7 @@ use std::panic::Location;
 
 use super::executor::run;
 use super::poison::{self, words};
+use super::report::{Kind, Problem};
 
 #[track_caller]
 fn load<const BYTES: usize>(address: u64) -> [u8; BYTES] {
@@ -61,6 +62,12 @@ pub unsafe fn store_f32(address: u64, value: f32) {
 }
 
 #[track_caller]
+pub unsafe fn store_u32(address: u64, value: u32) {
+    poison::check("st.global", words(&value));
+    store(address, value.to_le_bytes());
+}
+
+#[track_caller]
 pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
     poison::check("st.global", words(&value));
     store::<8>(address, join(&value));
@@ -70,4 +77,16 @@ pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
 pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
     poison::check("st.global", words(&value));
     store::<16>(address, join(&value));
+}
+
+#[track_caller]
+pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
+    let site = Location::caller();
+    run(|cta| {
+        if !cta.blocks_in_order {
+            let message = format!("atom.global.add at {site} by a launch whose blocks do not run in order");
+            return Err(Problem::new(Kind::Launch, message));
+        }
+        cta.memory.fetch_add(address, value, site)
+    })
 }

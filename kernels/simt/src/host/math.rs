@@ -35,3 +35,7 @@ pub fn reciprocal(x: f32) -> f32 {
 pub fn or3(a: u32, b: u32, c: u32) -> u32 {
     a | b | c
 }
+
+pub fn opaque(value: u32) -> u32 {
+    value
+}

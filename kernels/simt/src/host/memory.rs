@@ -142,6 +142,19 @@ impl Memory {
         Ok(())
     }
 
+    /// Adds atomically; blocks run one after the other.
+    pub(super) fn fetch_add(&self, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
+        let what = "atom.global.add";
+        let bytes = self.access(what, address, 4, 4, site)?;
+        if bytes.iter().any(|byte| byte.state.load(Relaxed) == UNWRITTEN) {
+            let message = format!("{what} of {}, which nobody wrote, at {site}", self.place(address));
+            return Err(Problem::new(Kind::Uninitialized, message));
+        }
+        let before = u32::from_le_bytes(std::array::from_fn(|index| bytes[index].value.load(Relaxed)));
+        self.store(address, &before.wrapping_add(value).to_le_bytes(), site)?;
+        Ok(before)
+    }
+
     pub(super) fn store(&self, address: u64, from: &[u8], site: Site) -> Result<(), Problem> {
         let bytes = self.access("st.global", address, from.len() as u64, from.len() as u64, site)?;
         for (byte, from) in bytes.iter().zip(from) {

@@ -157,7 +157,7 @@ impl SharedMemory {
             return problem(Kind::Uninitialized, "nobody wrote it".to_owned());
         }
         if writes {
-            let read = reads.as_slice().iter().find(|read| !knowledge.seen.knows(read.epoch))?;
+            let read = reads.as_slice().iter().find(|read| !knowledge.is_over(read.epoch))?;
             let who = self.who(read.epoch.agent);
             return problem(Kind::Race, format!("nothing orders it after the read by {who} at {}", read.site));
         }

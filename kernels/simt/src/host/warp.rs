@@ -1,5 +1,6 @@
 use std::panic::Location;
 
+use super::clock::Epoch;
 use super::executor::{Cta, Waiting, hesitate, run, suspend, synchronises};
 use super::poison::{self, words};
 use super::report::{Kind, Problem, Site, ranges};
@@ -141,10 +142,25 @@ impl Cta {
             Operation::Wait { pending } => self.wait_products(warp, pending),
             Operation::Product { shape, accumulate } => self.issue_product(warp, shape, accumulate, inputs, site)?,
         }
+        self.finish_reads(first as u32..first as u32 + 32);
         for (thread, result) in self.threads[first..first + 32].iter_mut().zip(results) {
             thread.result = result;
         }
         Ok(false)
+    }
+}
+
+impl Cta {
+    /// Tells each of some threads that the others' reads are over.
+    fn finish_reads(&mut self, threads: std::ops::Range<u32>) {
+        for reader in threads.clone() {
+            let agent = reader as u16;
+            let read = Epoch { agent, time: self.threads[reader as usize].knowledge.seen.time(agent) };
+            for thread in threads.clone() {
+                self.threads[thread as usize].knowledge.over.hear(read);
+            }
+            self.tick(reader);
+        }
     }
 }
 

@@ -47,6 +47,23 @@ pub unsafe fn store_u16(address: u64, value: u16) {
 }
 
 #[inline(always)]
+pub unsafe fn store_u32(address: u64, value: u32) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("st.global.b32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) }
+}
+
+#[inline(always)]
+pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
+    let before;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("atom.global.add.u32 {}, [{}], {};", out(reg32) before, in(reg64) address, in(reg32) value,
+            options(nostack))
+    }
+    before
+}
+
+#[inline(always)]
 pub unsafe fn store_f32(address: u64, value: f32) {
     // SAFETY: the caller's contract is the instruction's.
     unsafe { asm!("st.global.b32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) }

@@ -40,3 +40,10 @@ pub fn or3(a: u32, b: u32, c: u32) -> u32 {
     }
     result
 }
+
+#[inline(always)]
+pub fn opaque(mut value: u32) -> u32 {
+    // SAFETY: no instruction.
+    unsafe { asm!("// {}", inout(reg32) value, options(nomem, nostack)) }
+    value
+}

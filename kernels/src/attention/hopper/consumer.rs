@@ -27,9 +27,10 @@ use simt::{global, math, shared, thread, warp};
 
 use super::head_dim;
 use super::pipeline::{Position, Signal, Signals};
+use super::producer::NO_ITEM;
 use crate::attention::epilogue;
 use crate::attention::mask::VisibleKeys;
-use crate::attention::schedule::{self, WorkItem};
+use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{OnlineSoftmax, Probabilities, Scores, Visible};
 use crate::element::Element;
 
@@ -99,9 +100,18 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
         position: Position::new(),
     };
     let mut query_phase = 0;
-    for item in schedule::items(params) {
-        // SAFETY: forwarded contract.
-        unsafe { consumer.attend::<E>(item, query_phase) };
+    loop {
+        // SAFETY: the producer writes the item's index before it signals, and again only after this warpgroup released
+        // its queries, at the end of `attend`.
+        let index = unsafe {
+            signals.of(Signal::QueryFull(warpgroup)).wait(query_phase);
+            warp::broadcast(shared::load_u32(base + memory.items + 4 * warpgroup))
+        };
+        if index == NO_ITEM {
+            break;
+        }
+        // SAFETY: forwarded contract; the queries are there.
+        unsafe { consumer.attend::<E>(WorkItem::nth(params, index)) };
         query_phase ^= 1;
     }
 }
@@ -117,7 +127,7 @@ where
 
     /// One item, from its scores to its output.
     #[inline(always)]
-    unsafe fn attend<E: Element>(&mut self, item: WorkItem, query_phase: u32) {
+    unsafe fn attend<E: Element>(&mut self, item: WorkItem) {
         let params = self.params;
         let tiles = item.warpgroup_key_tiles(params, self.warpgroup);
         let warp = self.warp;
@@ -130,8 +140,8 @@ where
         let key_scale =
             item.key_head as u64 * (key_tiles(params.key_len) * KEY_SCALES_PER_TILE) as u64 + (self.lane % 4) as u64;
 
-        // SAFETY (whole function): shared memory is read after the signal that it is full and before the signal that it
-        // is empty; regions are the lane's own; registers in flight are settled before use.
+        // SAFETY: for all methods that refer to here: shared memory is read after the signal that it is full and before
+        // the signal that it is empty; regions are the lane's own; registers in flight are settled before use.
         unsafe {
             let mut state = State::<REGISTERS> {
                 scores: [0; 32],
@@ -145,7 +155,6 @@ where
             };
             self.clear_row_sums();
 
-            self.signals.of(Signal::QueryFull(self.warpgroup)).wait(query_phase);
             if tiles.all > 0 {
                 self.wait_tiles(self.position);
                 state.scale = state.query_scale * global::load_f32(state.key_scale);
@@ -371,16 +380,12 @@ where
                 }
             }
             warp::sync_warp();
-            let heads = params.output.heads;
-            let (batch, head) = match core::num::NonZeroU32::new(heads) {
-                Some(heads) => (item.head / heads, item.head % heads),
-                None => (0, 0),
-            };
+            let (batch, head) = math::div_rem(item.head, params.output.heads);
             let buffer = self.region - 4 * self.lane;
             epilogue::store_rows::<E>(params, Self::HEAD_DIM, (batch, head), first_row, self.lane, buffer, |index| {
                 output[index]
             });
-            if params.log_sum_exp != 0 && self.lane % 4 == 0 {
+            if params.log_sum_exp != 0 && self.lane.is_multiple_of(4) {
                 for row in 0..2 {
                     let query = first_row + self.lane / 4 + 8 * row as u32;
                     if query < params.output.tokens {

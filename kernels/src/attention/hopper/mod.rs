@@ -9,7 +9,7 @@
 //!             warpgroup 1         warpgroup 2         warpgroup 3      64 queries each
 //! ```
 //!
-//! A CTA holds one multiprocessor and takes items (192 queries of a head) until none are left. The producer runs ahead
+//! A CTA holds one multiprocessor; its producer claims items (192 queries of a head) until none are left, and runs ahead
 //! as far as slots are free, into the next item too. The consumers never wait for each other.
 
 pub mod consumer;
@@ -70,7 +70,7 @@ where
         let warpgroup = warp::broadcast(thread / 128);
         if warpgroup == CONSUMER_WARPGROUPS {
             thread::decrease_registers::<PRODUCER_REGISTERS>();
-            if thread % 128 == 0 {
+            if thread.is_multiple_of(128) {
                 producer::produce::<REGISTERS>(params, base, signals);
             }
         } else {

@@ -10,7 +10,7 @@ const WARPS: u32 = 4;
 /// An mbarrier of the kernel: who arrives, who waits.
 #[derive(Clone, Copy)]
 pub enum Signal {
-    /// A warpgroup's queries are in shared memory.
+    /// A warpgroup's queries, and the index of the item that they belong to, are in shared memory.
     /// Arrives: the producer, once, with the bytes of the copy. Waits: the warpgroup.
     QueryFull(u32),
     /// A warpgroup has read its queries for the last time.

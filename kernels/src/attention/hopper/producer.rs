@@ -8,15 +8,19 @@ use sage_layout::tile::{
     CONSUMER_WARPGROUPS, CTA_QUERIES, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
 };
 use simt::copy::bulk_to_shared;
+use simt::{math, shared, thread};
 
 use super::head_dim;
 use super::pipeline::{Position, Signal, Signals};
-use crate::attention::schedule;
+use crate::attention::schedule::{self, WorkItem};
 
 /// Key and value tiles of an item that are fetched before its queries: their slots come free first.
 const TILES_BEFORE_QUERY: u32 = 2;
 
-/// Copies every item's queries, keys and values into shared memory.
+/// What is announced after the last item.
+pub const NO_ITEM: u32 = u32::MAX;
+
+/// Claims items, announces them to the consumers, and copies their queries, keys and values into shared memory.
 ///
 /// # Safety
 ///
@@ -29,24 +33,34 @@ pub unsafe fn produce<const REGISTERS: usize>(params: &AttentionParams, base: u3
     let mut position = Position::new();
     let mut query_phase = 0;
 
-    for item in schedule::items(params) {
-        let tiles = item.key_tiles(params);
-        let query_turn = min(tiles, TILES_BEFORE_QUERY);
-        let mut source = item.key_head as u64 * key_tiles(params.key_len) as u64 * key_bytes as u64;
-        for turn in 0..=tiles {
-            // SAFETY: a place is copied into after all its readers released it (a fresh barrier counts as released:
-            // the phase before its first is over), and the sources are whole tiles of the operands.
-            unsafe {
+    // SAFETY: a place is written after all its readers released it (a fresh barrier counts as released: the phase
+    // before its first is over), and the sources are whole tiles of the operands.
+    unsafe {
+        // the item's word is written before the arrival that the warpgroup waits for
+        let announce = |index: u32, warpgroup: u32, phase: u32, bytes: u32| {
+            signals.of(Signal::QueryEmpty(warpgroup)).wait(phase ^ 1);
+            shared::store_u32(base + memory.items + 4 * warpgroup, index);
+            let full = signals.of(Signal::QueryFull(warpgroup));
+            full.arrive_expect_bytes(bytes);
+            full
+        };
+        // not unrolled: the producer has few registers
+        let warpgroups = math::opaque(CONSUMER_WARPGROUPS);
+        let mut index = thread::block_idx_x();
+        while index < params.items {
+            let item = WorkItem::nth(params, index);
+            let tiles = item.key_tiles(params);
+            let query_turn = min(tiles, TILES_BEFORE_QUERY);
+            let first_tile = item.key_head * key_tiles(params.key_len);
+            for turn in 0..=tiles {
                 if turn == query_turn {
-                    let padded = padded_queries(params.output.tokens) as u64;
-                    let mut source =
-                        params.query + (item.head as u64 * padded + item.first_query as u64) * head_dim as u64;
-                    for warpgroup in 0..CONSUMER_WARPGROUPS {
-                        let full = signals.of(Signal::QueryFull(warpgroup));
-                        signals.of(Signal::QueryEmpty(warpgroup)).wait(query_phase ^ 1);
-                        full.arrive_expect_bytes(query_bytes);
-                        bulk_to_shared(base + memory.query + warpgroup * query_bytes, source, query_bytes, full);
-                        source += query_bytes as u64;
+                    let tiles_of_head = padded_queries(params.output.tokens) / WARPGROUP_ROWS;
+                    let first_tile = item.head * tiles_of_head + item.first_query / WARPGROUP_ROWS;
+                    for warpgroup in 0..warpgroups {
+                        let full = announce(index, warpgroup, query_phase, query_bytes);
+                        let source = (first_tile + warpgroup) as u64 * query_bytes as u64;
+                        let query = base + memory.query + warpgroup * query_bytes;
+                        bulk_to_shared(query, params.query + source, query_bytes, full);
                     }
                     query_phase ^= 1;
                 }
@@ -54,14 +68,18 @@ pub unsafe fn produce<const REGISTERS: usize>(params: &AttentionParams, base: u3
                     let full = signals.of(Signal::TilesFull(position.stage));
                     signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
                     full.arrive_expect_bytes(2 * key_bytes);
+                    let source = (first_tile + turn) as u64 * key_bytes as u64;
                     let key = base + memory.key + position.stage * key_bytes;
                     let value = base + memory.value + position.stage * memory.value_stride;
                     bulk_to_shared(key, params.key + source, key_bytes, full);
                     bulk_to_shared(value, params.value + source, key_bytes, full);
-                    source += key_bytes as u64;
                     position.advance();
                 }
             }
+            index = schedule::claim(params);
+        }
+        for warpgroup in 0..warpgroups {
+            announce(NO_ITEM, warpgroup, query_phase, 0);
         }
     }
 }
