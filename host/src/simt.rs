@@ -71,6 +71,18 @@ impl Execution {
         bytemuck::pod_collect_to_vec(&self.memory.read(self.buffers.output, self.output_bytes))
     }
 
+    /// Puts what the kernels wrote into `output`, and leaves the rest of it alone.
+    pub(crate) fn copy_output<T: Element>(&self, output: &mut [T]) {
+        let mut written = vec![true; self.output_bytes];
+        self.output_not_written_once().into_iter().for_each(|byte| written[byte] = false);
+        let places = output.iter_mut().zip(self.output()).zip(written.chunks_exact(size_of::<T>()));
+        for ((place, element), written) in places {
+            if written.iter().all(|&written| written) {
+                *place = element;
+            }
+        }
+    }
+
     /// The log-sum-exp; empty if not asked for.
     pub fn log_sum_exp(&self) -> Vec<f32> {
         let bytes = self.plan.log_sum_exp_len() * size_of::<f32>();

@@ -12,7 +12,8 @@ use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::testing::quantize;
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, QuantGranularity, TensorLayout,
+    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, QuantGranularity,
+    TensorLayout, attention,
 };
 
 /// Executes all kernels of a call, and compares all that they write with the CPU engine.
@@ -147,4 +148,23 @@ fn two_segments() {
         let options = AttentionOptions { smooth_v, ..with_lse() };
         check::<f16>(&problem, &options, &Options::new(Schedule::RandomWarps(3)), 6);
     }
+}
+
+/// The library's call, as on any other device.
+#[test]
+fn device() {
+    let mut problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 50, 64], [2, 60]);
+    problem.output_strides.token += 8;
+    problem.output_strides.head *= 2;
+    let inputs = Inputs::<f16>::random(&problem, 8);
+    let [query, key, value] = inputs.slices();
+    let call = |device| attention(device, problem, with_lse(), query, key, value).expect("a call without mistakes");
+    let outputs = |result: AttentionOutput<f16>| Outputs {
+        output: gather(&result.output, problem.output_strides, query_shape(&problem)),
+        log_sum_exp: result.log_sum_exp.expect("asked for"),
+    };
+    let (simt, cpu) = (call(Device::Simt), call(Device::Cpu));
+    let gaps = |result: &AttentionOutput<f16>| result.output.iter().filter(|element| element.to_bits() == 0).count();
+    assert_eq!(gaps(&simt), gaps(&cpu));
+    assert_near(&outputs(simt), &outputs(cpu), "Device::Simt");
 }

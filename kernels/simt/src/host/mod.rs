@@ -5,14 +5,14 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`executor`] | blocks, fibers, the scheduler, deadlocks |
-//! | [`schedule`] | who goes next |
-//! | [`memory`] | global memory: buffers with bounds, and which bytes were written |
-//! | [`shared`] | shared memory, and the history of each cell |
-//! | [`clock`] | vector clocks: which accesses are ordered |
-//! | [`warp`], [`mbarrier`], [`copy`], [`wgmma`], … | an instruction family each |
-//! | [`poison`] | what stands where a result is yet to come |
-//! | [`report`] | what is told about a mistake |
+//! | `executor` | blocks, fibers, the scheduler, deadlocks |
+//! | `schedule` | who goes next |
+//! | `memory` | global memory: buffers with bounds, and which bytes were written |
+//! | `shared` | shared memory, and the history of each cell |
+//! | `clock` | vector clocks: which accesses are ordered |
+//! | `warp`, `mbarrier`, `copy`, `wgmma`, … | an instruction family each |
+//! | `poison` | what stands where a result is yet to come |
+//! | `report` | what is told about a mistake |
 
 pub(crate) mod barrier;
 pub(crate) mod convert;
