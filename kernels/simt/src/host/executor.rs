@@ -55,7 +55,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// A schedule, and the hardware's numerics.
+    /// A schedule, and the plainest numerics.
     pub fn new(schedule: Schedule) -> Self {
         Self { schedule, accumulation: Accumulation::Single, without: None }
     }

@@ -1,7 +1,7 @@
 use std::panic::Location;
 
 use super::executor::run;
-use super::poison::{self, words};
+use super::poison;
 use super::report::{Kind, Problem};
 
 #[track_caller]
@@ -57,25 +57,22 @@ pub unsafe fn store_u16(address: u64, value: u16) {
 
 #[track_caller]
 pub unsafe fn store_f32(address: u64, value: f32) {
-    poison::check("st.global", words(&value));
+    poison::check("st.global", &[value]);
     store(address, value.to_le_bytes());
 }
 
 #[track_caller]
 pub unsafe fn store_u32(address: u64, value: u32) {
-    poison::check("st.global", words(&value));
     store(address, value.to_le_bytes());
 }
 
 #[track_caller]
 pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
-    poison::check("st.global", words(&value));
     store::<8>(address, join(&value));
 }
 
 #[track_caller]
 pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
-    poison::check("st.global", words(&value));
     store::<16>(address, join(&value));
 }
 

@@ -306,14 +306,23 @@ macro_rules! accessors {
 
         #[track_caller]
         pub unsafe fn $store(address: u32, value: $type) {
-            poison::check("st.shared", poison::words(&value));
             store(address, value)
         }
     )* };
 }
 
+#[track_caller]
+pub unsafe fn load_f32(address: u32) -> f32 {
+    load(address)
+}
+
+#[track_caller]
+pub unsafe fn store_f32(address: u32, value: f32) {
+    poison::check("st.shared", &[value]);
+    store(address, value)
+}
+
 accessors! {
-    load_f32 store_f32 f32;
     load_u32 store_u32 u32;
     load_u16 store_u16 u16;
     load_u32x4 store_u32x4 [u32; 4];

@@ -2,7 +2,7 @@ use std::panic::Location;
 
 use super::clock::Epoch;
 use super::executor::{Cta, Waiting, hesitate, run, suspend, synchronises};
-use super::poison::{self, words};
+use super::poison;
 use super::report::{Kind, Problem, Site, ranges};
 use super::wgmma::{Shape, Tensor};
 
@@ -176,7 +176,7 @@ pub fn any(predicate: bool) -> bool {
 
 #[track_caller]
 pub fn shuffle_xor(value: f32, mask: u32) -> f32 {
-    poison::check("shfl.sync.bfly", words(&value));
+    poison::check("shfl.sync.bfly", &[value]);
     let bits = collective(Operation::ShuffleXor, [value.to_bits() as u64, mask as u64, 0, 0], Location::caller());
     f32::from_bits(bits as u32)
 }

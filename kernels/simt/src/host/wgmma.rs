@@ -540,3 +540,41 @@ multiply_e4m3! {
     m64n72k32_f32_e4m3 N72E4m3, 36;
     m64n136k32_f32_e4m3 N136E4m3, 68;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2¹⁴ has 13 bits after its leading one, down to 2; 3 is cut to 2, and −3 to −2.
+    #[test]
+    fn truncation_keeps_13_bits() {
+        let one = |product: f32, accumulator: f32| {
+            let mut products = [0.0; DEPTH];
+            products[5] = product;
+            add_truncated(&products, accumulator)
+        };
+        assert_eq!(one(1.0, 16384.0), 16384.0);
+        assert_eq!(one(3.0, 16384.0), 16386.0);
+        assert_eq!(one(-3.0, 16384.0), 16382.0);
+        assert_eq!(one(1.0, 8192.0), 8193.0);
+        assert_eq!(one(-0.5, 0.5), 0.0);
+        assert_eq!(one(0.0, 0.0), 0.0);
+        assert!(one(f32::NAN, 1.0).is_nan());
+    }
+
+    /// Codes of one and of two, so that every sum is known.
+    #[test]
+    fn products_are_sums_of_32() {
+        let (one, two) = (0x38, 0x40);
+        let left = [[one; DEPTH]; ROWS];
+        let right = vec![[two; DEPTH]; 72];
+        for accumulation in [Accumulation::Single, Accumulation::Truncated] {
+            let mut values = vec![3f32.to_bits(); 36 * LANES];
+            multiply_e4m3(&left, &right, accumulation, &mut values);
+            assert!(values.iter().all(|&value| f32::from_bits(value) == 67.0));
+        }
+        let mut values = vec![5; 32 * LANES];
+        multiply_integers(&[[255; DEPTH]; ROWS], &[[2; DEPTH]; 64], true, &mut values);
+        assert!(values.iter().all(|&value| value as i32 == 5 - 64));
+    }
+}
