@@ -62,6 +62,17 @@ pub fn attention<T: Element>(
             let output = bytemuck::cast_slice_mut(&mut output);
             attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, output, log_sum_exp.as_deref_mut())?;
         }
+        #[cfg(feature = "simt")]
+        Device::Simt => {
+            let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
+            let execution = crate::simt::Options::new(schedule);
+            let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &execution)
+                .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
+            result.copy_output(&mut output);
+            if let Some(log_sum_exp) = &mut log_sum_exp {
+                log_sum_exp.copy_from_slice(&result.log_sum_exp());
+            }
+        }
     }
     Ok(AttentionOutput { output, log_sum_exp })
 }

@@ -11,6 +11,9 @@ pub enum Device {
     Cpu,
     /// On the NVIDIA GPU that CUDA counts as this number.
     Gpu(usize),
+    /// The GPU's kernels on the processor, in the SIMT executor: slow, and strict. For tests and debugging.
+    #[cfg(feature = "simt")]
+    Simt,
 }
 
 impl Device {
@@ -33,6 +36,8 @@ impl std::fmt::Display for Device {
         match self {
             Self::Cpu => formatter.write_str("cpu"),
             Self::Gpu(ordinal) => write!(formatter, "gpu:{ordinal}"),
+            #[cfg(feature = "simt")]
+            Self::Simt => formatter.write_str("simt"),
         }
     }
 }

@@ -255,6 +255,15 @@ pub enum Error {
         /// The architecture it is missing for.
         architecture: &'static str,
     },
+    /// The SIMT executor found a mistake in a kernel.
+    #[cfg(feature = "simt")]
+    #[error("{kernel}: {report}")]
+    Simt {
+        /// The kernel's symbol.
+        kernel: &'static str,
+        /// What, where, by whom, and how to find it again.
+        report: String,
+    },
     /// The CUDA driver refused a call, or reports the failure of an earlier one.
     #[error("{call} failed with CUDA error {code}: {message}")]
     Driver {

@@ -65,8 +65,12 @@ pub mod device;
 pub mod element;
 pub mod error;
 pub mod gpu;
+pub(crate) mod kernels;
 pub mod options;
 pub mod plan;
+#[cfg(feature = "simt")]
+#[doc(hidden)]
+pub mod simt;
 pub mod tensor;
 #[doc(hidden)]
 pub mod testing;

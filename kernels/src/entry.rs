@@ -1,10 +1,15 @@
-//! The entry points: one for each row of the kernel table.
+//! The entry points: one for each row of the kernel table. On the host, [`launch`] runs them in the SIMT executor.
 
+#[cfg(not(target_arch = "nvptx64"))]
+use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
+#[cfg(not(target_arch = "nvptx64"))]
+use simt::host::{self, Kind, Launch, Memory, Options, Report, Synchronisation};
 
 use crate::element::{Bf16, F16};
 use crate::{attention::hopper, quantize};
 
+#[cfg(target_arch = "nvptx64")]
 macro_rules! params {
     (ChannelStatistics) => {
         ChannelStatisticsParams
@@ -56,6 +61,7 @@ macro_rules! program {
     };
 }
 
+#[cfg(target_arch = "nvptx64")]
 macro_rules! define_entries {
     ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => { $(
         /// # Safety
@@ -69,4 +75,46 @@ macro_rules! define_entries {
         }
     )* };
 }
+#[cfg(target_arch = "nvptx64")]
 sage_layout::for_each_kernel!(define_entries);
+
+#[cfg(not(target_arch = "nvptx64"))]
+macro_rules! define_launch {
+    ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => {
+        /// Runs a kernel in the SIMT executor, with the launch shape of the kernel table. Returns where it synchronises.
+        ///
+        /// # Errors
+        ///
+        /// What the executor found; parameters of another kernel.
+        pub fn launch(
+            kernel: Kernel,
+            grid: [u32; 3],
+            params: &Params,
+            memory: &Memory,
+            options: &Options,
+        ) -> Result<Vec<Synchronisation>, Report> {
+            let shape = Launch {
+                grid,
+                threads: kernel.threads(),
+                shared_bytes: kernel.shared_bytes(),
+                // its blocks claim work from each other
+                blocks_in_order: matches!(kernel.family(), Family::Attention),
+            };
+            match (kernel, params) {
+                $((Kernel::$variant, Params::$family(params)) => host::launch(shape, memory, options, || {
+                    // SAFETY: the executor checks every access.
+                    unsafe { program!($family, $head_dim, $element)(params) }
+                }),)*
+                _ => Err(Report {
+                    kind: Kind::Launch,
+                    message: format!("{} with the parameters of {:?}", kernel.symbol(), params.family()),
+                    block: [0; 3],
+                    thread: None,
+                    schedule: options.schedule,
+                }),
+            }
+        }
+    };
+}
+#[cfg(not(target_arch = "nvptx64"))]
+sage_layout::for_each_kernel!(define_launch);

@@ -16,8 +16,7 @@
 
 pub mod attention;
 pub mod element;
-#[cfg(target_arch = "nvptx64")]
-mod entry;
+pub mod entry;
 pub mod quantize;
 
 #[cfg(target_arch = "nvptx64")]

@@ -1,5 +1,6 @@
 //! What the tests share: random tensors, real tensors, measures of error, runs on the GPU.
 
+pub mod codes;
 pub mod data;
 pub mod error;
 pub mod gpu;

@@ -1,27 +1,15 @@
-//! What a plan puts on a stream.
-//!
-//! ```text
-//! key ───► ChannelStatistics ─► KeyMean ──┬─► QuantizeKey ───┐
-//! query ──────────────────────────────────┴─► QuantizeQuery ─┤
-//! value ─► ChannelStatistics ─► ValueScale ─► QuantizeValue ─┴─► Attention ─► output, log_sum_exp
-//! ```
-//!
-//! The first line's statistics are there only with `smooth_k`.
+//! What a plan puts on a stream: the kernels of `crate::kernels`.
 
 use super::Gpu;
 use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
-use crate::options::Mask;
+use crate::kernels::Call;
 use crate::plan::AttentionPlan;
-use crate::tensor::{DType, Strides, extent};
-use crate::workspace::{self, Region};
+use crate::tensor::{DType, extent};
+use crate::workspace;
 use sage_layout::kernel::{Family, Kernel};
-use sage_layout::params::{
-    Address, AttentionParams, ChannelStatisticsParams, KeyMeanParams, QuantizeKeyParams, QuantizeQueryParams,
-    QuantizeValueParams, TensorView, ValueScaleParams,
-};
-use sage_layout::tile;
+use sage_layout::params::Params;
 use std::ffi::c_void;
 
 /// Alignment of the four tensors, in bytes: rows are read and written in pieces of this size where strides allow.
@@ -65,6 +53,21 @@ struct Kernels {
     quantize_key: Function,
     quantize_value: Function,
     attention: Function,
+}
+
+impl Kernels {
+    /// The kernel of a family that the plan has.
+    fn of(&self, family: Family) -> Function {
+        match family {
+            Family::ChannelStatistics => self.statistics,
+            Family::KeyMean => self.key_mean.expect("loaded with `smooth_k`, launched only then"),
+            Family::ValueScale => self.value_scale,
+            Family::QuantizeQuery => self.quantize_query,
+            Family::QuantizeKey => self.quantize_key,
+            Family::QuantizeValue => self.quantize_value,
+            Family::Attention => self.attention,
+        }
+    }
 }
 
 /// Which of a plan's kernels to enqueue. For measurements.
@@ -182,206 +185,28 @@ impl PreparedPlan {
         let _span = tracing::trace_span!("enqueue", ?part).entered();
         self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
-        let call = Call { prepared: self, stream, buffers };
-        // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`.
-        unsafe {
-            if part != Part::Attention {
-                call.quantize()?;
-            }
-            if part != Part::Quantization {
-                call.attend()?;
-            }
+        let call = Call { plan: &self.plan, buffers, multiprocessors: self.gpu.multiprocessors() };
+        // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`; each
+        // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
+        let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };
+        if part != Part::Attention {
+            call.quantize(launch)?;
+        }
+        if part != Part::Quantization {
+            call.attend(launch)?;
         }
         Ok(())
-    }
-}
-
-fn check_address(argument: &'static str, got: u64, needed: u64, alignment: u64) -> Result<(), Error> {
-    match got {
-        0 => Err(Error::NullPointer { argument, needed }),
-        _ if !got.is_multiple_of(alignment) => Err(Error::UnalignedPointer { argument, got, alignment }),
-        _ => Ok(()),
-    }
-}
-
-/// One call on its way to the stream. All addresses were checked.
-struct Call<'a> {
-    prepared: &'a PreparedPlan,
-    stream: *mut c_void,
-    buffers: &'a GpuBuffers,
-}
-
-impl Call<'_> {
-    /// Enqueues everything before the attention kernel.
-    ///
-    /// # Safety
-    ///
-    /// As [`PreparedPlan::enqueue`], and the GPU's context is current.
-    unsafe fn quantize(&self) -> Result<(), Error> {
-        let plan = &self.prepared.plan;
-        let (resolved, workspace) = (&plan.resolved, &plan.workspace);
-        let (problem, options) = (&resolved.problem, &resolved.options);
-        let kernels = &self.prepared.kernels;
-        let query = self.view(self.buffers.query, problem.query_shape(), problem.query_strides);
-        let key = self.view(self.buffers.key, problem.key_shape(), problem.key_strides);
-        let value = self.view(self.buffers.value, problem.key_shape(), problem.value_strides);
-
-        let segments = tile::segments(key.tokens);
-        let key_tiles = tile::key_tiles(key.tokens);
-        let query_tiles = tile::padded_queries(query.tokens) / tile::WARPGROUP_ROWS;
-        let grid = |tiles: u32, view: &TensorView| [tiles, view.heads, problem.batch as u32];
-        let key_heads = [problem.batch as u32 * key.heads, 1, 1];
-
-        // SAFETY: each kernel gets its own parameters, in the grid that they document; the regions of the workspace
-        // have the sizes that they document; and a stream runs its kernels in order, so that each finds what the ones
-        // before it wrote.
-        unsafe {
-            if let Some(key_mean) = kernels.key_mean {
-                let sum = self.address_if(workspace.key_sum);
-                let statistics = ChannelStatisticsParams { input: key, sum, min: 0, max: 0 };
-                self.launch(kernels.statistics, grid(segments, &key), &statistics)?;
-                let mean = self.address_if(workspace.key_mean);
-                self.launch(key_mean, key_heads, &KeyMeanParams { sum, mean, tokens: key.tokens, reserved: 0 })?;
-            }
-            let [sum, min, max] =
-                [workspace.value_sum, workspace.value_min, workspace.value_max].map(|region| self.address(region));
-            let statistics = ChannelStatisticsParams { input: value, sum, min, max };
-            self.launch(kernels.statistics, grid(segments, &value), &statistics)?;
-            let value_scale = ValueScaleParams {
-                sum,
-                min,
-                max,
-                mean: self.address(workspace.value_mean),
-                mean_codes: self.address(workspace.value_mean_codes),
-                scale: self.address(workspace.value_scale),
-                inverse_scale: self.address(workspace.value_inverse_scale),
-                tokens: value.tokens,
-                smooth: resolved.smooth_v.into(),
-            };
-            self.launch(kernels.value_scale, key_heads, &value_scale)?;
-
-            let shift = self.address_if(workspace.log_sum_exp_shift);
-            let quantize_query = QuantizeQueryParams {
-                input: query,
-                codes: self.address(workspace.query_codes),
-                scales: self.address(workspace.query_scales),
-                key_mean: if shift == 0 { 0 } else { self.address_if(workspace.key_mean) },
-                log_sum_exp_shift: shift,
-                claimed_items: self.address(workspace.claimed_items),
-                heads_per_key_head: self.heads_per_key_head(),
-                granularity: options.granularity as u32,
-                softmax_scale: resolved.softmax_scale,
-                score_scale: resolved.softmax_scale * std::f32::consts::LOG2_E,
-            };
-            self.launch(kernels.quantize_query, grid(query_tiles, &query), &quantize_query)?;
-            let quantize_key = QuantizeKeyParams {
-                input: key,
-                codes: self.address(workspace.key_codes),
-                scales: self.address(workspace.key_scales),
-                mean: self.address_if(workspace.key_mean),
-                granularity: options.granularity as u32,
-                reserved: 0,
-            };
-            self.launch(kernels.quantize_key, grid(key_tiles, &key), &quantize_key)?;
-            let quantize_value = QuantizeValueParams {
-                input: value,
-                codes: self.address(workspace.value_codes),
-                inverse_scale: self.address(workspace.value_inverse_scale),
-                mean: self.address(workspace.value_mean),
-            };
-            self.launch(kernels.quantize_value, grid(key_tiles, &value), &quantize_value)
-        }
-    }
-
-    /// Enqueues the attention kernel.
-    ///
-    /// # Safety
-    ///
-    /// As [`PreparedPlan::enqueue`], with the GPU's context current and the quantized operands in the workspace.
-    unsafe fn attend(&self) -> Result<(), Error> {
-        let plan = &self.prepared.plan;
-        let (resolved, workspace) = (&plan.resolved, &plan.workspace);
-        let problem = &resolved.problem;
-        let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
-        let items = problem.batch as u32 * output.heads * tile::query_ctas(output.tokens);
-        let params = AttentionParams {
-            query: self.address(workspace.query_codes),
-            key: self.address(workspace.key_codes),
-            value: self.address(workspace.value_codes),
-            query_scale: self.address(workspace.query_scales),
-            key_scale: self.address(workspace.key_scales),
-            value_scale: self.address(workspace.value_scale),
-            value_mean_codes: self.address(workspace.value_mean_codes),
-            log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
-            log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
-            claimed_items: self.address(workspace.claimed_items),
-            output,
-            key_len: problem.key_len as u32,
-            diagonal: resolved.diagonal,
-            heads_per_key_head: self.heads_per_key_head(),
-            items,
-            tiles_per_flush: match resolved.smooth_v {
-                true => tile::SEGMENT_TILES,
-                false => tile::UNSMOOTHED_TILES_PER_FLUSH,
-            },
-            heads_per_group: self.heads_per_group(),
-        };
-        let grid = [items.min(self.prepared.gpu.multiprocessors()), 1, 1];
-        // SAFETY: as in `quantize`.
-        unsafe { self.launch(self.prepared.kernels.attention, grid, &params) }
-    }
-
-    /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
-    /// time let long items come first.
-    fn heads_per_group(&self) -> u32 {
-        let resolved = &self.prepared.plan.resolved;
-        let problem = &resolved.problem;
-        match resolved.options.mask {
-            Mask::None => self.heads_per_key_head(),
-            Mask::Causal | Mask::CausalAligned(_) => tile::cached_heads(
-                (problem.batch * problem.query_heads) as u32,
-                self.heads_per_key_head(),
-                problem.key_len as u32,
-                resolved.padded_head_dim,
-            ),
-        }
-    }
-
-    fn heads_per_key_head(&self) -> u32 {
-        let problem = self.prepared.plan.problem();
-        (problem.query_heads / problem.key_heads) as u32
-    }
-
-    fn address(&self, region: Region) -> Address {
-        region.address(self.buffers.workspace)
-    }
-
-    /// A region's address, 0 if the plan has none.
-    fn address_if(&self, region: Option<Region>) -> Address {
-        region.map_or(0, |region| self.address(region))
-    }
-
-    fn view(&self, address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
-        // The address is a multiple of 16 bytes, so the rows are if the strides are multiples of 8 elements.
-        let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
-        TensorView {
-            address,
-            strides,
-            heads: heads as u32,
-            tokens: tokens as u32,
-            head_dim: head_dim as u32,
-            vectorized: whole_chunks.into(),
-        }
     }
 
     /// Enqueues one kernel.
     ///
     /// # Safety
     ///
-    /// `Params` must be the parameters of `function`, true for the grid, with the GPU's context current.
-    unsafe fn launch<Params>(&self, function: Function, grid: [u32; 3], params: &Params) -> Result<(), Error> {
-        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel has one parameter, `Params`, which the driver copies before it returns.
+    /// `params` must be true for the grid, with the GPU's context current.
+    unsafe fn launch(&self, stream: *mut c_void, family: Family, grid: [u32; 3], params: &Params) -> Result<(), Error> {
+        let function = self.kernels.of(family);
+        let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel has one parameter, of the family's type, which the driver copies before it returns.
         unsafe {
             cuda!(cuLaunchKernel(
                 function.raw,
@@ -392,10 +217,18 @@ impl Call<'_> {
                 1,
                 1,
                 function.kernel.shared_bytes(),
-                self.stream.cast(),
+                stream.cast(),
                 arguments.as_mut_ptr(),
                 std::ptr::null_mut(),
             ))
         }
+    }
+}
+
+fn check_address(argument: &'static str, got: u64, needed: u64, alignment: u64) -> Result<(), Error> {
+    match got {
+        0 => Err(Error::NullPointer { argument, needed }),
+        _ if !got.is_multiple_of(alignment) => Err(Error::UnalignedPointer { argument, got, alignment }),
+        _ => Ok(()),
     }
 }

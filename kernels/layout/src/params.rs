@@ -3,6 +3,8 @@
 //! Addresses are device addresses; 0 means "not there" where a field says it may be. Strides count elements. All sizes
 //! were checked by the host: lengths, head counts and tile counts are under 2³⁰, and products are taken in 64 bits.
 
+use crate::kernel::Family;
+
 /// A device address.
 pub type Address = u64;
 
@@ -189,6 +191,43 @@ pub struct AttentionParams {
     /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
     /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.
     pub heads_per_group: u32,
+}
+
+macro_rules! define_params {
+    ($($family:ident: $params:ident;)*) => {
+        /// The parameters of some kernel.
+        #[derive(Clone, Copy, Debug)]
+        #[allow(missing_docs)]
+        pub enum Params { $($family($params)),* }
+
+        impl Params {
+            /// What kernels take them.
+            pub const fn family(&self) -> Family {
+                match self { $(Self::$family(_) => Family::$family),* }
+            }
+
+            /// Where the struct is.
+            pub const fn as_ptr(&self) -> *const () {
+                match self { $(Self::$family(params) => core::ptr::from_ref(params).cast()),* }
+            }
+        }
+
+        $(impl From<$params> for Params {
+            fn from(params: $params) -> Self {
+                Self::$family(params)
+            }
+        })*
+    };
+}
+
+define_params! {
+    ChannelStatistics: ChannelStatisticsParams;
+    KeyMean: KeyMeanParams;
+    ValueScale: ValueScaleParams;
+    QuantizeQuery: QuantizeQueryParams;
+    QuantizeKey: QuantizeKeyParams;
+    QuantizeValue: QuantizeValueParams;
+    Attention: AttentionParams;
 }
 
 const _: () = {

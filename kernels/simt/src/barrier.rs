@@ -5,6 +5,7 @@ use crate::arch;
 /// Makes this thread's ordinary writes to shared memory visible to bulk copies and `wgmma` that are issued after a
 /// following barrier (`fence.proxy.async`).
 #[inline(always)]
+#[track_caller]
 pub fn fence_proxy_async() {
     arch::barrier::fence_proxy_async()
 }

@@ -5,36 +5,42 @@ use crate::arch;
 /// Four e4m3 codes, the first in the lowest byte; values beyond ±448 saturate, NaN becomes `0x7f`
 /// (`cvt.rn.satfinite.e4m3x2.f32`).
 #[inline(always)]
+#[track_caller]
 pub fn e4m3x4(values: [f32; 4]) -> u32 {
     arch::convert::e4m3x4(values)
 }
 
 /// Two f16, the first in the low half (`cvt.rn.f16x2.f32`).
 #[inline(always)]
+#[track_caller]
 pub fn f16x2(values: [f32; 2]) -> u32 {
     arch::convert::f16x2(values)
 }
 
 /// Two bf16, the first in the low half (`cvt.rn.bf16x2.f32`).
 #[inline(always)]
+#[track_caller]
 pub fn bf16x2(values: [f32; 2]) -> u32 {
     arch::convert::bf16x2(values)
 }
 
 /// The value of f16 bits, exactly.
 #[inline(always)]
+#[track_caller]
 pub fn f32_from_f16(bits: u16) -> f32 {
     arch::convert::f32_from_f16(bits)
 }
 
 /// The value of bf16 bits, exactly.
 #[inline(always)]
+#[track_caller]
 pub fn f32_from_bf16(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
 /// The nearest integer, ties to even; NaN becomes 0 (`cvt.rni.s32.f32`).
 #[inline(always)]
+#[track_caller]
 pub fn i32_round_even(value: f32) -> i32 {
     arch::convert::i32_round_even(value)
 }

@@ -10,6 +10,7 @@ macro_rules! loads {
         ///
         #[doc = concat!("The address must be readable global memory, a multiple of ", $bytes, ".")]
         #[inline(always)]
+        #[track_caller]
         pub unsafe fn $load(address: u64) -> $type {
             // SAFETY: forwarded contract.
             unsafe { arch::global::$load(address) }
@@ -26,6 +27,7 @@ macro_rules! stores {
         #[doc = concat!("The address must be writable global memory, a multiple of ", $bytes, ", written by this")]
         /// thread alone.
         #[inline(always)]
+        #[track_caller]
         pub unsafe fn $store(address: u64, value: $type) {
             // SAFETY: forwarded contract.
             unsafe { arch::global::$store(address, value) }
@@ -39,6 +41,7 @@ macro_rules! stores {
 ///
 /// The address must be writable global memory, a multiple of 4; others may access it at the same time, atomically.
 #[inline(always)]
+#[track_caller]
 pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
     // SAFETY: forwarded contract.
     unsafe { arch::global::fetch_add_u32(address, value) }

@@ -4,9 +4,8 @@
 //! Each function documents the instruction's contract here; what it means in PTX is in `ptx/`, what it means on the host
 //! in `host/`. Those two folders are the only places with `asm!` or LLVM intrinsics.
 //!
-//! On the host, single-thread operations ([`math`], [`convert`], [`global`]) compute the same bits where PTX defines
-//! them; operations of warps, blocks and the tensor cores need the SIMT executor and until then panic with the
-//! instruction's name.
+//! On the host, kernels run in the SIMT executor, `host`, which looks for missing synchronisation. Arithmetic ([`math`],
+//! [`convert`]) works outside of it too, and computes the same bits where PTX defines them.
 //!
 //! Collective operations (`.sync.aligned` in PTX; but for `setmaxnreg`, which stands alone) are LLVM intrinsics, which are *convergent*: the compiler may not
 //! duplicate them into two arms of a branch. `asm!` is not convergent, so [`wgmma`]'s multiplications must stand in one
@@ -16,8 +15,9 @@
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
 
 #[cfg(not(target_arch = "nvptx64"))]
-#[path = "host/mod.rs"]
-mod arch;
+pub mod host;
+#[cfg(not(target_arch = "nvptx64"))]
+use host as arch;
 #[cfg(target_arch = "nvptx64")]
 #[path = "ptx/mod.rs"]
 mod arch;

@@ -4,30 +4,35 @@ use crate::arch;
 
 /// `a * b + c`, rounded once.
 #[inline(always)]
+#[track_caller]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     arch::math::fma(a, b, c)
 }
 
 /// 2ˣ, at most 2 units in the last place off; subnormal inputs and results become 0 (`ex2.approx.ftz`).
 #[inline(always)]
+#[track_caller]
 pub fn exp2(x: f32) -> f32 {
     arch::math::exp2(x)
 }
 
 /// log₂ x, absolute error at most 2⁻²² (`lg2.approx.ftz`).
 #[inline(always)]
+#[track_caller]
 pub fn log2(x: f32) -> f32 {
     arch::math::log2(x)
 }
 
 /// 1 / x, at most 1 unit in the last place off (`rcp.approx.ftz`).
 #[inline(always)]
+#[track_caller]
 pub fn reciprocal(x: f32) -> f32 {
     arch::math::reciprocal(x)
 }
 
 /// `a | b | c` in one instruction (`lop3`).
 #[inline(always)]
+#[track_caller]
 pub fn or3(a: u32, b: u32, c: u32) -> u32 {
     arch::math::or3(a, b, c)
 }
@@ -43,6 +48,7 @@ pub fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
 
 /// The same value, unknown to the compiler: what was computed from it is computed again rather than kept in registers.
 #[inline(always)]
+#[track_caller]
 pub fn opaque(value: u32) -> u32 {
     arch::math::opaque(value)
 }

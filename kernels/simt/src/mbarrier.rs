@@ -17,6 +17,7 @@ impl Barrier {
     ///
     /// The address must be a barrier's, used by nobody yet; [`fence_init`] and a block barrier must follow.
     #[inline(always)]
+    #[track_caller]
     pub unsafe fn init(self, arrivals: u32) {
         // SAFETY: forwarded contract.
         unsafe { arch::mbarrier::init(self.0, arrivals) }
@@ -28,6 +29,7 @@ impl Barrier {
     ///
     /// The barrier must be initialised.
     #[inline(always)]
+    #[track_caller]
     pub unsafe fn arrive_expect_bytes(self, bytes: u32) {
         // SAFETY: forwarded contract.
         unsafe { arch::mbarrier::arrive_expect_bytes(self.0, bytes) }
@@ -39,6 +41,7 @@ impl Barrier {
     ///
     /// The barrier must be initialised.
     #[inline(always)]
+    #[track_caller]
     pub unsafe fn arrive_if(self, predicate: bool) {
         // SAFETY: forwarded contract.
         unsafe { arch::mbarrier::arrive_if(self.0, predicate) }
@@ -50,6 +53,7 @@ impl Barrier {
     ///
     /// The barrier must be initialised.
     #[inline(always)]
+    #[track_caller]
     pub unsafe fn wait(self, parity: u32) {
         // SAFETY: forwarded contract.
         unsafe { arch::mbarrier::wait(self.0, parity) }
@@ -58,6 +62,7 @@ impl Barrier {
 
 /// Makes initialised barriers visible to asynchronous copies (`fence.mbarrier_init`).
 #[inline(always)]
+#[track_caller]
 pub fn fence_init() {
     arch::mbarrier::fence_init()
 }

@@ -6,6 +6,7 @@ use crate::arch;
 
 /// Address of the block's dynamic shared memory, a multiple of 1024.
 #[inline(always)]
+#[track_caller]
 pub fn dynamic() -> u32 {
     arch::shared::dynamic()
 }
@@ -19,6 +20,7 @@ macro_rules! accessors {
         #[doc = concat!("The address must be in the block's shared memory, a multiple of ", $bytes, ",")]
         /// initialised, and not written at the same time.
         #[inline(always)]
+        #[track_caller]
         pub unsafe fn $load(address: u32) -> $type {
             // SAFETY: forwarded contract.
             unsafe { arch::shared::$load(address) }
@@ -31,6 +33,7 @@ macro_rules! accessors {
         #[doc = concat!("The address must be in the block's shared memory, a multiple of ", $bytes, ",")]
         /// and not accessed by others at the same time.
         #[inline(always)]
+        #[track_caller]
         pub unsafe fn $store(address: u32, value: $type) {
             // SAFETY: forwarded contract.
             unsafe { arch::shared::$store(address, value) }

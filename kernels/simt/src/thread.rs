@@ -4,30 +4,35 @@ use crate::arch;
 
 /// Index of the thread in its block.
 #[inline(always)]
+#[track_caller]
 pub fn thread_idx_x() -> u32 {
     arch::thread::thread_idx_x()
 }
 
 /// Index of the block in the grid's first dimension.
 #[inline(always)]
+#[track_caller]
 pub fn block_idx_x() -> u32 {
     arch::thread::block_idx_x()
 }
 
 /// Index of the block in the grid's second dimension.
 #[inline(always)]
+#[track_caller]
 pub fn block_idx_y() -> u32 {
     arch::thread::block_idx_y()
 }
 
 /// Index of the block in the grid's third dimension.
 #[inline(always)]
+#[track_caller]
 pub fn block_idx_z() -> u32 {
     arch::thread::block_idx_z()
 }
 
 /// Blocks in the grid's first dimension.
 #[inline(always)]
+#[track_caller]
 pub fn grid_dim_x() -> u32 {
     arch::thread::grid_dim_x()
 }
@@ -36,6 +41,7 @@ pub fn grid_dim_x() -> u32 {
 ///
 /// Every thread of the block must call it.
 #[inline(always)]
+#[track_caller]
 pub fn sync_threads() {
     arch::thread::sync_threads()
 }
@@ -46,6 +52,7 @@ pub fn sync_threads() {
 ///
 /// All warps of the warpgroup must call it, and the kernel must have launch bounds.
 #[inline(always)]
+#[track_caller]
 pub unsafe fn decrease_registers<const REGISTERS: u32>() {
     // SAFETY: forwarded contract.
     unsafe { arch::thread::decrease_registers::<REGISTERS>() }
@@ -57,6 +64,7 @@ pub unsafe fn decrease_registers<const REGISTERS: u32>() {
 ///
 /// All warps of the warpgroup must call it, and the kernel must have launch bounds.
 #[inline(always)]
+#[track_caller]
 pub unsafe fn increase_registers<const REGISTERS: u32>() {
     // SAFETY: forwarded contract.
     unsafe { arch::thread::increase_registers::<REGISTERS>() }

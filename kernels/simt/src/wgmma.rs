@@ -37,24 +37,28 @@ impl Descriptor {
 
 /// Orders register writes before the multiplications that follow (`wgmma.fence`). All four warps must call it.
 #[inline(always)]
+#[track_caller]
 pub fn fence() {
     arch::wgmma::fence()
 }
 
 /// Makes a group of the multiplications issued since the last (`wgmma.commit_group`). All four warps must call it.
 #[inline(always)]
+#[track_caller]
 pub fn commit() {
     arch::wgmma::commit()
 }
 
 /// Waits until at most `PENDING` groups are in flight (`wgmma.wait_group`). All four warps must call it.
 #[inline(always)]
+#[track_caller]
 pub fn wait<const PENDING: u64>() {
     arch::wgmma::wait::<PENDING>()
 }
 
 /// Keeps the compiler from moving uses of an accumulator over this point.
 #[inline(always)]
+#[track_caller]
 pub fn settle<A: Accumulator>(accumulator: &mut A) {
     accumulator.settle()
 }
@@ -73,6 +77,7 @@ pub trait Accumulator {
 /// The descriptors must describe initialised tiles, visible to the tensor cores; all four warps must call it with the
 /// same descriptors; `scores` and the tiles must be left alone until the group is waited for.
 #[inline(always)]
+#[track_caller]
 pub unsafe fn m64n64k32_s32_s8<const ACCUMULATE: bool>(scores: &mut [i32; 32], query: Descriptor, key: Descriptor) {
     // SAFETY: forwarded contract.
     unsafe { arch::wgmma::m64n64k32_s32_s8::<ACCUMULATE>(scores, query.0, key.0) }
@@ -91,6 +96,7 @@ pub trait ValueAccumulator: Accumulator {
 
 impl Accumulator for [i32; 32] {
     #[inline(always)]
+    #[track_caller]
     fn settle(&mut self) {
         arch::wgmma::settle_scores(self)
     }
@@ -99,6 +105,7 @@ impl Accumulator for [i32; 32] {
 /// 72 columns: 64 channels and 8 columns of ones.
 impl Accumulator for [f32; 36] {
     #[inline(always)]
+    #[track_caller]
     fn settle(&mut self) {
         arch::wgmma::settle_n72(self)
     }
@@ -106,6 +113,7 @@ impl Accumulator for [f32; 36] {
 
 impl ValueAccumulator for [f32; 36] {
     #[inline(always)]
+    #[track_caller]
     unsafe fn multiply_accumulate(&mut self, probabilities: &[u32; 4], value: Descriptor) {
         // SAFETY: forwarded contract.
         unsafe { arch::wgmma::m64n72k32_f32_e4m3(self, probabilities, value.0) }
@@ -115,6 +123,7 @@ impl ValueAccumulator for [f32; 36] {
 /// 136 columns: 128 channels and 8 columns of ones.
 impl Accumulator for [f32; 68] {
     #[inline(always)]
+    #[track_caller]
     fn settle(&mut self) {
         arch::wgmma::settle_n136(self)
     }
@@ -122,6 +131,7 @@ impl Accumulator for [f32; 68] {
 
 impl ValueAccumulator for [f32; 68] {
     #[inline(always)]
+    #[track_caller]
     unsafe fn multiply_accumulate(&mut self, probabilities: &[u32; 4], value: Descriptor) {
         // SAFETY: forwarded contract.
         unsafe { arch::wgmma::m64n136k32_f32_e4m3(self, probabilities, value.0) }

@@ -1,26 +1,10 @@
 //! Codes and scales: the GPU's bits are the CPU engine's.
 
 use crate::{DTYPES, LAYOUTS, pick, with_element, with_lse};
+use sage_tests::codes::expected_regions;
 use sage_tests::gpu::{Call, gpu};
 use sage_tests::tensor::Inputs;
-use sageattention::testing::Quantized;
 use sageattention::{AttentionOptions, AttentionProblem, Element, Error, Gpu, QuantGranularity};
-
-/// The CPU's quantization as the bytes of the workspace's regions. Regions that a plan does not have are empty.
-fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 9] {
-    let bytes = |scales: &[f32]| bytemuck::cast_slice(scales).to_vec();
-    [
-        ("query_codes", quantized.query_tiles()),
-        ("query_scales", bytes(&quantized.query_scales)),
-        ("key_mean", bytes(&quantized.key_mean)),
-        ("key_codes", quantized.key_tiles()),
-        ("key_scales", bytes(&quantized.key_scales)),
-        ("value_mean", bytes(&quantized.value_means)),
-        ("value_scale", bytes(&quantized.value_scales)),
-        ("value_mean_codes", bytes(&quantized.value_mean_codes)),
-        ("value_codes", quantized.value_tiles()),
-    ]
-}
 
 fn compare<T: Element>(gpu: &'static Gpu, problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Error> {
     let inputs = Inputs::<T>::random(problem, problem.key_len as u64);

@@ -59,6 +59,8 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
             let gpu = Gpu::open(ordinal).map_err(explain)?;
             writeln!(out, "SageAttention on {device}, {}\n", gpu.name())?;
         }
+        #[cfg(feature = "simt")]
+        Device::Simt => writeln!(out, "SageAttention's GPU kernels in the SIMT executor\n")?,
         Device::Cpu => {
             let reason = match (arguments.device, Gpu::open(0)) {
                 (DeviceChoice::Auto, Err(Error::NoGpu { reason, .. })) => format!("; {reason}"),

@@ -1,16 +1,24 @@
 use half::{bf16, f16};
 use sage_layout::round::e4m3_from_f32;
 
+use super::poison;
+
+#[track_caller]
 pub fn e4m3x4(values: [f32; 4]) -> u32 {
+    poison::check("cvt.e4m3x2", &values);
     u32::from_le_bytes(values.map(e4m3_from_f32))
 }
 
+#[track_caller]
 pub fn f16x2(values: [f32; 2]) -> u32 {
+    poison::check("cvt.f16x2", &values);
     let [low, high] = values.map(|value| f16::from_f32(value).to_bits() as u32);
     low | high << 16
 }
 
+#[track_caller]
 pub fn bf16x2(values: [f32; 2]) -> u32 {
+    poison::check("cvt.bf16x2", &values);
     let [low, high] = values.map(|value| bf16::from_f32(value).to_bits() as u32);
     low | high << 16
 }
@@ -19,7 +27,9 @@ pub fn f32_from_f16(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
 }
 
+#[track_caller]
 pub fn i32_round_even(value: f32) -> i32 {
+    poison::check("cvt.rni.s32", &[value]);
     value.round_ties_even() as i32
 }
 

@@ -1,12 +1,39 @@
-//! What the vocabulary means on the host.
+//! What the vocabulary means on the host: the SIMT executor.
+//!
+//! [`launch`] runs a kernel as a GPU would, one fiber a thread, and looks for what a GPU does not tell: races, missing
+//! waits and fences, divergent collectives, deadlocks, reads of what nobody wrote. `docs/testing.md` is the guide.
+//!
+//! | module | what |
+//! |---|---|
+//! | `executor` | blocks, fibers, the scheduler, deadlocks |
+//! | `schedule` | who goes next |
+//! | `memory` | global memory: buffers with bounds, and which bytes were written |
+//! | `shared` | shared memory, and the history of each cell |
+//! | `clock` | vector clocks: which accesses are ordered |
+//! | `warp`, `mbarrier`, `copy`, `wgmma`, … | an instruction family each |
+//! | `poison` | what stands where a result is yet to come |
+//! | `report` | what is told about a mistake |
 
-pub mod barrier;
-pub mod convert;
-pub mod copy;
-pub mod global;
-pub mod math;
-pub mod mbarrier;
-pub mod shared;
-pub mod thread;
-pub mod warp;
-pub mod wgmma;
+pub(crate) mod barrier;
+pub(crate) mod convert;
+pub(crate) mod copy;
+pub(crate) mod global;
+pub(crate) mod math;
+pub(crate) mod mbarrier;
+pub(crate) mod shared;
+pub(crate) mod thread;
+pub(crate) mod warp;
+pub(crate) mod wgmma;
+
+mod clock;
+mod executor;
+mod memory;
+mod poison;
+mod report;
+mod schedule;
+
+pub use executor::{Launch, Options, Synchronisation, launch};
+pub use memory::Memory;
+pub use report::{Kind, Report};
+pub use schedule::{SEED_VARIABLE, Schedule};
+pub use wgmma::Accumulation;

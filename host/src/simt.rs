@@ -1,0 +1,105 @@
+//! A call's GPU kernels in the SIMT executor.
+
+use crate::Element;
+use crate::gpu::GpuBuffers;
+use crate::kernels::Call;
+use crate::options::AttentionOptions;
+use crate::plan::AttentionPlan;
+use crate::tensor::{AttentionProblem, extent};
+use sage_layout::kernel::{Family, Kernel};
+use sage_layout::params::Params;
+use simt::host::{Memory, Synchronisation};
+
+pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedule};
+
+/// CTAs at a time: few, so that each takes several items.
+const MULTIPROCESSORS: u32 = 3;
+
+/// A call that was executed.
+#[derive(Debug)]
+pub struct Execution {
+    plan: AttentionPlan,
+    memory: Memory,
+    buffers: GpuBuffers,
+    output_bytes: usize,
+    /// Where the kernels synchronise.
+    pub synchronisations: Vec<(Kernel, Synchronisation)>,
+}
+
+impl Execution {
+    /// Executes all kernels of a call, whose plan must be sound, on slices that fit its strides.
+    ///
+    /// # Errors
+    ///
+    /// What the executor found, and in which kernel.
+    pub fn new<T: Element>(
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        [query, key, value]: [&[T]; 3],
+        execution: &Options,
+    ) -> Result<Self, (Kernel, Report)> {
+        let plan = AttentionPlan::new(*problem, *options).expect("a plan that can be made");
+        let mut memory = Memory::new();
+        let mut upload = |name, tensor: &[T]| memory.upload(name, bytemuck::cast_slice(tensor));
+        let (query, key, value) = (upload("query", query), upload("key", key), upload("value", value));
+        let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
+        let output_bytes = elements * size_of::<T>();
+        let output = memory.allocate("output", output_bytes);
+        let lse_bytes = plan.log_sum_exp_len() * size_of::<f32>();
+        let log_sum_exp = options.return_lse.then(|| memory.allocate("log_sum_exp", lse_bytes));
+        let workspace_bytes = plan.workspace_bytes();
+        let workspace = memory.allocate("workspace", workspace_bytes as usize);
+        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, workspace, workspace_bytes };
+
+        let mut synchronisations = Vec::new();
+        let mut launch = |family: Family, grid, params: Params| {
+            let resolved = &plan.resolved;
+            let kernel = Kernel::find(family, resolved.padded_head_dim, resolved.problem.dtype.into());
+            let kernel = kernel.expect("the kernel table has every family");
+            let found = sage_kernels::entry::launch(kernel, grid, &params, &memory, execution);
+            synchronisations.extend(found.map_err(|report| (kernel, report))?.into_iter().map(|place| (kernel, place)));
+            Ok(())
+        };
+        let call = Call { plan: &plan, buffers: &buffers, multiprocessors: MULTIPROCESSORS };
+        call.quantize(&mut launch)?;
+        call.attend(&mut launch)?;
+        Ok(Self { plan, memory, buffers, output_bytes, synchronisations })
+    }
+
+    /// The output, in the problem's strides; bytes 0xff where nobody wrote.
+    pub fn output<T: Element>(&self) -> Vec<T> {
+        bytemuck::pod_collect_to_vec(&self.memory.read(self.buffers.output, self.output_bytes))
+    }
+
+    /// Puts what the kernels wrote into `output`, and leaves the rest of it alone.
+    pub(crate) fn copy_output<T: Element>(&self, output: &mut [T]) {
+        let mut written = vec![true; self.output_bytes];
+        self.output_not_written_once().into_iter().for_each(|byte| written[byte] = false);
+        let places = output.iter_mut().zip(self.output()).zip(written.chunks_exact(size_of::<T>()));
+        for ((place, element), written) in places {
+            if written.iter().all(|&written| written) {
+                *place = element;
+            }
+        }
+    }
+
+    /// The log-sum-exp; empty if not asked for.
+    pub fn log_sum_exp(&self) -> Vec<f32> {
+        let bytes = self.plan.log_sum_exp_len() * size_of::<f32>();
+        self.buffers
+            .log_sum_exp
+            .map_or(Vec::new(), |address| bytemuck::pod_collect_to_vec(&self.memory.read(address, bytes)))
+    }
+
+    /// Offsets of the output's bytes that were not written exactly once.
+    pub fn output_not_written_once(&self) -> Vec<usize> {
+        self.memory.not_written_once(self.buffers.output, self.output_bytes)
+    }
+
+    /// What the kernels left in a region of the workspace, by its name in [`AttentionPlan::workspace_regions`].
+    pub fn workspace(&self, name: &str) -> Option<Vec<u8>> {
+        let (_, range) = self.plan.workspace_regions().into_iter().find(|(region, _)| *region == name)?;
+        let bytes = (range.end - range.start) as usize;
+        Some(self.memory.read(self.buffers.workspace + range.start, bytes))
+    }
+}

@@ -1,0 +1,563 @@
+//! Blocks, their fibers, and the scheduler.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::ptr;
+use std::sync::Mutex;
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+use rayon::prelude::*;
+
+use super::clock::{Epoch, Knowledge};
+use super::copy::BulkCopy;
+use super::mbarrier::MBarrier;
+use super::memory::Memory;
+use super::report::{Kind, Problem, Report, Site, ranges};
+use super::schedule::{Random, Schedule};
+use super::shared::{Access, Proxy, SharedMemory};
+use super::warp::Warp;
+use super::wgmma::{Accumulation, Warpgroup};
+
+/// Threads of the largest block.
+const MAX_THREADS: u32 = 1024;
+/// Shared memory of the largest block.
+const MAX_SHARED_BYTES: u32 = 227 * 1024;
+/// How many times threads are picked until one of them gets another priority, on average.
+const PICKS_PER_PRIORITY: usize = 256;
+/// Stack of a fiber. Only what is touched takes memory.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// The shape of a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Blocks in each dimension.
+    pub grid: [u32; 3],
+    /// Threads of a block, a multiple of 32.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+    /// Runs the blocks one after the other, which blocks with atomics need, so that a schedule finds the same again; else
+    /// they run in parallel.
+    pub blocks_in_order: bool,
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Who goes next.
+    pub schedule: Schedule,
+    /// How FP8 products are summed.
+    pub accumulation: Accumulation,
+    /// Pretends that the kernel has not this instruction. To test that its absence is found.
+    pub without: Option<Synchronisation>,
+}
+
+impl Options {
+    /// A schedule, and the plainest numerics.
+    pub fn new(schedule: Schedule) -> Self {
+        Self { schedule, accumulation: Accumulation::Single, without: None }
+    }
+}
+
+/// A place in a kernel's source that fences, waits, arrives or commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Synchronisation {
+    /// The instruction.
+    pub instruction: &'static str,
+    /// The place.
+    pub site: &'static Location<'static>,
+}
+
+/// Runs a kernel to its end. Returns the places where it synchronises.
+///
+/// # Errors
+///
+/// The first mistake of the first block that makes one.
+pub fn launch(
+    shape: Launch,
+    memory: &Memory,
+    options: &Options,
+    kernel: impl Fn() + Sync,
+) -> Result<Vec<Synchronisation>, Report> {
+    let Launch { grid, threads, shared_bytes, blocks_in_order } = shape;
+    let refuse = |message: String| {
+        Err(Report { kind: Kind::Launch, message, block: [0; 3], thread: None, schedule: options.schedule })
+    };
+    if grid.contains(&0) || grid[1].max(grid[2]) > 65535 {
+        return refuse(format!("a grid of {grid:?} blocks"));
+    }
+    if threads == 0 || threads > MAX_THREADS || !threads.is_multiple_of(32) {
+        return refuse(format!("a block of {threads} threads; allowed are multiples of 32 up to {MAX_THREADS}"));
+    }
+    if shared_bytes > MAX_SHARED_BYTES {
+        return refuse(format!("{shared_bytes} bytes of shared memory; a block has at most {MAX_SHARED_BYTES}"));
+    }
+    memory.begin_launch();
+    let synchronisations = Mutex::new(Vec::new());
+    let [x, y, z] = grid.map(u64::from);
+    let run = |index: u64| {
+        let block = [index % x, index / x % y, index / (x * y)].map(|index| index as u32);
+        let found = run_block(Cta::new(shape, block, index, memory, options), &kernel)?;
+        synchronisations.lock().expect("no thread panics with the lock").extend(found);
+        Ok(())
+    };
+    let blocks = 0..x * y * z;
+    let failure = if blocks_in_order {
+        blocks.into_iter().find_map(|index| run(index).err())
+    } else {
+        blocks.into_par_iter().find_map_first(|index| run(index).err())
+    };
+    match failure {
+        Some(report) => Err(report),
+        None => {
+            let mut found = synchronisations.into_inner().expect("no thread panics with the lock");
+            found.sort();
+            found.dedup();
+            Ok(found)
+        }
+    }
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Waiting {
+    /// Nothing: it runs or can.
+    Nothing,
+    /// The other lanes of its warp.
+    Lanes,
+    /// The other threads of the block.
+    Block,
+    /// A phase of the mbarrier at an address.
+    MBarrier { address: u32, parity: u32 },
+    /// Registers that others give back.
+    Registers,
+    /// Nothing any more: it returned.
+    Over,
+}
+
+/// A GPU thread.
+pub struct Thread {
+    pub knowledge: Knowledge,
+    pub waiting: Waiting,
+    /// Where it waits.
+    pub site: Site,
+    /// What the collective that it waited for gave it.
+    pub result: u64,
+    yielder: *const Yielder<(), ()>,
+}
+
+/// A set of threads.
+#[derive(Default)]
+struct ThreadSet([u64; MAX_THREADS as usize / 64]);
+
+impl ThreadSet {
+    fn insert(&mut self, thread: u32) {
+        self.0[thread as usize / 64] |= 1 << (thread % 64);
+    }
+
+    fn remove(&mut self, thread: u32) {
+        self.0[thread as usize / 64] &= !(1 << (thread % 64));
+    }
+
+    fn first(&self) -> Option<u32> {
+        let index = self.0.iter().position(|&word| word != 0)?;
+        Some(64 * index as u32 + self.0[index].trailing_zeros())
+    }
+
+    fn last(&self) -> Option<u32> {
+        let index = self.0.iter().rposition(|&word| word != 0)?;
+        Some(64 * index as u32 + 63 - self.0[index].leading_zeros())
+    }
+
+    fn first_of_warp(&self, warp: u32) -> Option<u32> {
+        let lanes = (self.0[warp as usize / 2] >> (warp % 2 * 32)) as u32;
+        (lanes != 0).then(|| 32 * warp + lanes.trailing_zeros())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().enumerate().flat_map(|(index, &word)| {
+            let rest = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+            rest.take_while(|&word| word != 0).map(move |word| 64 * index as u32 + word.trailing_zeros())
+        })
+    }
+
+    fn any(&self, random: &mut Random) -> Option<u32> {
+        let count: u32 = self.0.iter().map(|word| word.count_ones()).sum();
+        if count == 0 {
+            return None;
+        }
+        let mut rank = random.below(count as usize) as u32;
+        let index = self.0.iter().position(|word| {
+            let here = rank < word.count_ones();
+            rank -= if here { 0 } else { word.count_ones() };
+            here
+        })?;
+        let word = (0..rank).fold(self.0[index], |word, _| word & (word - 1));
+        Some(64 * index as u32 + word.trailing_zeros())
+    }
+}
+
+/// A block and everything in it but the fibers.
+pub struct Cta {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub memory: &'static Memory,
+    pub blocks_in_order: bool,
+    pub options: Options,
+    /// With a random schedule.
+    pub random: Option<Random>,
+    /// Of the threads, with some random schedules.
+    priorities: Vec<u64>,
+    /// The thread that runs.
+    pub current: u32,
+    pub threads: Vec<Thread>,
+    pub warps: Vec<Warp>,
+    pub warpgroups: Vec<Warpgroup>,
+    pub shared: SharedMemory,
+    pub mbarriers: BTreeMap<u32, MBarrier>,
+    pub copies: Vec<BulkCopy>,
+    /// Threads at the block barrier.
+    pub at_barrier: u32,
+    /// Registers that no warp holds.
+    pub free_registers: u32,
+    synchronisations: Vec<Synchronisation>,
+    ready: ThreadSet,
+    report: Option<Report>,
+}
+
+/// What the scheduler does next.
+enum Step {
+    Run(u32),
+    Land(usize),
+    Multiply(usize),
+}
+
+impl Cta {
+    fn new(shape: Launch, block: [u32; 3], index: u64, memory: &Memory, options: &Options) -> Self {
+        let Launch { grid, threads, shared_bytes, blocks_in_order } = shape;
+        // SAFETY: the block ends before `launch` does, which holds the borrow.
+        let memory: &'static Memory = unsafe { &*ptr::from_ref(memory) };
+        let thread = |index: u32| {
+            let mut knowledge = Knowledge::default();
+            knowledge.seen.hear(Epoch { agent: index as u16, time: 1 });
+            Thread { knowledge, waiting: Waiting::Nothing, site: Location::caller(), result: 0, yielder: ptr::null() }
+        };
+        let mut ready = ThreadSet::default();
+        (0..threads).for_each(|thread| ready.insert(thread));
+        let mut random = match options.schedule {
+            Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, index)),
+            Schedule::InOrder | Schedule::Reverse => None,
+        };
+        let priorities = match (options.schedule, &mut random) {
+            (Schedule::Random(seed), Some(random)) if seed % 2 == 1 => (0..threads).map(|_| random.bits()).collect(),
+            _ => Vec::new(),
+        };
+        let registers = super::thread::initial_registers(threads);
+        Self {
+            grid,
+            block,
+            memory,
+            blocks_in_order,
+            options: options.clone(),
+            random,
+            priorities,
+            current: 0,
+            threads: (0..threads).map(thread).collect(),
+            warps: (0..threads / 32).map(|_| Warp::new(registers)).collect(),
+            warpgroups: (0..threads / 128).map(|_| Warpgroup::default()).collect(),
+            shared: SharedMemory::new(shared_bytes, threads),
+            mbarriers: BTreeMap::new(),
+            copies: Vec::new(),
+            at_barrier: 0,
+            free_registers: super::thread::REGISTERS - registers * threads,
+            synchronisations: Vec::new(),
+            ready,
+            report: None,
+        }
+    }
+
+    /// The running thread.
+    pub fn thread(&mut self) -> &mut Thread {
+        &mut self.threads[self.current as usize]
+    }
+
+    /// An access by the running thread.
+    pub fn access(&self, site: Site) -> Access {
+        let agent = self.current as u16;
+        let time = self.threads[self.current as usize].knowledge.seen.time(agent);
+        Access { epoch: Epoch { agent, time }, proxy: Proxy::Generic, site }
+    }
+
+    /// Begins a new time of a thread: what it does next is not known to those who heard of it so far.
+    pub fn tick(&mut self, thread: u32) {
+        let seen = &mut self.threads[thread as usize].knowledge.seen;
+        let agent = thread as u16;
+        seen.hear(Epoch { agent, time: seen.time(agent) + 1 });
+    }
+
+    /// Makes the running thread wait.
+    pub fn block(&mut self, waiting: Waiting, site: Site) {
+        let current = self.current;
+        let thread = self.thread();
+        (thread.waiting, thread.site) = (waiting, site);
+        self.ready.remove(current);
+    }
+
+    /// Makes a thread ready.
+    pub fn wake(&mut self, thread: u32) {
+        self.threads[thread as usize].waiting = Waiting::Nothing;
+        self.ready.insert(thread);
+    }
+
+    fn report(&mut self, problem: Problem) {
+        let Problem { kind, message } = problem;
+        let report =
+            Report { kind, message, block: self.block, thread: Some(self.current), schedule: self.options.schedule };
+        self.report.get_or_insert(report);
+    }
+
+    /// A mistake that is not one thread's.
+    fn block_report(&self, problem: Problem) -> Report {
+        let Problem { kind, message } = problem;
+        Report { kind, message, block: self.block, thread: None, schedule: self.options.schedule }
+    }
+
+    fn pick(&mut self) -> Option<Step> {
+        match self.options.schedule {
+            Schedule::InOrder if !self.copies.is_empty() => Some(Step::Land(0)),
+            Schedule::InOrder => self.ready.first().map(Step::Run),
+            Schedule::Reverse => match self.ready.last() {
+                Some(thread) => Some(Step::Run(thread)),
+                None => self.copies.len().checked_sub(1).map(Step::Land),
+            },
+            Schedule::Random(_) => self.pick_any(),
+            Schedule::RandomWarps(_) => match self.ready.first_of_warp(self.current / 32) {
+                Some(thread) => Some(Step::Run(thread)),
+                None => self.pick_any(),
+            },
+        }
+    }
+
+    fn pick_any(&mut self) -> Option<Step> {
+        let Self { random, priorities, copies, warps, ready, .. } = self;
+        let random = random.as_mut()?;
+        let thread = if priorities.is_empty() {
+            ready.any(random)
+        } else {
+            let first = ready.iter().max_by_key(|&thread| priorities[thread as usize]);
+            first.inspect(|&thread| {
+                if random.below(PICKS_PER_PRIORITY) == 0 {
+                    priorities[thread as usize] = random.bits();
+                }
+            })
+        };
+        if thread.is_none() && !copies.is_empty() || random.below(16) == 0 {
+            let busy = || warps.iter().enumerate().filter(|(_, warp)| warp.tensor.is_busy()).map(|(index, _)| index);
+            let products = busy().count();
+            if copies.len() + products > 0 {
+                let choice = random.below(copies.len() + products);
+                return match choice.checked_sub(copies.len()) {
+                    None => Some(Step::Land(choice)),
+                    Some(rank) => busy().nth(rank).map(Step::Multiply),
+                };
+            }
+        }
+        thread.map(Step::Run)
+    }
+
+    /// What is wrong when nobody can go on.
+    fn stuck(&self) -> Report {
+        let mut kind = Kind::Deadlock;
+        let mut groups: BTreeMap<(Waiting, Site), Vec<u32>> = BTreeMap::new();
+        for (index, thread) in (0..).zip(&self.threads) {
+            groups.entry((thread.waiting, thread.site)).or_default().push(index);
+        }
+        for warp in self.threads.chunks(32) {
+            let collective = warp.iter().any(|lane| lane.waiting == Waiting::Lanes);
+            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Block));
+            if collective && elsewhere {
+                kind = Kind::Divergence;
+            }
+        }
+        let mut message = String::from("nobody can go on");
+        for ((waiting, site), threads) in groups {
+            let what = match waiting {
+                Waiting::Nothing => "can run".to_owned(),
+                Waiting::Over => "returned".to_owned(),
+                Waiting::Lanes => {
+                    let warp = &self.warps[threads[0] as usize / 32];
+                    format!("wait for the other lanes of their warps in {} at {site}", warp.gathering())
+                }
+                Waiting::Block => {
+                    let missing = self.threads.len() as u32 - self.at_barrier;
+                    format!("wait for {missing} more threads in bar.sync at {site}")
+                }
+                Waiting::Registers => format!("wait for registers in setmaxnreg.inc at {site}"),
+                Waiting::MBarrier { address, parity } => {
+                    let state = self.mbarriers.get(&address).map(MBarrier::describe).unwrap_or_default();
+                    format!("wait for parity {parity} of the mbarrier at {address:#x} ({state}) at {site}")
+                }
+            };
+            message += &format!("\n    threads {} {what}", ranges(threads));
+        }
+        self.block_report(Problem::new(kind, message))
+    }
+
+    /// What must not be when all threads have returned.
+    fn check_end(&self) -> Result<(), Problem> {
+        if let Some(copy) = self.copies.first() {
+            let message = format!("the kernel ends while the copy issued at {} is in flight", copy.site);
+            return Err(Problem::new(Kind::CopyInFlight, message));
+        }
+        for (&address, mbarrier) in &self.mbarriers {
+            mbarrier.check_end(address)?;
+        }
+        for (index, warp) in self.warps.iter().enumerate() {
+            warp.tensor.check_end(index)?;
+        }
+        self.warpgroups.iter().try_for_each(Warpgroup::check_end)
+    }
+}
+
+thread_local! {
+    /// The block that this host thread executes.
+    static CTA: RefCell<Option<Box<Cta>>> = const { RefCell::new(None) };
+    /// Stacks of fibers that returned.
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls a function on the block that runs; on a mistake, reports it and never returns.
+pub fn run<R>(function: impl FnOnce(&mut Cta) -> Result<R, Problem>) -> R {
+    let result = CTA.with_borrow_mut(|cta| {
+        let cta =
+            cta.as_mut().expect("this is an operation of a GPU thread: call it in a kernel, by simt::host::launch");
+        function(cta).map_err(|problem| cta.report(problem))
+    });
+    match result {
+        Ok(value) => value,
+        Err(()) => loop {
+            suspend();
+        },
+    }
+}
+
+/// Reports a mistake of the running thread, which then never goes on. Does nothing outside of a kernel.
+pub fn report(problem: Problem) {
+    if CTA.with_borrow(Option::is_some) {
+        run(|_| Err::<(), _>(problem));
+    }
+}
+
+/// Lets others run until the running thread is picked again.
+pub fn suspend() {
+    let yielder = run(|cta| Ok(cta.thread().yielder));
+    // SAFETY: the running fiber's own yielder lives as long as the fiber.
+    unsafe { (*yielder).suspend(()) };
+}
+
+/// Where threads are scheduled by chance, lets others run now and then.
+pub fn hesitate() {
+    let by_chance = |cta: &mut Cta| {
+        let threads = matches!(cta.options.schedule, Schedule::Random(_));
+        threads && cta.random.as_mut().is_some_and(|random| random.below(2) == 0)
+    };
+    if run(|cta| Ok(by_chance(cta))) {
+        suspend();
+    }
+}
+
+/// Notes that the kernel synchronises here. Returns whether the instruction is to be left out.
+pub fn synchronises(instruction: &'static str, site: Site) -> bool {
+    run(|cta| {
+        let here = Synchronisation { instruction, site };
+        let same = |known: &Synchronisation| {
+            ptr::eq(known.site, site) && ptr::eq(known.instruction, instruction) || *known == here
+        };
+        if !cta.synchronisations.iter().any(same) {
+            cta.synchronisations.push(here);
+        }
+        Ok(cta.options.without.as_ref().is_some_and(same))
+    })
+}
+
+type Fiber = Coroutine<(), (), (), DefaultStack>;
+
+fn fiber<K: Fn()>(kernel: &K, stack: DefaultStack) -> Fiber {
+    // SAFETY: fibers end before `run_block` does, which holds the borrow.
+    unsafe {
+        Coroutine::with_stack_unchecked(stack, |yielder: &Yielder<(), ()>, ()| {
+            run(|cta| {
+                cta.thread().yielder = yielder;
+                Ok(())
+            });
+            kernel();
+        })
+    }
+}
+
+fn run_block<K: Fn()>(cta: Cta, kernel: &K) -> Result<Vec<Synchronisation>, Report> {
+    let stack = || {
+        let pooled = STACKS.with_borrow_mut(Vec::pop);
+        pooled.unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("address space for a fiber's stack"))
+    };
+    let mut fibers: Vec<Option<Fiber>> = cta.threads.iter().map(|_| Some(fiber(kernel, stack()))).collect();
+    let threads = fibers.len();
+    CTA.with_borrow_mut(|slot| {
+        assert!(slot.is_none(), "a kernel cannot launch a kernel");
+        *slot = Some(Box::new(cta));
+    });
+    let result = schedule(&mut fibers, threads);
+    // Fibers that wait are unwound while the block is still there: their operations may be called by destructors.
+    drop(fibers);
+    let cta = CTA.with_borrow_mut(Option::take).expect("put there above");
+    result.and_then(|()| match cta.check_end() {
+        Ok(()) => Ok(cta.synchronisations),
+        Err(problem) => Err(cta.block_report(problem)),
+    })
+}
+
+/// Runs the fibers until all have returned.
+fn schedule(fibers: &mut [Option<Fiber>], mut left: usize) -> Result<(), Report> {
+    let with_cta = |function: &mut dyn FnMut(&mut Cta) -> Result<(), Report>| {
+        CTA.with_borrow_mut(|cta| function(cta.as_mut().expect("the block is there while its fibers run")))
+    };
+    while left > 0 {
+        let mut next = None;
+        with_cta(&mut |cta| {
+            match cta.pick() {
+                None => return Err(cta.stuck()),
+                Some(Step::Land(copy)) => cta.land(copy),
+                Some(Step::Multiply(warp)) => cta.multiply_next(warp),
+                Some(Step::Run(thread)) => {
+                    cta.current = thread;
+                    next = Some(thread);
+                }
+            }
+            Ok(())
+        })?;
+        let Some(thread) = next else { continue };
+        let slot = &mut fibers[thread as usize];
+        let fiber = slot.as_mut().expect("a fiber that returned is not ready");
+        let outcome = catch_unwind(AssertUnwindSafe(|| fiber.resume(())));
+        let returned = !matches!(outcome, Ok(CoroutineResult::Yield(())));
+        if returned {
+            let stack = slot.take().expect("it just ran").into_stack();
+            STACKS.with_borrow_mut(|stacks| stacks.push(stack));
+            left -= 1;
+        }
+        with_cta(&mut |cta| {
+            if let Err(panic) = &outcome {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                cta.report(Problem::new(Kind::Panic, text));
+            }
+            if returned {
+                cta.block(Waiting::Over, Location::caller());
+            }
+            cta.report.take().map_or(Ok(()), Err)
+        })?;
+    }
+    Ok(())
+}

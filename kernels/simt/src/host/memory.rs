@@ -1,0 +1,167 @@
+//! Global memory: named buffers, far apart, that know which of their bytes were written.
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use super::report::{Kind, Problem, Site};
+
+/// Log₂ of the distance between buffers.
+const SLOT_BITS: u32 = 36;
+
+/// State of a byte that nobody wrote.
+const UNWRITTEN: u8 = 0;
+/// State of a byte that was written before the launch.
+const INITIAL: u8 = 1;
+/// State of a byte that was written once by the launch.
+const WRITTEN: u8 = 2;
+/// State of a byte that was written more than once by the launch.
+const REWRITTEN: u8 = 3;
+
+/// The global memory of a simulated GPU.
+#[derive(Debug, Default)]
+pub struct Memory {
+    buffers: Vec<Buffer>,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    name: String,
+    bytes: Vec<Byte>,
+}
+
+#[derive(Debug)]
+struct Byte {
+    value: AtomicU8,
+    state: AtomicU8,
+}
+
+impl Memory {
+    /// No buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A buffer that nobody wrote yet. Returns its address.
+    pub fn allocate(&mut self, name: &str, bytes: usize) -> u64 {
+        let byte = || Byte { value: AtomicU8::new(0xff), state: AtomicU8::new(UNWRITTEN) };
+        self.push(name, (0..bytes).map(|_| byte()).collect())
+    }
+
+    /// A buffer that holds `content`. Returns its address.
+    pub fn upload(&mut self, name: &str, content: &[u8]) -> u64 {
+        let byte = |&value| Byte { value: AtomicU8::new(value), state: AtomicU8::new(INITIAL) };
+        self.push(name, content.iter().map(byte).collect())
+    }
+
+    fn push(&mut self, name: &str, bytes: Vec<Byte>) -> u64 {
+        assert!((bytes.len() as u64) < 1 << SLOT_BITS, "{name} is too large: {} bytes", bytes.len());
+        self.buffers.push(Buffer { name: name.to_owned(), bytes });
+        (self.buffers.len() as u64) << SLOT_BITS
+    }
+
+    /// Bytes of a buffer, 0xff where nobody wrote.
+    ///
+    /// # Panics
+    ///
+    /// If the place is not in a buffer.
+    pub fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
+        self.expect(address, bytes).iter().map(|byte| byte.value.load(Relaxed)).collect()
+    }
+
+    /// Offsets in `address .. address + bytes` that the last launch did not write exactly once.
+    ///
+    /// # Panics
+    ///
+    /// If the place is not in a buffer.
+    pub fn not_written_once(&self, address: u64, bytes: usize) -> Vec<usize> {
+        let states = self.expect(address, bytes).iter().map(|byte| byte.state.load(Relaxed));
+        states.enumerate().filter(|&(_, state)| state != WRITTEN).map(|(offset, _)| offset).collect()
+    }
+
+    fn expect(&self, address: u64, bytes: usize) -> &[Byte] {
+        self.find(address, bytes as u64).unwrap_or_else(|what| panic!("{what}"))
+    }
+
+    /// What was written before is no longer this launch's.
+    pub(super) fn begin_launch(&self) {
+        for byte in self.buffers.iter().flat_map(|buffer| &buffer.bytes) {
+            if byte.state.load(Relaxed) != UNWRITTEN {
+                byte.state.store(INITIAL, Relaxed);
+            }
+        }
+    }
+
+    fn find(&self, address: u64, bytes: u64) -> Result<&[Byte], String> {
+        let offset = address & ((1 << SLOT_BITS) - 1);
+        let buffer = (address >> SLOT_BITS).checked_sub(1).and_then(|index| self.buffers.get(index as usize));
+        let Some(buffer) = buffer else {
+            return Err(format!("{bytes} bytes of global memory at {address:#x}, where no buffer is"));
+        };
+        buffer.bytes.get(offset as usize..(offset + bytes) as usize).ok_or_else(|| {
+            format!("{bytes} bytes at offset {offset} of `{}`, which has {} bytes", buffer.name, buffer.bytes.len())
+        })
+    }
+
+    fn access(&self, what: &str, address: u64, bytes: u64, alignment: u64, site: Site) -> Result<&[Byte], Problem> {
+        if !address.is_multiple_of(alignment) {
+            let message = format!("{what} at global address {address:#x}, not a multiple of {alignment}, at {site}");
+            return Err(Problem::new(Kind::Unaligned, message));
+        }
+        self.find(address, bytes)
+            .map_err(|place| Problem::new(Kind::OutOfBounds, format!("{what} of {place}, at {site}")))
+    }
+
+    /// What a buffer is called, and where in it an address is.
+    fn place(&self, address: u64) -> String {
+        let name = &self.buffers[(address >> SLOT_BITS) as usize - 1].name;
+        format!("byte {} of `{name}`", address & ((1 << SLOT_BITS) - 1))
+    }
+
+    /// Loads what no kernel in flight writes.
+    pub(super) fn load(
+        &self,
+        what: &str,
+        address: u64,
+        into: &mut [u8],
+        alignment: u64,
+        site: Site,
+    ) -> Result<(), Problem> {
+        let bytes = self.access(what, address, into.len() as u64, alignment, site)?;
+        for (offset, (byte, into)) in bytes.iter().zip(into).enumerate() {
+            *into = byte.value.load(Relaxed);
+            let state = byte.state.load(Relaxed);
+            if state == UNWRITTEN {
+                let message =
+                    format!("{what} of {}, which nobody wrote, at {site}", self.place(address + offset as u64));
+                return Err(Problem::new(Kind::Uninitialized, message));
+            }
+            if state >= WRITTEN {
+                let place = self.place(address + offset as u64);
+                return Err(Problem::new(Kind::Race, format!("{what} of {place}, which this launch wrote, at {site}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds atomically; blocks run one after the other.
+    pub(super) fn fetch_add(&self, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
+        let what = "atom.global.add";
+        let bytes = self.access(what, address, 4, 4, site)?;
+        if bytes.iter().any(|byte| byte.state.load(Relaxed) == UNWRITTEN) {
+            let message = format!("{what} of {}, which nobody wrote, at {site}", self.place(address));
+            return Err(Problem::new(Kind::Uninitialized, message));
+        }
+        let before = u32::from_le_bytes(std::array::from_fn(|index| bytes[index].value.load(Relaxed)));
+        self.store(address, &before.wrapping_add(value).to_le_bytes(), site)?;
+        Ok(before)
+    }
+
+    pub(super) fn store(&self, address: u64, from: &[u8], site: Site) -> Result<(), Problem> {
+        let bytes = self.access("st.global", address, from.len() as u64, from.len() as u64, site)?;
+        for (byte, from) in bytes.iter().zip(from) {
+            byte.value.store(*from, Relaxed);
+            let state = if byte.state.load(Relaxed) >= WRITTEN { REWRITTEN } else { WRITTEN };
+            byte.state.store(state, Relaxed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,399 @@
+//! Small kernels with one mistake each, and their corrected twins.
+//!
+//! Every mistake must be found in order, in reverse, or by one of 50 random schedules, and be called by its name; the twin
+//! must pass all of 200 random schedules.
+#![expect(clippy::undocumented_unsafe_blocks, reason = "the executor checks every access: that is what is tested")]
+
+use simt::copy::bulk_to_shared;
+use simt::host::{Kind, Launch, Memory, Options, Report, Schedule, launch};
+use simt::mbarrier::{self, Barrier};
+use simt::wgmma::{self, Descriptor};
+use simt::{barrier, global, math, shared, thread, warp};
+
+const SHARED_BYTES: u32 = 32 * 1024;
+
+/// A kernel, in a form with the mistake (`true`) and one without.
+struct Planted {
+    threads: u32,
+    kinds: &'static [Kind],
+    kernel: fn(bool, Buffers),
+}
+
+/// What every kernel gets.
+#[derive(Clone, Copy)]
+struct Buffers {
+    /// 16 KiB of ones.
+    input: u64,
+    /// 4 KiB.
+    output: u64,
+}
+
+fn run(planted: &Planted, mistake: bool, schedule: Schedule) -> Result<(), Report> {
+    let mut memory = Memory::new();
+    let buffers = Buffers { input: memory.upload("input", &[1; 16384]), output: memory.allocate("output", 4096) };
+    let shape =
+        Launch { grid: [1, 1, 1], threads: planted.threads, shared_bytes: SHARED_BYTES, blocks_in_order: false };
+    launch(shape, &memory, &Options::new(schedule), || (planted.kernel)(mistake, buffers)).map(|_| ())
+}
+
+fn check(threads: u32, kinds: &'static [Kind], kernel: fn(bool, Buffers)) {
+    let planted = Planted { threads, kinds, kernel };
+    if let Some(schedule) = Schedule::replayed() {
+        println!("with the mistake: {:?}", run(&planted, true, schedule));
+        run(&planted, false, schedule).unwrap_or_else(|report| panic!("the twin: {report}"));
+        return;
+    }
+    let mut found = 0;
+    for schedule in Schedule::several(50) {
+        if let Err(report) = run(&planted, true, schedule) {
+            assert!(planted.kinds.contains(&report.kind), "{report}");
+            assert!(report.message.contains(file!()), "without a place: {report}");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "not found under any schedule");
+    println!("found under {found} of 102 schedules");
+    for schedule in Schedule::several(100) {
+        run(&planted, false, schedule).unwrap_or_else(|report| panic!("the twin: {report}"));
+    }
+}
+
+/// The place of a thread's word.
+fn word(thread: u32) -> u32 {
+    shared::dynamic() + 4 * thread
+}
+
+macro_rules! planted {
+    ($($(#[$doc:meta])* $name:ident, $threads:literal, [$($kind:ident),*], $kernel:expr;)*) => { $(
+        $(#[$doc])*
+        #[test]
+        fn $name() {
+            check($threads, &[$(Kind::$kind),*], $kernel);
+        }
+    )* };
+}
+
+planted! {
+    /// Neighbours read what nobody says is there yet.
+    missing_barrier, 64, [Race, Uninitialized], |mistake, _| unsafe {
+        let thread = thread::thread_idx_x();
+        shared::store_u32(word(thread), thread);
+        if !mistake {
+            thread::sync_threads();
+        }
+        shared::load_u32(word(63 - thread));
+    };
+
+    /// A buffer is written again while others still read it.
+    missing_barrier_before_reuse, 64, [Race], |mistake, _| unsafe {
+        let thread = thread::thread_idx_x();
+        shared::store_u32(word(thread), 1);
+        thread::sync_threads();
+        shared::load_u32(word(63 - thread));
+        if !mistake {
+            thread::sync_threads();
+        }
+        shared::store_u32(word(thread), 2);
+    };
+
+    /// A warp barrier does not order different warps.
+    warp_barrier_instead_of_block_barrier, 64, [Race, Uninitialized], |mistake, _| unsafe {
+        let thread = thread::thread_idx_x();
+        shared::store_u32(word(thread), 1);
+        if mistake { warp::sync_warp() } else { thread::sync_threads() };
+        shared::load_u32(word((thread + 32) % 64));
+    };
+
+    /// A shuffle does not order memory.
+    shuffle_instead_of_warp_barrier, 32, [Race], |mistake, _| unsafe {
+        let thread = thread::thread_idx_x();
+        shared::store_u32(word(thread), 1);
+        if mistake { warp::shuffle_xor(0.0, 1); } else { warp::sync_warp() };
+        shared::load_u32(word(thread ^ 1));
+    };
+
+    /// Half of a warp shuffles elsewhere.
+    divergent_shuffle, 32, [Divergence], |mistake, _| {
+        let lane = thread::thread_idx_x();
+        if mistake && lane < 16 {
+            warp::shuffle_xor(1.0, 1);
+        } else {
+            warp::shuffle_xor(1.0, 2);
+        }
+    };
+
+    /// A lane leaves before the others vote.
+    lane_returns_before_a_vote, 32, [Divergence], |mistake, _| {
+        if mistake && thread::thread_idx_x() == 7 {
+            return;
+        }
+        warp::any(true);
+    };
+
+    /// One warp does not come to the block barrier.
+    barrier_without_one_warp, 96, [Deadlock, Divergence], |mistake, _| {
+        if mistake && thread::thread_idx_x() >= 64 {
+            return;
+        }
+        thread::sync_threads();
+    };
+
+    /// One word beyond the end.
+    shared_out_of_bounds, 32, [OutOfBounds], |mistake, _| unsafe {
+        let end = shared::dynamic() + SHARED_BYTES;
+        let at = end - 4 * 32 + 4 * thread::thread_idx_x() + if mistake { 4 } else { 0 };
+        shared::store_u32(at, 0);
+    };
+
+    /// One element beyond a buffer's end.
+    global_out_of_bounds, 32, [OutOfBounds], |mistake, buffers| unsafe {
+        let first = if mistake { 993 } else { 992 };
+        global::store_f32(buffers.output + 4 * (first + thread::thread_idx_x() as u64), 1.0);
+    };
+
+    /// Sixteen bytes at an address for four.
+    unaligned, 32, [Unaligned], |mistake, buffers| unsafe {
+        let step = if mistake { 4 } else { 16 };
+        global::load_u32x4(buffers.input + step * thread::thread_idx_x() as u64);
+    };
+
+    /// The tail that nobody filled.
+    uninitialised_tail, 32, [Uninitialized], |mistake, _| unsafe {
+        let thread = thread::thread_idx_x();
+        if !mistake || thread < 30 {
+            shared::store_u32(word(thread), 1);
+        }
+        thread::sync_threads();
+        shared::load_u32(word(31 - thread));
+    };
+
+    /// What the launch itself wrote comes through the read-only path.
+    reads_its_own_output, 32, [Race, Uninitialized], |mistake, buffers| unsafe {
+        let at = 4 * thread::thread_idx_x() as u64;
+        global::store_f32(buffers.output + at, 1.0);
+        global::load_f32(if mistake { buffers.output } else { buffers.input } + at);
+    };
+}
+
+/// A copy of 4 KiB that all threads read, with the mistakes that its pipeline allows.
+#[derive(Clone, Copy, PartialEq)]
+enum Pipeline {
+    Right,
+    NoWait,
+    WrongParity,
+    TooFewBytes,
+    NoExpectation,
+    EarlyRelease,
+    NoRelease,
+    DoubleArrival,
+    CountOffByOneWarp,
+    NoInitFence,
+    NoBarrierAfterInit,
+    CopyUnaligned,
+}
+
+const TILE: u32 = 4096;
+const ROUNDS: u32 = 5;
+const SLOTS: u32 = 2;
+
+/// Warp 0's first lane copies tiles into a ring of two slots; warps 1 and 2 read them.
+fn pipeline(mistake: Pipeline, buffers: Buffers) {
+    use Pipeline::*;
+    let thread = thread::thread_idx_x();
+    let (warp, lane) = (thread / 32, thread % 32);
+    let signals = shared::dynamic() + SLOTS * TILE;
+    let full = |slot| Barrier(signals + 16 * slot);
+    let empty = |slot| Barrier(signals + 16 * slot + 8);
+    unsafe {
+        if thread == 0 {
+            for slot in 0..SLOTS {
+                full(slot).init(1);
+                empty(slot).init(if mistake == CountOffByOneWarp { 1 } else { 2 });
+            }
+            if mistake != NoInitFence {
+                mbarrier::fence_init();
+            }
+        }
+        if mistake != NoBarrierAfterInit {
+            thread::sync_threads();
+        }
+        for round in 0..ROUNDS {
+            let (slot, parity) = (round % SLOTS, round / SLOTS % 2);
+            let tile = shared::dynamic() + slot * TILE;
+            if warp == 0 {
+                if lane == 0 {
+                    empty(slot).wait(if mistake == WrongParity { parity } else { parity ^ 1 });
+                    let expected = match mistake {
+                        TooFewBytes => TILE / 2,
+                        NoExpectation => 0,
+                        _ => TILE,
+                    };
+                    full(slot).arrive_expect_bytes(expected);
+                    let source = buffers.input + if mistake == CopyUnaligned { 8 } else { 0 };
+                    bulk_to_shared(tile, source, TILE, full(slot));
+                }
+            } else {
+                if mistake != NoWait {
+                    full(slot).wait(parity);
+                }
+                if mistake == EarlyRelease {
+                    warp::sync_warp();
+                    empty(slot).arrive_if(lane == 0);
+                }
+                for index in 0..4 {
+                    assert_eq!(shared::load_u32(tile + 512 * (index + 4 * (warp - 1)) / 4 * 4 + 4 * lane), 0x0101_0101);
+                }
+                warp::sync_warp();
+                if mistake != EarlyRelease && mistake != NoRelease {
+                    empty(slot).arrive_if(lane == 0 || mistake == DoubleArrival && lane == 1);
+                }
+            }
+        }
+    }
+}
+
+macro_rules! pipelines {
+    ($($name:ident, $mistake:ident, [$($kind:ident),*];)*) => { $(
+        #[test]
+        fn $name() {
+            check(96, &[$(Kind::$kind),*], |mistake, buffers| {
+                pipeline(if mistake { Pipeline::$mistake } else { Pipeline::Right }, buffers)
+            });
+        }
+    )* };
+}
+
+pipelines! {
+    missing_mbarrier_wait, NoWait, [Race, CopyInFlight, Uninitialized];
+    wrong_parity, WrongParity, [Deadlock];
+    too_few_bytes_expected, TooFewBytes, [Deadlock, CopyInFlight, MBarrier];
+    no_bytes_expected, NoExpectation, [Race, Uninitialized, Deadlock, CopyInFlight, MBarrier];
+    early_slot_release, EarlyRelease, [Race];
+    slot_never_released, NoRelease, [Deadlock];
+    double_arrival, DoubleArrival, [Race, CopyInFlight, MBarrier, Deadlock];
+    barrier_count_off_by_one_warp, CountOffByOneWarp, [Race, CopyInFlight, MBarrier, Deadlock];
+    missing_init_fence, NoInitFence, [MBarrier];
+    missing_barrier_after_init, NoBarrierAfterInit, [Race, MBarrier];
+    copy_from_an_unaligned_address, CopyUnaligned, [Unaligned];
+}
+
+/// A product of a 64×32 and another 64×32 tile of ones.
+#[derive(Clone, Copy, PartialEq)]
+enum Multiplication {
+    Right,
+    NoProxyFence,
+    NoFence,
+    NoCommit,
+    NoWait,
+    ReadWithoutSettle,
+    SettledBeforeWait,
+    OperandOverwritten,
+    OneWarpMissing,
+    AccumulatorWritten,
+    DescriptorBeyond,
+}
+
+fn multiplication(mistake: Multiplication, buffers: Buffers) {
+    use Multiplication::*;
+    let thread = thread::thread_idx_x();
+    let (left, right) = (shared::dynamic(), shared::dynamic() + 4096);
+    unsafe {
+        for index in 0..16 {
+            shared::store_u32(left + 4 * (thread + 128 * index), 0x0101_0101);
+        }
+        if mistake != NoProxyFence {
+            barrier::fence_proxy_async();
+        }
+        thread::sync_threads();
+        let mut scores = [0; 32];
+        if mistake != NoFence {
+            wgmma::fence();
+        }
+        if mistake != OneWarpMissing || thread >= 32 {
+            let right = if mistake == DescriptorBeyond { shared::dynamic() + SHARED_BYTES - 1024 } else { right };
+            wgmma::m64n64k32_s32_s8::<false>(&mut scores, Descriptor::new(left, 64), Descriptor::new(right, 64));
+            if mistake == AccumulatorWritten {
+                scores[0] = 3;
+            }
+            wgmma::m64n64k32_s32_s8::<true>(&mut scores, Descriptor::new(left, 64), Descriptor::new(right, 64));
+        }
+        if mistake != NoCommit {
+            wgmma::commit();
+        }
+        if mistake == OperandOverwritten {
+            shared::store_u32(right + 4 * thread, 0x0202_0202);
+        }
+        if mistake == SettledBeforeWait {
+            wgmma::settle(&mut scores);
+        }
+        if mistake != NoWait {
+            wgmma::wait::<0>();
+        }
+        if mistake != ReadWithoutSettle {
+            wgmma::settle(&mut scores);
+        }
+        let score = math::fma(scores[3] as f32, 1.0, 0.0);
+        if mistake == Right {
+            assert_eq!(score, 64.0);
+        }
+        thread::sync_threads();
+        shared::store_u32(right + 4 * thread, 0x0202_0202);
+        global::store_f32(buffers.output + 4 * thread as u64, score);
+    }
+}
+
+macro_rules! multiplications {
+    ($($name:ident, $mistake:ident, [$($kind:ident),*];)*) => { $(
+        #[test]
+        fn $name() {
+            check(128, &[$(Kind::$kind),*], |mistake, buffers| {
+                multiplication(if mistake { Multiplication::$mistake } else { Multiplication::Right }, buffers)
+            });
+        }
+    )* };
+}
+
+multiplications! {
+    missing_proxy_fence, NoProxyFence, [ProxyFence];
+    missing_wgmma_fence, NoFence, [Product];
+    product_not_committed, NoCommit, [Product];
+    accumulator_read_before_wait, NoWait, [Product];
+    accumulator_not_settled, ReadWithoutSettle, [Poison];
+    accumulator_settled_before_wait, SettledBeforeWait, [Product];
+    operand_overwritten_in_flight, OperandOverwritten, [Race];
+    warp_missing_from_a_product, OneWarpMissing, [Divergence];
+    accumulator_written_in_flight, AccumulatorWritten, [Product];
+    operand_out_of_bounds, DescriptorBeyond, [OutOfBounds, Uninitialized];
+}
+
+/// Bad launches are refused.
+#[test]
+fn bad_launches() {
+    let memory = Memory::new();
+    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0, blocks_in_order: false };
+    for bad in [
+        Launch { grid: [0, 1, 1], ..shape },
+        Launch { threads: 0, ..shape },
+        Launch { threads: 33, ..shape },
+        Launch { threads: 2048, ..shape },
+        Launch { shared_bytes: 228 * 1024, ..shape },
+    ] {
+        let report = launch(bad, &memory, &Options::new(Schedule::InOrder), || ()).expect_err("a bad launch");
+        assert_eq!(report.kind, Kind::Launch, "{report}");
+    }
+    let panics = launch(shape, &memory, &Options::new(Schedule::InOrder), || panic!("by the kernel"));
+    assert_eq!(panics.expect_err("a panic").kind, Kind::Panic);
+}
+
+/// The same seed gives the same report.
+#[test]
+fn seeds_replay() {
+    let kernel = |mistake: bool, buffers| {
+        pipeline(if mistake { Pipeline::DoubleArrival } else { Pipeline::Right }, buffers);
+    };
+    let planted = Planted { threads: 96, kinds: &[], kernel };
+    for seed in 0..20 {
+        let report = || run(&planted, true, Schedule::Random(seed)).err().map(|report| report.to_string());
+        assert_eq!(report(), report());
+    }
+}

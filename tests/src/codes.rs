@@ -1,0 +1,19 @@
+//! What the quantization kernels must write.
+
+use sageattention::testing::Quantized;
+
+/// The CPU's quantization as the bytes of the workspace's regions. Regions that a plan does not have are empty.
+pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 9] {
+    let bytes = |scales: &[f32]| bytemuck::cast_slice(scales).to_vec();
+    [
+        ("query_codes", quantized.query_tiles()),
+        ("query_scales", bytes(&quantized.query_scales)),
+        ("key_mean", bytes(&quantized.key_mean)),
+        ("key_codes", quantized.key_tiles()),
+        ("key_scales", bytes(&quantized.key_scales)),
+        ("value_mean", bytes(&quantized.value_means)),
+        ("value_scale", bytes(&quantized.value_scales)),
+        ("value_mean_codes", bytes(&quantized.value_mean_codes)),
+        ("value_codes", quantized.value_tiles()),
+    ]
+}

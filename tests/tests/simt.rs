@@ -1,0 +1,168 @@
+//! Every kernel in the SIMT executor: no mistake under any schedule, the CPU engine's codes and scales to the bit, and
+//! attention near it.
+//!
+//! A failing schedule is named by its seed; `SAGE_SIMT_SEED` replays it.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use sage_tests::codes::expected_regions;
+use sage_tests::gpu::assert_near;
+use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
+use sageattention::simt::{Accumulation, Execution, Options, Schedule};
+use sageattention::testing::quantize;
+use sageattention::{
+    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, QuantGranularity,
+    TensorLayout, attention,
+};
+
+/// Executes all kernels of a call, and compares all that they write with the CPU engine.
+fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
+    let what = format!("{problem:?}\n{options:?}\n{execution:?}");
+    let inputs = Inputs::<T>::random(problem, seed);
+    let result = Execution::new(problem, options, inputs.slices(), execution)
+        .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
+
+    let quantized = quantize(problem, options, inputs.slices());
+    for (region, expected) in expected_regions(&quantized) {
+        if !expected.is_empty() {
+            assert!(result.workspace(region).expect("a region of the plan") == expected, "{region} differs\n{what}");
+        }
+    }
+    let output: Vec<T> = result.output();
+    let rows = gather(&output, problem.output_strides, query_shape(problem));
+    let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
+    assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
+    let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
+    assert_near(&outputs, &attend(problem, options, &inputs), &what);
+}
+
+fn check_dtype(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
+    match problem.dtype {
+        DType::F16 => check::<f16>(problem, options, execution, seed),
+        _ => check::<bf16>(problem, options, execution, seed),
+    }
+}
+
+fn with_lse() -> AttentionOptions {
+    AttentionOptions { return_lse: true, ..Default::default() }
+}
+
+/// The schedules to try; or the one to replay.
+fn schedules(random: impl IntoIterator<Item = Schedule>) -> Vec<Schedule> {
+    match Schedule::replayed() {
+        Some(replayed) => vec![replayed],
+        None => [Schedule::InOrder, Schedule::Reverse].into_iter().chain(random).collect(),
+    }
+}
+
+#[test]
+fn every_schedule() {
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 3, 200, head_dim], [1, 300]);
+        for schedule in schedules((0..4).map(Schedule::Random)) {
+            check::<f16>(&problem, &with_lse(), &Options::new(schedule), 1);
+        }
+    }
+}
+
+/// One item a CTA, no slot filled twice: lanes may drift apart.
+#[test]
+fn every_schedule_of_threads() {
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
+        for schedule in schedules((0..6).map(Schedule::Random)) {
+            check::<f16>(&problem, &with_lse(), &Options::new(schedule), 1);
+        }
+    }
+}
+
+/// A warpgroup that needs fewer tiles than others waits for the rest and releases them at once, by its warps' first
+/// lanes. A lane that were slower than two more copies to the slot would miss the phase that it waits for.
+#[test]
+fn lanes_that_fall_behind() {
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]);
+    for seed in 0..10 {
+        check::<f16>(&problem, &with_lse(), &Options::new(Schedule::Random(seed)), 7);
+    }
+}
+
+/// Lengths at the edges of tiles and warpgroups, all masks, every granularity, grouped heads, both layouts.
+fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
+    let lengths = (1usize..=300, 1usize..=300);
+    let heads = prop::sample::select(vec![(1, 1), (2, 1), (4, 2)]);
+    let head_dim = prop::sample::select(vec![64, 128, 64, 128, 40, 72, 33]);
+    let layout = prop::sample::select(vec![TensorLayout::Hnd, TensorLayout::Nhd]);
+    let dtype = prop::sample::select(vec![DType::F16, DType::Bf16]);
+    let mask = prop::sample::select(vec![
+        Mask::None,
+        Mask::CausalAligned(CausalAlign::TopLeft),
+        Mask::CausalAligned(CausalAlign::BottomRight),
+    ]);
+    let granularity = prop::sample::select(QuantGranularity::ALL.to_vec());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (lengths, heads, head_dim, layout, dtype, mask, granularity, flags).prop_map(
+        |((queries, keys), (query_heads, key_heads), head_dim, layout, dtype, mask, granularity, flags)| {
+            let problem =
+                AttentionProblem::cross(layout, dtype, [1, query_heads, queries, head_dim], [key_heads, keys]);
+            let (smooth_k, smooth_v, return_lse) = flags;
+            let options = AttentionOptions { mask, granularity, smooth_k, smooth_v, return_lse, ..Default::default() };
+            (problem, options)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn random_calls_and_schedules((problem, options) in calls(), seed: u64, schedule in 0u64..1000, truncated: bool) {
+        let schedule = Schedule::replayed().unwrap_or(Schedule::Random(schedule));
+        let accumulation = if truncated { Accumulation::Truncated } else { Accumulation::Single };
+        check_dtype(&problem, &options, &Options { accumulation, ..Options::new(schedule) }, seed);
+    }
+}
+
+/// Rows of the caller's tensors that lie apart, in any order of the axes.
+#[test]
+fn strides() {
+    let mut problem = AttentionProblem::cross(TensorLayout::Hnd, DType::Bf16, [2, 2, 70, 64], [1, 130]);
+    for (padding, schedule) in [(8, Schedule::Random(1)), (3, Schedule::Random(2))] {
+        problem.query_strides.token += padding;
+        problem.query_strides.head *= 2;
+        problem.query_strides.batch *= 2;
+        problem.key_strides.batch += 1000 * padding;
+        problem.value_strides.token += padding;
+        problem.value_strides.batch *= 2;
+        problem.output_strides = problem.query_strides;
+        check::<bf16>(&problem, &with_lse(), &Options::new(schedule), 5);
+    }
+}
+
+/// More than a segment of keys: sums are flushed, and two means put back.
+#[test]
+fn two_segments() {
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 1100]);
+    for smooth_v in [true, false] {
+        let options = AttentionOptions { smooth_v, ..with_lse() };
+        check::<f16>(&problem, &options, &Options::new(Schedule::Random(3)), 6);
+    }
+}
+
+/// The library's call, as on any other device.
+#[test]
+fn device() {
+    let mut problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 50, 64], [2, 60]);
+    problem.output_strides.token += 8;
+    problem.output_strides.head *= 2;
+    let inputs = Inputs::<f16>::random(&problem, 8);
+    let [query, key, value] = inputs.slices();
+    let call = |device| attention(device, problem, with_lse(), query, key, value).expect("a call without mistakes");
+    let outputs = |result: AttentionOutput<f16>| Outputs {
+        output: gather(&result.output, problem.output_strides, query_shape(&problem)),
+        log_sum_exp: result.log_sum_exp.expect("asked for"),
+    };
+    let (simt, cpu) = (call(Device::Simt), call(Device::Cpu));
+    let gaps = |result: &AttentionOutput<f16>| result.output.iter().filter(|element| element.to_bits() == 0).count();
+    assert_eq!(gaps(&simt), gaps(&cpu));
+    assert_near(&outputs(simt), &outputs(cpu), "Device::Simt");
+}
