@@ -8,11 +8,12 @@
 //! counts none. Timed in bursts: after 80 ms of rest and one call to warm up, about 12 ms of calls between two events,
 //! so that the power limit does not blur the comparison; the median of seven bursts.
 
-use cust::sys::{CUevent, CUresult};
+use cust::sys::CUevent;
 use half::f16;
 use sage_tests::tensor::Random;
 use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
+use sageattention::gpu::raw;
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error, Gpu, GpuBuffers, Mask, PreparedPlan,
     TensorLayout, attention,
@@ -220,8 +221,8 @@ impl Event {
         let mut event = std::ptr::null_mut();
         // SAFETY: the stream is alive.
         unsafe {
-            success(cust::sys::cuEventCreate(&mut event, 0));
-            success(cust::sys::cuEventRecord(event, stream.raw().cast()));
+            success(raw::cuEventCreate(&mut event, 0));
+            success(raw::cuEventRecord(event, stream.raw().cast()));
         }
         Self(event)
     }
@@ -231,8 +232,8 @@ impl Event {
         let mut milliseconds = 0.0;
         // SAFETY: both events are alive and recorded.
         unsafe {
-            success(cust::sys::cuEventSynchronize(self.0));
-            success(cust::sys::cuEventElapsedTime(&mut milliseconds, start.0, self.0));
+            success(raw::cuEventSynchronize(self.0));
+            success(raw::cuEventElapsedTime(&mut milliseconds, start.0, self.0));
         }
         milliseconds
     }
@@ -241,13 +242,13 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: the event is alive.
-        let _ = unsafe { cust::sys::cuEventDestroy_v2(self.0) };
+        let _ = unsafe { raw::cuEventDestroy_v2(self.0) };
     }
 }
 
 #[track_caller]
-fn success(result: CUresult) {
-    assert_eq!(result, CUresult::CUDA_SUCCESS);
+fn success(code: u32) {
+    assert_eq!(code, 0);
 }
 
 /// Everything that was measured, if `$OUT` says where to.

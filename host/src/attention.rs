@@ -50,13 +50,13 @@ pub fn attention<T: Element>(
     check_finite("query", query, problem.query_shape(), problem.query_strides)?;
     check_finite("key", key, problem.key_shape(), problem.key_strides)?;
     check_finite("value", value, problem.key_shape(), problem.value_strides)?;
-    let mut output = zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
+    let mut output = cpu::zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
-        true => Some(zeroed("log_sum_exp", plan.log_sum_exp_len())?),
+        true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
         false => None,
     };
     match device {
-        Device::Cpu => cpu::attend(&plan.resolved, query, key, value, &mut output, log_sum_exp.as_deref_mut()),
+        Device::Cpu => cpu::attend(&plan.resolved, query, key, value, &mut output, log_sum_exp.as_deref_mut())?,
         Device::Gpu(ordinal) => {
             let slices = [query, key, value].map(bytemuck::cast_slice);
             let output = bytemuck::cast_slice_mut(&mut output);
@@ -100,15 +100,6 @@ fn check_finite<T: Element>(
         }
     }
     Ok(())
-}
-
-/// A vector of zeros, or the error that there is no memory for it.
-fn zeroed<T: bytemuck::Zeroable + Clone>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {
-    let mut vector = Vec::new();
-    let reserved = vector.try_reserve_exact(len);
-    reserved.map_err(|_| Error::OutOfMemory { argument, bytes: len as u64 * size_of::<T>() as u64 })?;
-    vector.resize(len, T::zeroed());
-    Ok(vector)
 }
 
 /// Copies the inputs to memory of its own, runs the plan on a stream of its own, and copies the results back.

@@ -24,7 +24,7 @@ pub fn quantize<T: Element>(
     options: &AttentionOptions,
     [query, key, value]: [&[T]; 3],
 ) -> Quantized {
-    cpu::quantize(&Resolved::derive(*problem, *options), query, key, value)
+    cpu::quantize(&Resolved::derive(*problem, *options), query, key, value).expect("memory for the codes")
 }
 
 /// Quantized attention on the CPU. `output` is written where the problem's output strides say, `log_sum_exp` is
@@ -36,5 +36,6 @@ pub fn attend<T: Element>(
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) {
-    cpu::attend(&Resolved::derive(*problem, *options), query, key, value, output, log_sum_exp);
+    let plan = Resolved::derive(*problem, *options);
+    cpu::attend(&plan, query, key, value, output, log_sum_exp).expect("memory for the codes");
 }

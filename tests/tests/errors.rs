@@ -320,6 +320,25 @@ fn no_gpu() {
     assert_eq!(Device::auto(), if usable { Device::Gpu(0) } else { Device::Cpu });
 }
 
+/// Strides of 0 make tensors of any length from a few elements, but not their codes.
+#[test]
+fn codes_that_no_memory_holds() {
+    let bytes = (1 << 23) * 127 * 128 * 128;
+    if Vec::<u8>::new().try_reserve_exact(bytes).is_ok() {
+        println!("this machine promises {bytes} bytes of memory");
+        return;
+    }
+    let shared = Strides { batch: 0, head: 0, token: 0 };
+    let problem = AttentionProblem {
+        key_strides: shared,
+        value_strides: shared,
+        ..AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 127, 1, 128], [127, (1 << 30) - 1])
+    };
+    let (query, row) = (vec![f16::ONE; 127 * 128], vec![f16::ONE; 128]);
+    let error = attention(Device::Cpu, problem, AttentionOptions::default(), &query, &row, &row).map(drop);
+    assert_eq!(error, Err(Error::OutOfMemory { argument: "key codes", bytes: bytes as u64 }));
+}
+
 /// Errors that need a GPU, or a build, that no test has at hand.
 #[test]
 fn gpus_and_builds() {

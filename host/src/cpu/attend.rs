@@ -9,8 +9,9 @@ use sage_layout::visibility::visible_keys;
 
 use super::quantize::{QUERY_TILE, Quantized, TILE, quantize};
 use super::simd::{InstructionSet, Matrix, QUAD, ROWS};
-use super::view;
+use super::{view, zeroed};
 use crate::element::Element;
+use crate::error::Error;
 use crate::plan::Resolved;
 
 /// Octaves between a row's largest probability and e4m3's largest number.
@@ -23,7 +24,7 @@ const HEADROOM: f32 = 3.0;
 ///
 /// `output` is written where the plan's output strides say, `log_sum_exp` is `[batch, query_heads, query_len]`.
 /// Memory: the codes, one byte an element of query, key and value, the keys' twice; nothing grows with
-/// `query_len · key_len`.
+/// `query_len · key_len`. [`Error::OutOfMemory`] if there is not as much.
 pub(crate) fn attend<T: Element>(
     plan: &Resolved,
     query: &[T],
@@ -31,10 +32,10 @@ pub(crate) fn attend<T: Element>(
     value: &[T],
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
-) {
+) -> Result<(), Error> {
     let problem = &plan.problem;
-    let quantized = quantize(plan, query, key, value);
-    let operands = Operands { keys: interleave_keys(&quantized), plan, quantized };
+    let quantized = quantize(plan, query, key, value)?;
+    let operands = Operands { keys: interleave_keys(&quantized)?, plan, quantized };
     let tiles = problem.query_len.div_ceil(QUERY_TILE);
     // Held only while a finished tile is copied out.
     let destination = Mutex::new((output, log_sum_exp));
@@ -60,12 +61,13 @@ pub(crate) fn attend<T: Element>(
             }
         },
     );
+    Ok(())
 }
 
 /// The keys in the order of [`InstructionSet::dots`]: `[key heads][key tiles][width / 4][128][4]`.
-fn interleave_keys(quantized: &Quantized) -> Vec<i8> {
+fn interleave_keys(quantized: &Quantized) -> Result<Vec<i8>, Error> {
     let width = quantized.width;
-    let mut interleaved = vec![0; quantized.key_codes.len()];
+    let mut interleaved = zeroed("interleaved key codes", quantized.key_codes.len())?;
     let tiles = interleaved.par_chunks_exact_mut(TILE * width).zip(quantized.key_codes.par_chunks_exact(TILE * width));
     tiles.for_each(|(interleaved, codes)| {
         for (key, row) in codes.chunks_exact(width).enumerate() {
@@ -74,7 +76,7 @@ fn interleave_keys(quantized: &Quantized) -> Vec<i8> {
             }
         }
     });
-    interleaved
+    Ok(interleaved)
 }
 
 /// The online softmax of one query.

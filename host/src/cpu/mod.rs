@@ -19,9 +19,17 @@ pub(crate) mod simd;
 pub(crate) mod tiles;
 mod view;
 
+use crate::error::Error;
+
 pub(crate) use attend::attend;
 pub(crate) use exact::exact;
 pub(crate) use quantize::quantize;
+
+/// A vector of zeros, or the error that there is no memory for it.
+pub(crate) fn zeroed<T: bytemuck::Zeroable>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {
+    bytemuck::allocation::try_zeroed_vec(len)
+        .map_err(|()| Error::OutOfMemory { argument, bytes: len as u64 * size_of::<T>() as u64 })
+}
 
 /// What people call the instructions that [`simd`] uses on this machine.
 pub(crate) fn instructions() -> &'static str {

@@ -13,7 +13,9 @@ use sage_layout::statistics;
 use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, WARPGROUP_ROWS, key_tiles, padded_queries, segments};
 
 use super::view::View;
+use super::zeroed;
 use crate::element::Element;
+use crate::error::Error;
 use crate::plan::Resolved;
 
 pub(super) const QUERY_TILE: usize = WARPGROUP_ROWS as usize;
@@ -54,21 +56,28 @@ pub struct Quantized {
 }
 
 /// Quantizes one call's inputs, which must be finite.
-pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: &[T]) -> Quantized {
+pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: &[T]) -> Result<Quantized, Error> {
     let (problem, options) = (&plan.problem, &plan.options);
     let (head_dim, width) = (problem.head_dim, plan.padded_head_dim as usize);
     let query = View { elements: query, strides: problem.query_strides, head_dim };
     let key = View { elements: key, strides: problem.key_strides, head_dim };
     let value = View { elements: value, strides: problem.value_strides, head_dim };
 
+    // First of all, so that nothing is computed where memory does not suffice: all else is small beside the codes.
+    let padded_queries = padded_queries(problem.query_len as u32) as usize;
+    let padded_keys = key_tiles(problem.key_len as u32) as usize * TILE;
+    let mut query_codes = zeroed("query codes", problem.batch * problem.query_heads * padded_queries * width)?;
+    let mut key_codes = zeroed("key codes", problem.batch * problem.key_heads * padded_keys * width)?;
+    let mut value_codes = zeroed("value codes", problem.batch * problem.key_heads * padded_keys * width)?;
+
     let key_mean = if options.smooth_k { key_mean(plan, &key) } else { Vec::new() };
-    let (key_codes, key_scales) = quantize_key(plan, &key, &key_mean);
+    let key_scales = quantize_key(plan, &key, &key_mean, &mut key_codes);
     let ValueScales { scales, inverses, means, mean_codes } = value_scales(plan, &value);
-    let value_codes = quantize_value(plan, &value, &inverses, &means);
-    let (query_codes, query_scales) = quantize_query(plan, &query);
+    quantize_value(plan, &value, &inverses, &means, &mut value_codes);
+    let query_scales = quantize_query(plan, &query, &mut query_codes);
     let log_sum_exp_shift =
         if options.smooth_k && options.return_lse { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
-    Quantized {
+    Ok(Quantized {
         width,
         query_codes,
         query_scales,
@@ -80,7 +89,7 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
         value_mean_codes: mean_codes,
         key_mean,
         log_sum_exp_shift,
-    }
+    })
 }
 
 /// Sum, minimum and maximum of every channel over each segment of tokens: `[key heads][segments][width]`.
@@ -186,11 +195,11 @@ fn value_scales<T: Element>(plan: &Resolved, value: &View<T>) -> ValueScales {
     ValueScales { scales, inverses, means, mean_codes }
 }
 
-fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32], means: &[f32]) -> Vec<u8> {
+/// Writes [`Quantized::value_codes`].
+fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32], means: &[f32], codes: &mut [u8]) {
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let tiles = key_tiles(problem.key_len as u32) as usize;
     let segments = segments(problem.key_len as u32) as usize;
-    let mut codes = vec![0; problem.batch * problem.key_heads * tiles * TILE * width];
     codes.par_chunks_exact_mut(TILE * width).enumerate().for_each(|(index, codes)| {
         let (batch_head, tile) = (index / tiles, index % tiles);
         let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
@@ -205,14 +214,13 @@ fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32]
             }
         }
     });
-    codes
 }
 
-fn quantize_key<T: Element>(plan: &Resolved, key: &View<T>, means: &[f32]) -> (Vec<i8>, Vec<f32>) {
+/// Writes [`Quantized::key_codes`] and returns their scales.
+fn quantize_key<T: Element>(plan: &Resolved, key: &View<T>, means: &[f32], codes: &mut [i8]) -> Vec<f32> {
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let tiles = key_tiles(problem.key_len as u32) as usize;
     let heads = problem.batch * problem.key_heads;
-    let mut codes = vec![0; heads * tiles * TILE * width];
     let mut scales = vec![0.0; heads * tiles * KEY_SCALES_PER_TILE as usize];
     let chunks =
         codes.par_chunks_exact_mut(TILE * width).zip(scales.par_chunks_exact_mut(KEY_SCALES_PER_TILE as usize));
@@ -238,15 +246,15 @@ fn quantize_key<T: Element>(plan: &Resolved, key: &View<T>, means: &[f32]) -> (V
             groups.quantize(rows, width, codes, scales);
         },
     );
-    (codes, scales)
+    scales
 }
 
-fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>) -> (Vec<i8>, Vec<f32>) {
+/// Writes [`Quantized::query_codes`] and returns their scales.
+fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, codes: &mut [i8]) -> Vec<f32> {
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let tiles = padded_queries(problem.query_len as u32) as usize / QUERY_TILE;
     let heads = problem.batch * problem.query_heads;
     let score_scale = plan.softmax_scale * LOG2_E;
-    let mut codes = vec![0; heads * tiles * QUERY_TILE * width];
     let mut scales = vec![0.0; heads * tiles * QUERY_SCALES_PER_TILE as usize];
     let chunks =
         codes.par_chunks_exact_mut(QUERY_TILE * width).zip(scales.par_chunks_exact_mut(QUERY_SCALES_PER_TILE as usize));
@@ -270,7 +278,7 @@ fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>) -> (Vec<i8>, Vec
             }
         },
     );
-    (codes, scales)
+    scales
 }
 
 /// How the rows of a tile are grouped.

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `driver` | finds the CUDA driver at run time |
+//! | `raw` | the driver functions that are called |
 //! | `module` | the embedded kernels, and how one is loaded |
 //! | [`launch`] | what a plan puts on a stream |
 //! | `memory` | device memory and streams of our own |
@@ -12,14 +13,16 @@ pub mod launch;
 #[doc(hidden)]
 pub mod memory;
 mod module;
+#[doc(hidden)]
+pub mod raw;
 
 use crate::error::Error;
-use cust::device::{Device as CudaDevice, DeviceAttribute};
-use cust::sys::CUcontext;
-use driver::{checked, cuda};
+use cust::sys::{CUcontext, CUdevice, CUdevice_attribute};
+use driver::cuda;
 use module::Function;
 use sage_layout::kernel::{Architecture, Kernel};
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::sync::Mutex;
 
 pub use launch::{GpuBuffers, PreparedPlan};
@@ -68,10 +71,10 @@ impl Gpu {
         let found = FoundGpu::find(ordinal)?;
         let architecture = found.architecture()?;
         module::complete(architecture)?;
-        let multiprocessors = found.attribute(DeviceAttribute::MultiprocessorCount)? as u32;
+        let multiprocessors = found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let mut context = std::ptr::null_mut();
         // SAFETY: the device comes from the driver. The context is never released, so that it outlives `Self`.
-        unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, found.device.as_raw()))? };
+        unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, found.device))? };
         let FoundGpu { name, capability, .. } = found;
         tracing::debug!(name, ?capability, multiprocessors, "GPU opened");
         Ok(Self { ordinal, name, capability, multiprocessors, architecture, context, functions: Mutex::default() })
@@ -135,7 +138,7 @@ impl Drop for CurrentContext {
 /// A GPU that the driver lists, supported or not.
 struct FoundGpu {
     ordinal: usize,
-    device: CudaDevice,
+    device: CUdevice,
     name: String,
     capability: (i32, i32),
 }
@@ -151,18 +154,33 @@ impl FoundGpu {
                 _ => format!("the CUDA driver lists GPUs 0 to {}", count - 1),
             }));
         }
-        let device = checked("cuDeviceGet", CudaDevice::get_device(ordinal as u32))?;
-        let name = checked("cuDeviceGetName", device.name())?;
+        let (mut device, mut name) = (0, [0u8; 256]);
+        // SAFETY: the driver is initialized, and writes a device and a name of at most as many bytes, with its NUL.
+        unsafe {
+            cuda!(cuDeviceGet(&mut device, ordinal as i32))?;
+            cuda!(cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as i32, device))?;
+        }
+        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
         let mut found = Self { ordinal, device, name, capability: (0, 0) };
         found.capability = (
-            found.attribute(DeviceAttribute::ComputeCapabilityMajor)?,
-            found.attribute(DeviceAttribute::ComputeCapabilityMinor)?,
+            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         Ok(found)
     }
 
-    fn attribute(&self, attribute: DeviceAttribute) -> Result<i32, Error> {
-        checked("cuDeviceGetAttribute", self.device.get_attribute(attribute))
+    fn attribute(&self, attribute: CUdevice_attribute) -> Result<i32, Error> {
+        let mut value = 0;
+        // SAFETY: the device comes from the driver.
+        unsafe { cuda!(cuDeviceGetAttribute(&mut value, attribute, self.device))? };
+        Ok(value)
+    }
+
+    fn memory_bytes(&self) -> Result<u64, Error> {
+        let mut bytes = 0;
+        // SAFETY: as above.
+        unsafe { cuda!(cuDeviceTotalMem_v2(&mut bytes, self.device))? };
+        Ok(bytes as u64)
     }
 
     /// The architecture whose kernels run on it.
@@ -182,7 +200,9 @@ impl FoundGpu {
 fn count() -> Result<usize, &'static str> {
     driver::load()?;
     // A driver without a device answers with an error instead of 0.
-    Ok(CudaDevice::num_devices().map_or(0, |count| count as usize))
+    let mut count = 0;
+    // SAFETY: the driver is initialized.
+    Ok(unsafe { cuda!(cuDeviceGetCount(&mut count)) }.map_or(0, |()| count as usize))
 }
 
 /// A GPU that the driver lists, for a human who wants to choose one.
@@ -209,8 +229,8 @@ pub fn devices() -> Vec<GpuInfo> {
         let found = FoundGpu::find(ordinal)?;
         Ok(GpuInfo {
             ordinal,
-            multiprocessors: found.attribute(DeviceAttribute::MultiprocessorCount)? as u32,
-            memory_bytes: checked("cuDeviceTotalMem", found.device.total_memory())? as u64,
+            multiprocessors: found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            memory_bytes: found.memory_bytes()?,
             usable: found.architecture().and_then(module::complete),
             name: found.name,
             capability: found.capability,

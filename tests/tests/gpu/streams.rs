@@ -1,10 +1,11 @@
 //! Streams, repetition and CUDA graphs.
 
 use crate::{DTYPES, LAYOUTS, mixed_options, with_lse};
-use cust::sys::{CUgraph, CUgraphExec, CUresult, CUstreamCaptureMode};
+use cust::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode};
 use half::f16;
 use sage_tests::gpu::{Call, attend, gpu};
 use sage_tests::tensor::Inputs;
+use sageattention::gpu::raw;
 use sageattention::{AttentionOptions, AttentionProblem, Error, Gpu, Mask};
 
 fn problem() -> AttentionProblem {
@@ -75,12 +76,12 @@ impl Graph {
         let (mut graph, mut executable): (CUgraph, CUgraphExec) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the stream is alive, and what is captured uses the call's buffers, which outlive the graph.
         unsafe {
-            success(cust::sys::cuStreamBeginCapture_v2(stream, mode));
+            success(raw::cuStreamBeginCapture_v2(stream, mode));
             let enqueued = call.enqueue();
-            success(cust::sys::cuStreamEndCapture(stream, &mut graph));
+            success(raw::cuStreamEndCapture(stream, &mut graph));
             enqueued?;
-            success(cust::sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
-            success(cust::sys::cuGraphDestroy(graph));
+            success(raw::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            success(raw::cuGraphDestroy(graph));
         }
         Ok(Self(executable))
     }
@@ -88,7 +89,7 @@ impl Graph {
     fn launch(&self, gpu: &'static Gpu, call: &mut Call<f16>) -> Result<(), Error> {
         let _current = gpu.enter()?;
         // SAFETY: graph and stream are alive.
-        unsafe { success(cust::sys::cuGraphLaunch(self.0, call.stream.raw().cast())) };
+        unsafe { success(raw::cuGraphLaunch(self.0, call.stream.raw().cast())) };
         Ok(())
     }
 }
@@ -96,13 +97,13 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: the graph is alive.
-        let _ = unsafe { cust::sys::cuGraphExecDestroy(self.0) };
+        let _ = unsafe { raw::cuGraphExecDestroy(self.0) };
     }
 }
 
 #[track_caller]
-fn success(result: CUresult) {
-    assert_eq!(result, CUresult::CUDA_SUCCESS);
+fn success(code: u32) {
+    assert_eq!(code, 0);
 }
 
 #[test]
