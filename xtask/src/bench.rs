@@ -9,10 +9,10 @@ use crate::{build_ptx, process, project, setup};
 /// Arguments of the verb.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Run only the benchmarks whose name contains this
+    /// Run only the benchmarks whose name contains this; they are `cpu` (against candle) and `gpu`
     #[arg(long)]
     filter: Option<String>,
-    /// Arguments for the benchmark programs
+    /// What else to pass to the benchmark programs
     #[arg(last = true)]
     rest: Vec<OsString>,
 }

@@ -16,13 +16,13 @@ use crate::{cuda_tools, device_compiler, gpu, process, project, ptx, ptxas};
 /// Arguments of `build-ptx` and `check-ptx`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// GPU architectures, separated by commas (sm_90a); `all`; or `native`, this machine's GPU
+    /// GPU architectures, separated by commas: names such as sm_90a, `all`, or `native` for this machine's GPU
     #[arg(long, default_value = "all", value_delimiter = ',')]
     pub arch: Vec<String>,
-    /// Folder for the modules; the library embeds what is in target/ptx, or in SAGE_PTX_DIR
+    /// Folder for the kernels [default: SAGE_PTX_DIR or target/ptx, from where the library embeds them]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Disassemble too: a file KERNEL.sass beside each cubin
+    /// Write the machine code as text too, to KERNEL.sass
     #[arg(long)]
     pub sass: bool,
 }

@@ -1,8 +1,9 @@
 //! `cargo xtask bundle DIR`: a folder that runs on a machine without Rust.
 
-use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -12,12 +13,18 @@ use crate::{build_ptx, process, project, setup};
 /// Arguments of the verb.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Folder to make; it must not exist, or be an earlier bundle
+    /// Folder to make: a new or an empty one, or an earlier bundle, which is replaced
     dir: PathBuf,
 }
 
 /// What starts the bundle's programs.
 const RUN_SCRIPT: &str = include_str!("bundle_run.sh");
+
+/// The file that tells a bundle from any other folder.
+const MARKER: &str = ".sage-bundle";
+
+/// Everything that a bundle holds. The marker is first to come and last to go: a bundle that was cut off stays one.
+const PARTS: [&str; 6] = ["bin", "tests", "benches", "data", "run.sh", MARKER];
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -30,6 +37,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     let bundle = &arguments.dir;
     clear(bundle)?;
+    fs::create_dir_all(bundle).with_context(|| format!("could not make {}", bundle.display()))?;
+    fs::write(bundle.join(MARKER), "Made by `cargo xtask bundle`, which may replace it.\n")?;
     copy_programs(&sage, &bundle.join("bin"))?;
     copy_programs(&tests, &bundle.join("tests"))?;
     copy_programs(&benches, &bundle.join("benches"))?;
@@ -83,18 +92,32 @@ fn parse_artifacts(messages: &str, kind: Kind) -> Vec<Executable> {
     messages.filter_map(executable).collect()
 }
 
-/// Removes an earlier bundle. Anything else in its place is not ours to remove.
+/// Removes what an earlier bundle holds. Anything else in its place is not ours to remove.
 fn clear(bundle: &Path) -> Result<()> {
-    let is_empty = fs::read_dir(bundle).map_or(true, |mut files| files.next().is_none());
+    let mut files = match fs::read_dir(bundle) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        files => files.with_context(|| format!("could not read {}", bundle.display()))?,
+    };
     ensure!(
-        is_empty || bundle.join("run.sh").is_file(),
-        "{} exists and is no bundle: name another folder",
+        files.next().is_none() || bundle.join(MARKER).is_file(),
+        "{} has files and is no bundle: name another folder",
         bundle.display()
     );
-    if bundle.exists() {
-        fs::remove_dir_all(bundle).with_context(|| format!("could not remove {}", bundle.display()))?;
+    for part in PARTS {
+        let path = bundle.join(part);
+        remove(&path).with_context(|| format!("could not remove {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Removes a file or a folder, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    }
 }
 
 fn copy_programs(programs: &[Executable], folder: &Path) -> Result<()> {
@@ -130,6 +153,44 @@ fn write_script(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A folder for one test, empty at its start.
+    fn scratch(test: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("sage-bundle-{test}-{}", std::process::id()));
+        remove(&folder).unwrap();
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn only_a_bundle_is_cleared() {
+        let folder = scratch("cleared");
+        clear(&folder).unwrap();
+        clear(&folder.join("missing")).unwrap();
+
+        fs::create_dir(folder.join("data")).unwrap();
+        fs::write(folder.join("data/precious"), "").unwrap();
+        fs::write(folder.join("run.sh"), "").unwrap();
+        fs::write(folder.join("notes"), "").unwrap();
+        assert!(clear(&folder).unwrap_err().to_string().contains("is no bundle"));
+        assert!(folder.join("data/precious").is_file() && folder.join("run.sh").is_file());
+
+        fs::write(folder.join(MARKER), "").unwrap();
+        clear(&folder).unwrap();
+        let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes"]);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_empty() {
+        let folder = scratch("unreadable");
+        let file = folder.join("file");
+        fs::write(&file, "").unwrap();
+        assert!(clear(&file).unwrap_err().to_string().contains("could not read"));
+        assert!(file.is_file());
+        fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn programs_are_found_in_cargo_messages() {

@@ -9,7 +9,7 @@ use crate::{build_ptx, process, project, setup};
 /// Arguments of the verb.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Arguments for `sage demo`
+    /// Arguments for `sage demo`, which `cargo xtask demo -- --help` lists
     #[arg(last = true)]
     rest: Vec<OsString>,
 }

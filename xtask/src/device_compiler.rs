@@ -44,6 +44,7 @@ pub struct DeviceCompiler {
     pub rustc: PathBuf,
     /// rustc's release and its LLVM's version.
     pub version: String,
+    release: String,
     cargo: PathBuf,
 }
 
@@ -82,6 +83,8 @@ pub fn candidates() -> Vec<Candidate> {
     let mut candidates = rustup_toolchains(RELEASE);
     candidates.extend(system);
     candidates.extend(rustup_toolchains("nightly"));
+    let is_second_choice = |compiler: &DeviceCompiler| !compiler.is_pinned();
+    candidates.sort_by_key(|candidate| candidate.verdict.as_ref().is_ok_and(is_second_choice));
     candidates
 }
 
@@ -97,23 +100,46 @@ fn rustup_toolchains(prefix: &str) -> Vec<Candidate> {
     names.map(candidate).collect()
 }
 
-/// Installs a device compiler: Debian's if we may, else rustup's.
-pub fn install() -> Result<DeviceCompiler> {
-    if process::apt_is_usable() {
-        match process::apt_install(&["rustc-web", "rust-web-src"]).and_then(|()| find()) {
-            Ok(compiler) => return Ok(compiler),
-            Err(error) => eprintln!("setup: {error:#}"),
-        }
+/// Finds a device compiler, or installs one: Debian's if we may; where that is not the pinned release, rustup's.
+///
+/// Another release will do if the pinned one can't be had.
+pub fn ensure() -> Result<DeviceCompiler> {
+    let may_install = env::var_os("SAGE_DEVICE_RUSTC").is_none();
+    let mut found = find();
+    if found.is_err() && may_install && process::apt_is_usable() {
+        report(process::apt_install(&["rustc-web", "rust-web-src"]));
+        found = find();
     }
-    ensure!(!process::on_path("rustup").is_empty(), "no device compiler, and neither apt-get nor rustup: {REMEDY}");
-    println!("setup: rustup toolchain install {RELEASE} --component rust-src");
-    let arguments =
-        ["toolchain", "install", RELEASE, "--profile", "minimal", "--no-self-update", "--component", "rust-src"];
-    process::run(Command::new("rustup").args(arguments))?;
-    find()
+    let has_pinned = found.as_ref().is_ok_and(DeviceCompiler::is_pinned);
+    if !has_pinned && may_install && !process::on_path("rustup").is_empty() {
+        println!("setup: rustup toolchain install {RELEASE} --component rust-src");
+        let arguments =
+            ["toolchain", "install", RELEASE, "--profile", "minimal", "--no-self-update", "--component", "rust-src"];
+        report(process::run(Command::new("rustup").args(arguments)));
+        found = find();
+    }
+    found
+}
+
+/// Says what did not work, where there is something else to try.
+fn report(result: Result<()>) {
+    if let Err(error) = result {
+        eprintln!("setup: {error:#}");
+    }
 }
 
 impl DeviceCompiler {
+    fn is_pinned(&self) -> bool {
+        self.release == RELEASE
+    }
+
+    /// What to know about a compiler of another release than the kernels are tuned with.
+    pub fn doubt(&self) -> Option<String> {
+        let doubt =
+            || format!("device compiler {} is not the pinned {RELEASE}: kernels may use other registers", self.release);
+        (!self.is_pinned()).then(doubt)
+    }
+
     /// Compiles a library package to one PTX module.
     ///
     /// `manifest` is its `Cargo.toml`, whose workspace must have the profile `device`.
@@ -187,7 +213,7 @@ fn examine(rustc: &Path, toolchain: Option<&str>) -> Result<DeviceCompiler> {
         _ => project::cargo_path(),
     };
     let description = format!("{} (LLVM {})", version.release, version.llvm);
-    Ok(DeviceCompiler { rustc: rustc.to_path_buf(), version: description, cargo })
+    Ok(DeviceCompiler { rustc: rustc.to_path_buf(), version: description, release: version.release, cargo })
 }
 
 struct Version {
@@ -211,6 +237,18 @@ fn sysroot(rustc: &Path) -> Result<PathBuf> {
 mod tests {
     use super::*;
     use crate::ptx;
+
+    #[test]
+    fn another_release_is_doubted() {
+        let compiler = |release: &str| DeviceCompiler {
+            rustc: PathBuf::new(),
+            version: String::new(),
+            release: release.into(),
+            cargo: PathBuf::new(),
+        };
+        assert_eq!(compiler(RELEASE).doubt(), None);
+        assert!(compiler("1.97.0-nightly").doubt().unwrap().contains("1.97.0-nightly is not the pinned"));
+    }
 
     /// A barrier between two `if`s on the same condition is an invitation to thread the jumps through it.
     #[test]

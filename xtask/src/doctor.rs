@@ -33,6 +33,7 @@ fn device_compiler() {
         match &candidate.verdict {
             Ok(compiler) => {
                 line("device compiler", Ok(format!("{}, {}", compiler.version, compiler.rustc.display())));
+                compiler.doubt().into_iter().for_each(|doubt| line("", Ok(doubt)));
                 return;
             }
             Err(reason) => line("device compiler", Ok(format!("(not {}: {reason:#})", candidate.origin))),

@@ -34,19 +34,32 @@ struct CommandLine {
 enum Verb {
     /// Find or install what the GPU kernels need: a device compiler, and ptxas with its companions
     ///
-    /// The device compiler is Debian's rustc-web with rust-web-src (when root, by apt-get), else the same release with
-    /// rust-src by rustup. The CUDA tools come as Python wheels, by pip, into .tools/ in this checkout. No GPU and no
-    /// CUDA installation is needed. What is there already is left alone.
+    /// The device compiler is a second Rust compiler, which turns the kernels into PTX: Debian's rustc-web with
+    /// rust-web-src (when root, by apt-get), else the release that the kernels are tuned with, by rustup. ptxas,
+    /// cuobjdump and nvdisasm come as Python wheels, by pip, into .tools/ in this checkout; pip itself is installed when
+    /// root. No GPU and no CUDA installation is needed. What is there already is left alone.
     ///
     /// SAGE_DEVICE_RUSTC names a rustc to use instead; SAGE_CUDA_TOOLS a folder with ptxas, cuobjdump and nvdisasm.
     Setup,
-    /// Say for each part where it was found, its version, and what to do if it is missing
+    /// Say what of the setup was found, where, in which version, and what to do about what is missing
+    ///
+    /// Installs and changes nothing. The parts: cargo and rustc, the device compiler, the CUDA tools, the compiled
+    /// kernels, the GPUs.
     Doctor,
-    /// Compile the kernels to PTX, one module each, and assemble them
+    /// Compile the GPU kernels to PTX, one module each, and assemble them
+    ///
+    /// For each kernel OUT/<architecture>/ gets KERNEL.ptx, KERNEL.cubin and KERNEL.txt, which is what ptxas said. Needs
+    /// no GPU; `cargo xtask setup` must have been run once.
     BuildPtx(build_ptx::Arguments),
-    /// Build the kernels, then check each against the kernel table: budgets, barriers, launch bounds, no panics
+    /// Build the GPU kernels, and check that the compiled code is as it must be
+    ///
+    /// Each kernel against its row in the kernel table (kernels/layout/src/kernel.rs): launch bounds, barriers, stack and
+    /// spills; and no panics, calls or arrays in local memory. CONTRIBUTING.md says how to read the report. Needs no
+    /// GPU; `cargo xtask setup` must have been run once.
     CheckPtx(build_ptx::Arguments),
     /// Set up, build, and run attention on real tensors: on the GPU if there is one, else on the CPU
+    ///
+    /// Prints accuracy and time. The first run builds for some minutes.
     Demo(demo::Arguments),
     /// Set up, build and check the kernels, and run every test
     ///
@@ -55,6 +68,8 @@ enum Verb {
     /// Set up, build the kernels, and run the benchmarks
     Bench(bench::Arguments),
     /// Make a folder that runs demo, tests and benchmarks on a machine that has no Rust
+    ///
+    /// Copy it to another Linux x86-64 machine, and there type ./run.sh demo, ./run.sh test or ./run.sh bench.
     Bundle(bundle::Arguments),
 }
 

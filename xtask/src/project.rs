@@ -9,9 +9,10 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the checkout")
 }
 
-/// Where PTX modules and cubins go: a folder for each architecture. The host library embeds them from here.
+/// Where PTX modules and cubins go: a folder for each architecture. The host library embeds them from here, and takes a
+/// relative `SAGE_PTX_DIR` from the checkout's root too.
 pub fn ptx_dir() -> PathBuf {
-    env::var_os("SAGE_PTX_DIR").map_or_else(|| root().join("target/ptx"), PathBuf::from)
+    root().join(env::var_os("SAGE_PTX_DIR").unwrap_or_else(|| "target/ptx".into()))
 }
 
 /// Where the device compiler's build products go.

@@ -135,6 +135,15 @@ pub fn count_block_barriers(text: &str) -> u32 {
     opcodes(text).filter(is_block_barrier).count().try_into().expect("few barriers")
 }
 
+/// Bytes of a thread's local memory that the text declares: what LLVM could not keep in registers.
+pub fn local_bytes(text: &str) -> u64 {
+    let statements = code_lines(text).flat_map(|line| line.split([';', '{', '}']));
+    let declarations = statements.filter(|statement| words(statement).next() == Some(".local"));
+    // `.local .align 16 .b8 name[1280]`, as LLVM writes all of it.
+    let bytes = |declaration: &str| declaration.split_once('[')?.1.split_once(']')?.0.trim().parse().ok();
+    declarations.map(|declaration| bytes(declaration).unwrap_or(1)).sum()
+}
+
 /// Every instruction's opcode with its modifiers, such as `bar.sync`.
 pub fn opcodes(text: &str) -> impl Iterator<Item = &str> {
     let statements = code_lines(text).flat_map(|line| line.split([';', '{', '}']));
@@ -242,6 +251,14 @@ $L__BB0_1: barrier.cta.sync.aligned 0;
         assert!(bounded.contains("first_param_0\n)\n.maxntid 384\n.minnctapersm 1\n{"), "{bounded}");
         assert_eq!(launch_bounds(&bounded), Some((384, 1)));
         assert!(with_launch_bounds(&bounded, 384, 1).is_err());
+    }
+
+    #[test]
+    fn local_memory_is_what_is_declared() {
+        assert_eq!(local_bytes(MODULE), 0);
+        assert_eq!(local_bytes("st.local.b32 [%r1], %r2; // .local .b8 comment[8];"), 0);
+        assert_eq!(local_bytes("{ .local .align 16 .b8 \t__local_depot0[1280];\n.local .b8 more[20];"), 1300);
+        assert_eq!(local_bytes(".local .b32 scalar;"), 1, "unknown, not none");
     }
 
     #[test]

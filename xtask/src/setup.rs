@@ -13,13 +13,10 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing; says nothing if nothing is. What the user chose by a variable is used or refused.
+/// Installs what is missing; says nothing if all is there as it should be. What the user chose by a variable is used or refused.
 pub fn ensure() -> Result<()> {
-    if let Err(error) = device_compiler::find() {
-        if env::var_os("SAGE_DEVICE_RUSTC").is_some() {
-            return Err(error);
-        }
-        device_compiler::install()?;
+    if let Some(doubt) = device_compiler::ensure()?.doubt() {
+        eprintln!("setup: {doubt}");
     }
     for tool in cuda_tools::ALL {
         if let Err(error) = tool.find() {

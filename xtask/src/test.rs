@@ -9,7 +9,7 @@ use crate::{check_ptx, process, project, setup};
 /// Arguments of the verb.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Arguments for `cargo test`
+    /// Arguments for `cargo test`, such as the name of a test, or `--package sageattention`
     #[arg(last = true)]
     rest: Vec<OsString>,
 }
