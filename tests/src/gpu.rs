@@ -14,22 +14,22 @@ use std::sync::{Mutex, PoisonError};
 ///
 /// If there is none, with `SAGE_REQUIRE_GPU=1`.
 pub fn gpu() -> Option<&'static Gpu> {
-    Gpu::open(0).map_err(|reason| skip(&format!("GPU tests are skipped: {reason}"))).ok()
+    Gpu::open(0).map_err(|reason| skip("GPU tests", &reason.to_string())).ok()
 }
 
-/// Says, once, why something is not tested.
+/// Says, once, that some tests are skipped, and why.
 ///
 /// # Panics
 ///
 /// With `SAGE_REQUIRE_GPU=1`.
-pub fn skip(reason: &str) {
-    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+pub fn skip(tests: &'static str, reason: &str) {
+    static SAID: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     assert!(std::env::var_os("SAGE_REQUIRE_GPU").is_none_or(|value| value != "1"), "SAGE_REQUIRE_GPU=1, but {reason}");
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if !said.iter().any(|said| said == reason) {
-        said.push(reason.to_owned());
+    if !said.contains(&tests) {
+        said.push(tests);
         // Not by a print macro: those of passing tests are kept back.
-        let _ = std::io::stderr().write_all(format!("\n{reason}\n").as_bytes());
+        let _ = std::io::stderr().write_all(format!("\n{tests} are skipped: {reason}\n").as_bytes());
     }
 }
 

@@ -77,7 +77,7 @@ fn offsets_over_32_bits() -> Result<(), Error> {
         let slot = 1 << 17; // elements from one tensor to the next
         let mut memory = match DeviceMemory::new(gpu, "the large buffer", 2 * (far as usize + 4 * slot)) {
             Err(Error::OutOfMemory { .. }) => {
-                skip("offsets over 32 bits are not tested: that takes more than 4 GiB at once");
+                skip("offsets over 32 bits", "there is not enough memory for more than 4 GiB at once");
                 return Ok(());
             }
             other => other?,
