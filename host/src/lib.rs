@@ -84,3 +84,7 @@ pub use gpu::{Gpu, GpuBuffers, GpuInfo, PreparedPlan, devices};
 pub use options::*;
 pub use plan::{AttentionPlan, supports};
 pub use tensor::*;
+
+#[doc = include_str!("../../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -142,11 +142,16 @@ fn operands(folder: &Folder, dtypes: [Dtype; 3], [q, k, v]: [&[usize]; 3]) -> St
 
 const SQUARE: [&[usize]; 3] = [&[1, 2, 5, 16]; 3];
 
+/// Least cosine and largest relative L1 on the real tensors: the bar in `tests/data/README.md`.
+const CROSS_BAR: (f64, f64) = (0.999791, 0.01876);
+const CAUSAL_BAR: (f64, f64) = (0.999615, 0.02567);
+
 #[test]
 fn real_data_comes_out_near_the_stored_output() {
     let folder = Folder::new();
     let (input, output) = (whisper(), folder.path("out.safetensors"));
-    for (layer, causal, relative_l1) in [("cross", None, 0.0186), ("causal", Some("--causal"), 0.0278)] {
+    let layers = [("cross", None, CROSS_BAR), ("causal", Some("--causal"), CAUSAL_BAR)];
+    for (layer, causal, (cosine, relative_l1)) in layers {
         let [q, k, v] = ["q", "k", "v"].map(|suffix| format!("{layer}.{suffix}"));
         let mut arguments = vec!["attend", &input, &output, "--q", &q, "--k", &k, "--v", &v, "--device", "cpu"];
         arguments.extend(causal);
@@ -155,7 +160,7 @@ fn real_data_comes_out_near_the_stored_output() {
         let result = Numbers::read(&output, "o");
         assert_eq!(result.dtype, Dtype::F16);
         let accuracy = result.accuracy(&Numbers::read(&input, &format!("{layer}.o")));
-        assert!(accuracy.relative_l1 < relative_l1 && accuracy.cosine > 0.9995, "{layer}: {accuracy:?}");
+        assert!(accuracy.relative_l1 <= relative_l1 && accuracy.cosine >= cosine, "{layer}: {accuracy:?}");
     }
     // Nothing is left of the file on its way.
     assert_eq!(fs::read_dir(folder.0.path()).expect("the folder").count(), 1);
@@ -175,7 +180,7 @@ fn compare_prints_a_line_a_head() {
         let &["all", "all", cosine, relative_l1, rmse, max] = &cells[..] else { panic!("{out}") };
         let [cosine, relative_l1, rmse, max] = [cosine, relative_l1, rmse, max].map(|cell| cell.parse().expect(all));
         let _: [f64; 4] = [cosine, relative_l1, rmse, max];
-        assert!(cosine > 0.9995 && relative_l1 < 0.0278 && rmse < 0.006 && max > rmse, "{out}");
+        assert!(cosine >= CAUSAL_BAR.0 && relative_l1 <= CAUSAL_BAR.1 && rmse < 0.006 && max > rmse, "{out}");
     }
     let heads: Vec<_> = lines[2..8].iter().map(|line| line.split_whitespace().nth(1).unwrap_or_default()).collect();
     assert_eq!(heads, ["0", "1", "2", "3", "4", "5"]);

@@ -3,7 +3,7 @@
 use sageattention::testing::Quantized;
 
 /// The CPU's quantization as the bytes of the workspace's regions. Regions that a plan does not have are empty.
-pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 9] {
+pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 10] {
     let bytes = |scales: &[f32]| bytemuck::cast_slice(scales).to_vec();
     [
         ("query_codes", quantized.query_tiles()),
@@ -15,5 +15,6 @@ pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 9] {
         ("value_scale", bytes(&quantized.value_scales)),
         ("value_mean_codes", bytes(&quantized.value_mean_codes)),
         ("value_codes", quantized.value_tiles()),
+        ("log_sum_exp_shift", bytes(&quantized.log_sum_exp_shift)),
     ]
 }

@@ -94,6 +94,25 @@ impl<T: Element> Inputs<T> {
         Self::with_offsets(problem, seed, [2.0, 0.0])
     }
 
+    /// Scores that rise along the keys, by 46 octaves for 64 channels and 65 for 128, so that the largest score is always yet
+    /// to come; and values whose mean changes its sign on the way.
+    pub fn rising(problem: &AttentionProblem, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let signs: Vec<f32> = (0..128).map(|_| random.normal().signum()).collect();
+        let position = |token: usize| token as f32 / problem.key_len as f32;
+        Self {
+            query: tensor(problem.query_strides, query_shape(problem), |[.., channel]| {
+                random.normal() + signs[channel]
+            }),
+            key: tensor(problem.key_strides, key_shape(problem), |[_, _, token, channel]| {
+                random.normal() + 4.0 * position(token) * signs[channel]
+            }),
+            value: tensor(problem.value_strides, key_shape(problem), |[_, _, token, _]| {
+                random.normal() + 8.0 * position(token) - 4.0
+            }),
+        }
+    }
+
     fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);
         let offsets: Vec<[f32; 2]> =

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use sage_tests::error::Accuracy;
+use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::tensor::{Inputs, Outputs, Random, attend, indices, key_shape, offset, query_shape, tensor};
 use sageattention::{
     AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, QuantGranularity, Strides, TensorLayout,
@@ -302,6 +302,22 @@ fn the_error_does_not_grow_with_the_length() {
         let accuracy = difference_to(&exact.output, &attend(&problem, &options, &inputs));
         println!("{len} keys: {accuracy:?}");
         assert!(accuracy.relative_l1 < 0.0395, "{len} keys: {accuracy:?}");
+    }
+}
+
+/// Scores that rise all the way: what was summed up must follow each new maximum.
+#[test]
+fn rising_scores() {
+    for (smooth_v, mask) in [(true, Mask::None), (false, Mask::None), (true, Mask::Causal), (false, Mask::Causal)] {
+        let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 3000, 64]);
+        let options = AttentionOptions { mask, smooth_k: false, smooth_v, return_lse: true, ..Default::default() };
+        let inputs = Inputs::<f16>::rising(&problem, 42);
+        let exact = testing::exact(&problem, &options, inputs.slices());
+        let result = attend(&problem, &options, &inputs);
+        assert_rows_near(&result.output, &exact.output, 64, [0.1, 0.0], format_args!("{options:?}"));
+        for (row, (&result, &exact)) in result.log_sum_exp.iter().zip(&exact.log_sum_exp).enumerate() {
+            assert!((f64::from(result) - exact).abs() < 0.2, "log-sum-exp of row {row}: {result}, exactly {exact}");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Accuracy on activations of a trained model; `data/README.md` has the bar.
 
 use half::f16;
-use sage_tests::data::{Layer, whisper};
+use sage_tests::data::{BARS, Layer, whisper};
 use sage_tests::error::Accuracy;
 use sage_tests::tensor::{attend, query_shape};
 use sageattention::{AttentionOptions, Mask, QuantGranularity, testing};
@@ -34,10 +34,6 @@ fn the_exact_reference_gives_the_stored_outputs() {
         assert_eq!(compared, layer.output.len());
     }
 }
-
-/// Layer, and the accuracy of the emulation in `data/README.md` (cosine, relative L1) with smoothed keys.
-const BARS: [(&str, f64, f64); 3] =
-    [("encoder", 0.999849, 0.01535), ("cross", 0.999791, 0.01876), ("causal", 0.999615, 0.02567)];
 
 #[test]
 fn quantized_attention_meets_the_bar() {

@@ -45,7 +45,7 @@ fn compare(gpu: &'static sageattention::Gpu, problem: &AttentionProblem, options
         let inputs = sage_tests::tensor::Inputs::<T>::random(problem, seed);
         let result = sage_tests::gpu::attend(gpu, problem, options, &inputs);
         let expected = sage_tests::tensor::attend(problem, options, &inputs);
-        sage_tests::gpu::assert_near(&result, &expected, format_args!("{problem:?}\n{options:?}"));
+        sage_tests::gpu::assert_near(&result, &expected, problem.head_dim, format_args!("{problem:?}\n{options:?}"));
     });
 }
 

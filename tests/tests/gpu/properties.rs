@@ -2,9 +2,9 @@
 
 use crate::{DTYPES, LAYOUTS, pick, with_element, with_lse};
 use half::f16;
-use sage_tests::error::Accuracy;
+use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::gpu::{assert_near, attend, gpu};
-use sage_tests::tensor::{Inputs, Outputs, Random, key_shape, query_shape, tensor};
+use sage_tests::tensor::{Inputs, Outputs, Random, indices, key_shape, offset, query_shape, tensor};
 use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Mask, QuantGranularity};
 
 fn problem(head_dim: usize) -> AttentionProblem {
@@ -34,7 +34,7 @@ fn shifted_keys() {
             let score: f32 = query.iter().zip(&row).map(|(element, shift)| element.to_f32() * shift).sum();
             *log_sum_exp += softmax_scale * score;
         }
-        assert_near(&attend(gpu, &problem, &with_lse(), &shifted), &expected, "shifted keys");
+        assert_near(&attend(gpu, &problem, &with_lse(), &shifted), &expected, head_dim, "shifted keys");
     }
 }
 
@@ -104,6 +104,57 @@ fn causal_ignores_later_keys() {
         for inputs in [&inputs, &poisoned] {
             let accuracy = Accuracy::of(first_rows(&attend(gpu, &problem, &options, inputs)).output, &exact);
             assert!(accuracy.relative_l1 < 0.08 && accuracy.cosine > 0.997, "{accuracy:?}");
+        }
+    }
+}
+
+/// Without smoothing, whole tiles that a query does not see leave no trace: keys of any size, values within their
+/// channel's range.
+#[test]
+fn later_tiles_leave_no_trace() {
+    let Some(gpu) = gpu() else { return };
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::new(LAYOUTS[1], DTYPES[0], [1, 2, 400, head_dim]);
+        let options = AttentionOptions { mask: Mask::Causal, smooth_k: false, smooth_v: false, ..with_lse() };
+        let mut inputs = Inputs::<f16>::random(&problem, 40);
+        // The channels' largest values come first.
+        for (channel, value) in inputs.value.iter_mut().take(2 * head_dim).enumerate() {
+            *value = f16::from_f32(if channel % 2 == 0 { 9.0 } else { -9.0 });
+        }
+        let clean = attend(gpu, &problem, &options, &inputs);
+        let mut random = Random(41);
+        for index in indices(key_shape(&problem)).filter(|[_, _, token, _]| *token >= 256) {
+            let place = offset(problem.key_strides, index);
+            inputs.key[place] = f16::from_f32(60000.0 * random.normal().signum());
+            inputs.value[place] = f16::from_f32((random.uniform() * 18.0 - 9.0) as f32);
+        }
+        let poisoned = attend(gpu, &problem, &options, &inputs);
+        assert!(clean != poisoned);
+        for (row, [_, _, query, _]) in indices([1, 2, 400, 1]).enumerate().filter(|(_, [_, _, query, _])| *query < 256)
+        {
+            let output = row * head_dim..(row + 1) * head_dim;
+            assert!(poisoned.output[output.clone()] == clean.output[output], "query {query}");
+            assert!(poisoned.log_sum_exp[row] == clean.log_sum_exp[row], "log_sum_exp of query {query}");
+        }
+    }
+}
+
+/// Scores that rise all the way: references are replaced after every flush of the accumulators, and what was flushed
+/// must follow.
+#[test]
+fn rising_scores() {
+    let Some(gpu) = gpu() else { return };
+    for head_dim in [64, 128] {
+        for (smooth_v, mask) in [(true, Mask::None), (false, Mask::None), (true, Mask::Causal), (false, Mask::Causal)] {
+            let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [1, 2, 3000, head_dim]);
+            let options = AttentionOptions { mask, smooth_k: false, smooth_v, ..with_lse() };
+            let inputs = Inputs::<f16>::rising(&problem, 42);
+            let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
+            let result = attend(gpu, &problem, &options, &inputs);
+            assert_rows_near(&result.output, &exact.output, head_dim, [0.1, 0.0], format_args!("{options:?}"));
+            for (row, (&result, &exact)) in result.log_sum_exp.iter().zip(&exact.log_sum_exp).enumerate() {
+                assert!((f64::from(result) - exact).abs() < 0.2, "log_sum_exp of row {row}: {result}, exactly {exact}");
+            }
         }
     }
 }

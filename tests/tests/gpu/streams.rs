@@ -28,6 +28,28 @@ fn twenty_repeats_are_bit_equal() -> Result<(), Error> {
     Ok(())
 }
 
+/// The attention kernel leaves its counter of claimed items as it found it. Three items a multiprocessor, so that most
+/// are claimed; and too few for that.
+#[test]
+fn attention_alone_repeats() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for heads in [gpu.multiprocessors() as usize, 1] {
+        for mask in [Mask::None, Mask::Causal] {
+            let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [1, heads, 500, 64]);
+            let options = AttentionOptions { mask, ..with_lse() };
+            let mut call = Call::new(gpu, &problem, &options, &Inputs::<f16>::random(&problem, 13))?;
+            call.enqueue()?;
+            let first = call.outputs()?;
+            for _ in 0..2 {
+                assert_eq!(call.workspace("claimed_items")?, [0; 4]);
+                call.enqueue_attention()?;
+                assert!(call.outputs()? == first, "{heads} heads, {mask:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn two_streams_at_once() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
