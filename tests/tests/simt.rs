@@ -33,7 +33,7 @@ fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, exe
     let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
     assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
     let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
-    assert_near(&outputs, &attend(problem, options, &inputs), &what);
+    assert_near(&outputs, &attend(problem, options, &inputs), problem.head_dim, &what);
 }
 
 fn check_dtype(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
@@ -164,5 +164,5 @@ fn device() {
     let (simt, cpu) = (call(Device::Simt), call(Device::Cpu));
     let gaps = |result: &AttentionOutput<f16>| result.output.iter().filter(|element| element.to_bits() == 0).count();
     assert_eq!(gaps(&simt), gaps(&cpu));
-    assert_near(&outputs(simt), &outputs(cpu), "Device::Simt");
+    assert_near(&outputs(simt), &outputs(cpu), problem.head_dim, "Device::Simt");
 }
