@@ -48,7 +48,7 @@ enum Verb {
     Doctor,
     /// Compile the GPU kernels to PTX, one module each, and assemble them
     ///
-    /// For each kernel OUT/<architecture>/ gets KERNEL.ptx, KERNEL.cubin and KERNEL.txt, which is what ptxas said. Needs
+    /// For each kernel OUT/ARCHITECTURE/ gets KERNEL.ptx, KERNEL.cubin and KERNEL.txt, which is what ptxas said. Needs
     /// no GPU; `cargo xtask setup` must have been run once.
     BuildPtx(build_ptx::Arguments),
     /// Build the GPU kernels, and check that the compiled code is as it must be
