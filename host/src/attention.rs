@@ -89,6 +89,10 @@ fn check_finite<T: Element>(
     [batch, heads, tokens, head_dim]: [usize; 4],
     strides: Strides,
 ) -> Result<(), Error> {
+    // what a stride of 0 repeats is looked at once
+    let once = |size: usize, stride: i64| if stride == 0 { 1 } else { size };
+    let (batch, heads) = (once(batch, strides.batch), once(heads, strides.head));
+    let tokens = once(tokens, strides.token);
     let mut values = vec![0.0; head_dim];
     for index in 0..batch * heads * tokens {
         let place @ [batch, head, token] = [index / tokens / heads, index / tokens % heads, index % tokens];
