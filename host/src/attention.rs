@@ -1,6 +1,6 @@
 //! The whole call on tensors in host memory: [`attention()`].
 
-use crate::cpu;
+use crate::cpu::{self, view::View};
 use crate::device::Device;
 use crate::element::Element;
 use crate::error::Error;
@@ -93,13 +93,13 @@ fn check_finite<T: Element>(
     let once = |size: usize, stride: i64| if stride == 0 { 1 } else { size };
     let (batch, heads) = (once(batch, strides.batch), once(heads, strides.head));
     let tokens = once(tokens, strides.token);
+    let rows = View { elements: slice, strides, head_dim };
     let mut values = vec![0.0; head_dim];
     for index in 0..batch * heads * tokens {
         let place @ [batch, head, token] = [index / tokens / heads, index / tokens % heads, index % tokens];
-        let start = batch as i64 * strides.batch + head as i64 * strides.head + token as i64 * strides.token;
-        T::widen(&slice[start as usize..][..head_dim], &mut values);
+        rows.read_row(place, &mut values);
         if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
-            let index = [place[0], place[1], place[2], channel];
+            let index = [batch, head, token, channel];
             return Err(Error::NotFinite { tensor, index, got: values[channel] });
         }
     }

@@ -17,7 +17,7 @@ pub(crate) mod exact;
 pub(crate) mod quantize;
 pub(crate) mod simd;
 pub(crate) mod tiles;
-mod view;
+pub(crate) mod view;
 
 use crate::error::Error;
 

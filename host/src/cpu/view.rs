@@ -6,7 +6,7 @@ use crate::element::Element;
 
 /// A `[batch, heads, tokens, head_dim]` tensor with its first three axes in any order.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a, T> {
+pub(crate) struct View<'a, T> {
     pub elements: &'a [T],
     pub strides: Strides,
     pub head_dim: usize,

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::multiply::{Matrix, Vector, multiply_accumulate};
+use super::multiply::{Matrix, multiply_accumulate, register_vector};
 use super::{QUAD, ROWS, TILE, softmax};
 
 /// Bytes × bytes to 16 bits (`vpmaddubsw`) to 32 bits (`vpmaddwd`). The first factor of `vpmaddubsw` is unsigned, so the
@@ -80,34 +80,5 @@ pub(super) fn multiply_accumulate_f64(a: Matrix<&[f64]>, b: Matrix<&[f64]>, c: M
     unsafe { multiply_accumulate::<__m256d, 4, 2>(a, b, c, size) }
 }
 
-macro_rules! register_vector {
-    ($register:ty, $element:ty, $lanes:literal, $set1:ident, $loadu:ident, $storeu:ident, $fmadd:ident) => {
-        // SAFETY: the register holds this many lanes.
-        unsafe impl Vector for $register {
-            type Element = $element;
-            const LANES: usize = $lanes;
-            #[inline(always)]
-            unsafe fn splat(element: $element) -> Self {
-                // SAFETY: the caller's.
-                unsafe { $set1(element) }
-            }
-            #[inline(always)]
-            unsafe fn load(source: *const $element) -> Self {
-                // SAFETY: the caller's.
-                unsafe { $loadu(source) }
-            }
-            #[inline(always)]
-            unsafe fn store(self, destination: *mut $element) {
-                // SAFETY: the caller's.
-                unsafe { $storeu(destination, self) }
-            }
-            #[inline(always)]
-            unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
-                // SAFETY: the caller's.
-                unsafe { $fmadd(self, factor, addend) }
-            }
-        }
-    };
-}
 register_vector!(__m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
 register_vector!(__m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::multiply::{Matrix, Vector, multiply_accumulate};
+use super::multiply::{Matrix, multiply_accumulate, register_vector};
 use super::{QUAD, ROWS, TILE, softmax};
 
 /// Four products and their sum an instruction (`vpdpbusd`). Its first factor is unsigned, so that it gets the query plus
@@ -90,34 +90,5 @@ pub(super) fn multiply_accumulate_f64(a: Matrix<&[f64]>, b: Matrix<&[f64]>, c: M
     unsafe { multiply_accumulate::<__m512d, 8, 2>(a, b, c, size) }
 }
 
-macro_rules! register_vector {
-    ($register:ty, $element:ty, $lanes:literal, $set1:ident, $loadu:ident, $storeu:ident, $fmadd:ident) => {
-        // SAFETY: the register holds this many lanes.
-        unsafe impl Vector for $register {
-            type Element = $element;
-            const LANES: usize = $lanes;
-            #[inline(always)]
-            unsafe fn splat(element: $element) -> Self {
-                // SAFETY: the caller's.
-                unsafe { $set1(element) }
-            }
-            #[inline(always)]
-            unsafe fn load(source: *const $element) -> Self {
-                // SAFETY: the caller's.
-                unsafe { $loadu(source) }
-            }
-            #[inline(always)]
-            unsafe fn store(self, destination: *mut $element) {
-                // SAFETY: the caller's.
-                unsafe { $storeu(destination, self) }
-            }
-            #[inline(always)]
-            unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
-                // SAFETY: the caller's.
-                unsafe { $fmadd(self, factor, addend) }
-            }
-        }
-    };
-}
 register_vector!(__m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
 register_vector!(__m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd);

@@ -37,6 +37,40 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self;
 }
 
+/// Makes a [`Vector`] of a register type, from its intrinsics.
+#[cfg(target_arch = "x86_64")]
+macro_rules! register_vector {
+    ($register:ty, $element:ty, $lanes:literal, $set1:ident, $loadu:ident, $storeu:ident, $fmadd:ident) => {
+        // SAFETY: the register holds this many lanes.
+        unsafe impl $crate::cpu::simd::multiply::Vector for $register {
+            type Element = $element;
+            const LANES: usize = $lanes;
+            #[inline(always)]
+            unsafe fn splat(element: $element) -> Self {
+                // SAFETY: the caller's.
+                unsafe { $set1(element) }
+            }
+            #[inline(always)]
+            unsafe fn load(source: *const $element) -> Self {
+                // SAFETY: the caller's.
+                unsafe { $loadu(source) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, destination: *mut $element) {
+                // SAFETY: the caller's.
+                unsafe { $storeu(destination, self) }
+            }
+            #[inline(always)]
+            unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
+                // SAFETY: the caller's.
+                unsafe { $fmadd(self, factor, addend) }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use register_vector;
+
 /// `c += a · b` for [`ROWS`] rows of `a` and `c`, in blocks of `R` rows and `N` vectors of columns that stay in registers.
 ///
 /// # Safety
