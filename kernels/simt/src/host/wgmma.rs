@@ -30,8 +30,8 @@ pub enum Accumulation {
     /// The 32 products of an instruction exactly, then added to the accumulator with one rounding to f32.
     #[default]
     Single,
-    /// As Hopper does: products and accumulator are aligned to the largest exponent among them, and what is below 13
-    /// bits after its leading one is cut off.
+    /// As Hopper does, to the bit (`docs/numerics.md`): products and accumulator are aligned to the largest exponent among
+    /// them and cut off 13 bits below it; so is their sum, 13 bits below its own.
     Truncated,
 }
 
@@ -454,31 +454,52 @@ fn multiply_integers(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumula
 }
 
 fn multiply_e4m3(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumulation: Accumulation, values: &mut [u32]) {
-    let widen = |row: &[u8; DEPTH]| row.map(f32_from_e4m3);
-    let left = left.each_ref().map(widen);
-    let right: Vec<[f32; DEPTH]> = right.iter().map(widen).collect();
     for_each_element(right.len(), |index, row, column| {
-        let products: [f32; DEPTH] = std::array::from_fn(|k| left[row][k] * right[column][k]);
+        let factors = left[row].iter().copied().zip(right[column]);
         let old = f32::from_bits(values[index]);
         let new = match accumulation {
-            Accumulation::Single => (products.iter().map(|&product| product as f64).sum::<f64>() + old as f64) as f32,
-            Accumulation::Truncated => add_truncated(&products, old),
+            Accumulation::Single => {
+                let products = factors.map(|(a, b)| (f32_from_e4m3(a) * f32_from_e4m3(b)) as f64);
+                (products.sum::<f64>() + old as f64) as f32
+            }
+            Accumulation::Truncated => add_truncated(factors, old),
         };
         values[index] = new.to_bits();
     });
 }
 
 /// See [`Accumulation::Truncated`].
-fn add_truncated(products: &[f32; DEPTH], accumulator: f32) -> f32 {
-    const KEPT_BITS: i32 = 13;
-    let all = || products.iter().copied().chain([accumulator]);
-    let largest = all().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    if largest == 0.0 || all().any(|value| !value.is_finite()) {
-        return all().sum();
+fn add_truncated(factors: impl Iterator<Item = (u8, u8)> + Clone, accumulator: f32) -> f32 {
+    let values = factors.clone().map(|(a, b)| (f32_from_e4m3(a) * f32_from_e4m3(b)) as f64).chain([accumulator as f64]);
+    // a product has the sum of its factors' exponents: its own leading one may be a place higher
+    let exponents = factors
+        .filter(|&(a, b)| a & 0x7f != 0 && b & 0x7f != 0)
+        .map(|(a, b)| exponent_of_e4m3(a) + exponent_of_e4m3(b))
+        .chain((accumulator != 0.0).then(|| exponent_of(accumulator)));
+    match exponents.max() {
+        Some(largest) if values.clone().all(f64::is_finite) => {
+            let sum: f64 = values.map(|value| truncate(value, largest)).sum();
+            truncate(sum, exponent_of(sum as f32)) as f32
+        }
+        _ => values.sum::<f64>() as f32,
     }
-    let exponent = (largest.to_bits() >> 23) as i32 - 127;
+}
+
+/// Cuts off what is more than 13 bits below 2^`exponent`.
+fn truncate(value: f64, exponent: i32) -> f64 {
+    const KEPT_BITS: i32 = 13;
     let unit = 2f64.powi(exponent - KEPT_BITS);
-    (all().map(|value| (value as f64 / unit).trunc()).sum::<f64>() * unit) as f32
+    (value / unit).trunc() * unit
+}
+
+/// The exponent of a normal number.
+fn exponent_of(value: f32) -> i32 {
+    (value.to_bits() >> 23 & 0xff) as i32 - 127
+}
+
+/// The exponent of a code that is not zero. Subnormal numbers have that of the smallest normal ones.
+fn exponent_of_e4m3(code: u8) -> i32 {
+    (code >> 3 & 0xf).max(1) as i32 - 7
 }
 
 #[track_caller]
@@ -545,21 +566,29 @@ multiply_e4m3! {
 mod tests {
     use super::*;
 
-    /// 2¹⁴ has 13 bits after its leading one, down to 2; 3 is cut to 2, and −3 to −2.
+    /// Sums that an H100 made: A's and B's codes, the accumulator before and after.
     #[test]
-    fn truncation_keeps_13_bits() {
-        let one = |product: f32, accumulator: f32| {
-            let mut products = [0.0; DEPTH];
-            products[5] = product;
-            add_truncated(&products, accumulator)
-        };
-        assert_eq!(one(1.0, 16384.0), 16384.0);
-        assert_eq!(one(3.0, 16384.0), 16386.0);
-        assert_eq!(one(-3.0, 16384.0), 16382.0);
-        assert_eq!(one(1.0, 8192.0), 8193.0);
-        assert_eq!(one(-0.5, 0.5), 0.0);
-        assert_eq!(one(0.0, 0.0), 0.0);
-        assert!(one(f32::NAN, 1.0).is_nan());
+    fn truncated_sums_are_the_hardware_s() {
+        for line in include_str!("../../tests/data/hopper_e4m3_sums.txt").lines().filter(|line| !line.starts_with('#')) {
+            let [a, b, before, after] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let codes = |text: &str| -> Vec<u8> {
+                text.as_bytes().chunks(2).map(|digits| hexadecimal(digits) as u8).collect()
+            };
+            let bits = |text: &str| hexadecimal(text.as_bytes());
+            let sum = add_truncated(codes(a).into_iter().zip(codes(b)), f32::from_bits(bits(before)));
+            assert_eq!(sum.to_bits(), bits(after), "{line}");
+        }
+    }
+
+    fn hexadecimal(digits: &[u8]) -> u32 {
+        u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+    }
+
+    #[test]
+    fn not_a_number_stays_one() {
+        assert!(add_truncated([(0x7f, 0x38)].into_iter(), 1.0).is_nan());
+        assert_eq!(add_truncated([(0x38, 0x38)].into_iter(), f32::INFINITY), f32::INFINITY);
+        assert_eq!(add_truncated([(0, 0x38)].into_iter(), 0.0), 0.0);
     }
 
     /// Codes of one and of two, so that every sum is known.
