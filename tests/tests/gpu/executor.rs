@@ -72,7 +72,9 @@ fn same_inputs() {
         let options = AttentionOptions { mask, smooth_v, ..with_lse() };
         let [truncated, single] = [Accumulation::Truncated, Accumulation::Single]
             .map(|accumulation| with_element!(dtype, T => compare::<T>(gpu, &problem, &options, accumulation)));
-        println!("head_dim {head_dim}, {dtype}, {mask:?}, smooth_v {smooth_v}\n  {truncated:?}\n  exact sums: {single:?}");
+        println!(
+            "head_dim {head_dim}, {dtype}, {mask:?}, smooth_v {smooth_v}\n  {truncated:?}\n  exact sums: {single:?}"
+        );
         assert!(truncated.equal >= EQUAL_OUTPUTS && truncated.relative <= NEAR, "{truncated:?}");
         assert!(truncated.log_sum_exp <= LOG_SUM_EXP, "{truncated:?}");
         assert!(single.equal < truncated.equal, "{single:?}");

@@ -6,7 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | `executor` | blocks, fibers, the scheduler, deadlocks |
-//! | `schedule` | who goes next |
+//! | `schedule`, `search` | who goes next |
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
@@ -31,9 +31,11 @@ mod memory;
 mod poison;
 mod report;
 mod schedule;
+mod search;
 
-pub use executor::{Launch, Options, Synchronisation, launch};
+pub use executor::{Launch, Options, Synchronisation, Trace, launch};
 pub use memory::Memory;
 pub use report::{Kind, Report};
-pub use schedule::{SEED_VARIABLE, Schedule};
+pub use schedule::{Preemptions, SEED_VARIABLE, Schedule};
+pub use search::{Searched, search};
 pub use wgmma::Accumulation;

@@ -569,11 +569,11 @@ mod tests {
     /// Sums that an H100 made: A's and B's codes, the accumulator before and after.
     #[test]
     fn truncated_sums_are_the_hardware_s() {
-        for line in include_str!("../../tests/data/hopper_e4m3_sums.txt").lines().filter(|line| !line.starts_with('#')) {
+        for line in include_str!("../../tests/data/hopper_e4m3_sums.txt").lines().filter(|line| !line.starts_with('#'))
+        {
             let [a, b, before, after] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-            let codes = |text: &str| -> Vec<u8> {
-                text.as_bytes().chunks(2).map(|digits| hexadecimal(digits) as u8).collect()
-            };
+            let codes =
+                |text: &str| -> Vec<u8> { text.as_bytes().chunks(2).map(|digits| hexadecimal(digits) as u8).collect() };
             let bits = |text: &str| hexadecimal(text.as_bytes());
             let sum = add_truncated(codes(a).into_iter().zip(codes(b)), f32::from_bits(bits(before)));
             assert_eq!(sum.to_bits(), bits(after), "{line}");
