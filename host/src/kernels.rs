@@ -123,7 +123,7 @@ impl Call<'_> {
             heads_per_key_head: self.heads_per_key_head(),
             items,
             tiles_per_flush: match resolved.smooth_v {
-                true => tile::SEGMENT_TILES,
+                true => tile::TILES_PER_FLUSH,
                 false => tile::UNSMOOTHED_TILES_PER_FLUSH,
             },
             heads_per_group: self.heads_per_group(),
