@@ -78,6 +78,14 @@ impl OnlineSoftmax {
     /// everything accumulated so far must be multiplied by.
     #[inline(always)]
     pub fn rebase(&mut self, scores: &Scores, scale: f32, visible: Visible) -> (Probabilities, [f32; 2]) {
+        let rescale = self.raise_reference(scores, scale, visible);
+        (self.exponentials(scores, scale, visible), rescale)
+    }
+
+    /// Takes the true row maxima of `scores` into the reference. Returns what everything accumulated so far must be
+    /// multiplied by.
+    #[inline(always)]
+    pub fn raise_reference(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
         let mut largest = [i32::MIN; 2];
         for (element, &score) in scores.iter().enumerate() {
             let row = element / 2 % 2;
@@ -95,7 +103,7 @@ impl OnlineSoftmax {
             rescale[row] = math::exp2(offset - self.offset[row]);
             self.offset[row] = offset;
         }
-        (self.exponentials(scores, scale, visible), rescale)
+        rescale
     }
 
     /// `2^(score · scale + offset)` in e4m3, packed as the P·V operand (`sage_layout::token_order`).

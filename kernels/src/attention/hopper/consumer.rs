@@ -157,13 +157,16 @@ where
             self.clear_row_sums();
 
             if tiles.all > 0 {
+                let key_scale = global::load_f32(state.key_scale);
                 self.wait_tiles(self.position);
-                state.scale = state.query_scale * global::load_f32(state.key_scale);
                 wgmma::fence();
                 self.multiply_query_key(&mut state.scores, self.key_chunk(self.position, 0));
                 wgmma::commit();
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.scores);
+                state.scale = state.query_scale * key_scale;
+                let visible = Visible::Some(state.visible.of_chunk(0));
+                state.softmax.raise_reference(&state.scores, state.scale, visible);
 
                 let mut tile = 0;
                 let mut flushed = 0;
