@@ -10,6 +10,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use rayon::prelude::*;
 
+use super::barrier::{BARRIERS, NamedBarrier};
 use super::clock::{Epoch, Knowledge};
 use super::copy::BulkCopy;
 use super::mbarrier::MBarrier;
@@ -127,8 +128,8 @@ pub enum Waiting {
     Nothing,
     /// The other lanes of its warp.
     Lanes,
-    /// The other threads of the block.
-    Block,
+    /// Others that come to a barrier of the block.
+    Barrier { id: u32 },
     /// A phase of the mbarrier at an address.
     MBarrier { address: u32, parity: u32 },
     /// Registers that others give back.
@@ -218,8 +219,7 @@ pub struct Cta {
     pub shared: SharedMemory,
     pub mbarriers: BTreeMap<u32, MBarrier>,
     pub copies: Vec<BulkCopy>,
-    /// Threads at the block barrier.
-    pub at_barrier: u32,
+    pub barriers: [NamedBarrier; BARRIERS],
     /// Registers that no warp holds.
     pub free_registers: u32,
     synchronisations: Vec<Synchronisation>,
@@ -270,7 +270,7 @@ impl Cta {
             shared: SharedMemory::new(shared_bytes, threads),
             mbarriers: BTreeMap::new(),
             copies: Vec::new(),
-            at_barrier: 0,
+            barriers: Default::default(),
             free_registers: super::thread::REGISTERS - registers * threads,
             synchronisations: Vec::new(),
             ready,
@@ -376,7 +376,7 @@ impl Cta {
         }
         for warp in self.threads.chunks(32) {
             let collective = warp.iter().any(|lane| lane.waiting == Waiting::Lanes);
-            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Block));
+            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Barrier { .. }));
             if collective && elsewhere {
                 kind = Kind::Divergence;
             }
@@ -390,9 +390,9 @@ impl Cta {
                     let warp = &self.warps[threads[0] as usize / 32];
                     format!("wait for the other lanes of their warps in {} at {site}", warp.gathering())
                 }
-                Waiting::Block => {
-                    let missing = self.threads.len() as u32 - self.at_barrier;
-                    format!("wait for {missing} more threads in bar.sync at {site}")
+                Waiting::Barrier { id } => {
+                    let state = self.barriers[id as usize].describe();
+                    format!("wait at barrier {id} ({state}) in bar.sync at {site}")
                 }
                 Waiting::Registers => format!("wait for registers in setmaxnreg.inc at {site}"),
                 Waiting::MBarrier { address, parity } => {
@@ -413,6 +413,9 @@ impl Cta {
         }
         for (&address, mbarrier) in &self.mbarriers {
             mbarrier.check_end(address)?;
+        }
+        for (id, barrier) in self.barriers.iter().enumerate() {
+            barrier.check_end(id)?;
         }
         for (index, warp) in self.warps.iter().enumerate() {
             warp.tensor.check_end(index)?;
