@@ -11,8 +11,8 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use rayon::prelude::*;
 
 use super::barrier::{BARRIERS, NamedBarrier};
-use super::clock::{Epoch, Knowledge};
-use super::copy::BulkCopy;
+use super::clock::{Agent, Epoch, Knowledge};
+use super::copy::{AsyncCopy, Groups};
 use super::mbarrier::MBarrier;
 use super::memory::Memory;
 use super::report::{Kind, Problem, Report, Site, ranges};
@@ -146,6 +146,8 @@ pub struct Thread {
     pub site: Site,
     /// What the collective that it waited for gave it.
     pub result: u64,
+    /// Its `cp.async`.
+    pub copies: Groups,
     yielder: *const Yielder<(), ()>,
 }
 
@@ -218,10 +220,12 @@ pub struct Cta {
     pub warpgroups: Vec<Warpgroup>,
     pub shared: SharedMemory,
     pub mbarriers: BTreeMap<u32, MBarrier>,
-    pub copies: Vec<BulkCopy>,
+    pub copies: Vec<AsyncCopy>,
     pub barriers: [NamedBarrier; BARRIERS],
     /// Registers that no warp holds.
     pub free_registers: u32,
+    /// Of [`new_agent`](Self::new_agent).
+    agents: u32,
     synchronisations: Vec<Synchronisation>,
     ready: ThreadSet,
     report: Option<Report>,
@@ -242,7 +246,9 @@ impl Cta {
         let thread = |index: u32| {
             let mut knowledge = Knowledge::default();
             knowledge.seen.hear(Epoch { agent: index as u16, time: 1 });
-            Thread { knowledge, waiting: Waiting::Nothing, site: Location::caller(), result: 0, yielder: ptr::null() }
+            let site = Location::caller();
+            let (waiting, copies) = (Waiting::Nothing, Groups::default());
+            Thread { knowledge, waiting, site, result: 0, copies, yielder: ptr::null() }
         };
         let mut ready = ThreadSet::default();
         (0..threads).for_each(|thread| ready.insert(thread));
@@ -272,6 +278,7 @@ impl Cta {
             copies: Vec::new(),
             barriers: Default::default(),
             free_registers: super::thread::REGISTERS - registers * threads,
+            agents: threads + threads / 32,
             synchronisations: Vec::new(),
             ready,
             report: None,
@@ -281,6 +288,12 @@ impl Cta {
     /// The running thread.
     pub fn thread(&mut self) -> &mut Thread {
         &mut self.threads[self.current as usize]
+    }
+
+    /// An agent beside threads and the warps' tensor cores.
+    pub fn new_agent(&mut self) -> Agent {
+        self.agents += 1;
+        (self.agents - 1) as Agent
     }
 
     /// An access by the running thread.
@@ -410,6 +423,9 @@ impl Cta {
         if let Some(copy) = self.copies.first() {
             let message = format!("the kernel ends while the copy issued at {} is in flight", copy.site);
             return Err(Problem::new(Kind::CopyInFlight, message));
+        }
+        for (index, thread) in self.threads.iter().enumerate() {
+            thread.copies.check_end(index)?;
         }
         for (&address, mbarrier) in &self.mbarriers {
             mbarrier.check_end(address)?;
