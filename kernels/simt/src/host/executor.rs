@@ -298,8 +298,13 @@ impl Cta {
 
     /// An access by the running thread.
     pub fn access(&self, site: Site) -> Access {
-        let agent = self.current as u16;
-        let time = self.threads[self.current as usize].knowledge.seen.time(agent);
+        self.access_of(self.current, site)
+    }
+
+    /// An access by a thread.
+    pub fn access_of(&self, thread: u32, site: Site) -> Access {
+        let agent = thread as Agent;
+        let time = self.threads[thread as usize].knowledge.seen.time(agent);
         Access { epoch: Epoch { agent, time }, proxy: Proxy::Generic, site }
     }
 

@@ -2,6 +2,7 @@ use std::panic::Location;
 
 use super::clock::Epoch;
 use super::executor::{Cta, Waiting, hesitate, run, suspend, synchronises};
+use super::mma;
 use super::poison;
 use super::report::{Kind, Problem, Site, ranges};
 use super::wgmma::{Shape, Tensor};
@@ -19,6 +20,8 @@ pub enum Operation {
     Wait { pending: u64 },
     Product { shape: Shape, accumulate: bool },
     Barrier { id: u32, threads: u32, waits: bool },
+    LoadMatrices { matrices: u32, transposed: bool },
+    Multiply(mma::Shape),
 }
 
 impl Operation {
@@ -34,6 +37,8 @@ impl Operation {
             Self::Commit => "wgmma.commit_group",
             Self::Wait { .. } => "wgmma.wait_group",
             Self::Product { .. } => "wgmma.mma_async",
+            Self::LoadMatrices { .. } => "ldmatrix",
+            Self::Multiply(_) => "mma.sync",
             Self::Barrier { waits: true, .. } => "bar.sync",
             Self::Barrier { waits: false, .. } => "bar.arrive",
         }
@@ -140,6 +145,10 @@ impl Cta {
             Operation::ShuffleXor => {
                 results = std::array::from_fn(|lane| inputs[lane ^ (inputs[lane][1] & 31) as usize][0]);
             }
+            Operation::LoadMatrices { matrices, transposed } => {
+                self.load_matrices(warp, (matrices, transposed), inputs, site)?;
+            }
+            Operation::Multiply(shape) => shape.multiply(inputs, self.options.accumulation),
             Operation::SetRegisters { count, more } => {
                 return Ok(self.set_registers(warp, count, more, site)?.then_some(Waiting::Registers));
             }

@@ -515,7 +515,7 @@ settle! {
 }
 
 /// The address of something that the tensor cores will access behind the compiler's back.
-fn exposed<T>(place: *const T) -> u64 {
+pub fn exposed<T>(place: *const T) -> u64 {
     place.expose_provenance() as u64
 }
 
