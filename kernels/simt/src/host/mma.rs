@@ -203,14 +203,14 @@ impl Shape {
         let b: Vec<Factor> = (0..COLUMNS * depth)
             .map(|index| decode(2, fragment::b_operand_holder(packed, (index % depth) as u32, (index / depth) as u32)))
             .collect();
-        for lane in 0..LANES {
+        for (lane, input) in inputs.iter().enumerate() {
             for element in 0..rows * COLUMNS / LANES {
                 let (row, column) = fragment::accumulator(lane as u32, element as u32);
                 let row = &a[row as usize * depth..][..depth];
                 let column = &b[column as usize * depth..][..depth];
                 let factors = row.iter().copied().zip(column.iter().copied());
                 // SAFETY: as above; an accumulator is its lane's alone.
-                let register = unsafe { &mut *(inputs[lane][0] as *mut u32).add(element / sum.packed()) };
+                let register = unsafe { &mut *(input[0] as *mut u32).add(element / sum.packed()) };
                 *register = sum.update(*register, element % sum.packed(), format, factors, how);
             }
         }
