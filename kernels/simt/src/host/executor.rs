@@ -10,8 +10,9 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use rayon::prelude::*;
 
-use super::clock::{Epoch, Knowledge};
-use super::copy::BulkCopy;
+use super::barrier::{BARRIERS, NamedBarrier};
+use super::clock::{Agent, Epoch, Knowledge};
+use super::copy::{AsyncCopy, Groups};
 use super::mbarrier::MBarrier;
 use super::memory::Memory;
 use super::report::{Kind, Problem, Report, Site, ranges};
@@ -136,8 +137,8 @@ pub enum Waiting {
     Nothing,
     /// The other lanes of its warp.
     Lanes,
-    /// The other threads of the block.
-    Block,
+    /// Others that come to a barrier of the block.
+    Barrier { id: u32 },
     /// A phase of the mbarrier at an address.
     MBarrier { address: u32, parity: u32 },
     /// Registers that others give back.
@@ -154,6 +155,8 @@ pub struct Thread {
     pub site: Site,
     /// What the collective that it waited for gave it.
     pub result: u64,
+    /// Its `cp.async`.
+    pub copies: Groups,
     yielder: *const Yielder<(), ()>,
 }
 
@@ -237,11 +240,12 @@ pub struct Cta {
     pub warpgroups: Vec<Warpgroup>,
     pub shared: SharedMemory,
     pub mbarriers: BTreeMap<u32, MBarrier>,
-    pub copies: Vec<BulkCopy>,
-    /// Threads at the block barrier.
-    pub at_barrier: u32,
+    pub copies: Vec<AsyncCopy>,
+    pub barriers: [NamedBarrier; BARRIERS],
     /// Registers that no warp holds.
     pub free_registers: u32,
+    /// Of [`new_agent`](Self::new_agent).
+    agents: u32,
     trace: Trace,
     ready: ThreadSet,
     report: Option<Report>,
@@ -262,7 +266,9 @@ impl Cta {
         let thread = |index: u32| {
             let mut knowledge = Knowledge::default();
             knowledge.seen.hear(Epoch { agent: index as u16, time: 1 });
-            Thread { knowledge, waiting: Waiting::Nothing, site: Location::caller(), result: 0, yielder: ptr::null() }
+            let site = Location::caller();
+            let (waiting, copies) = (Waiting::Nothing, Groups::default());
+            Thread { knowledge, waiting, site, result: 0, copies, yielder: ptr::null() }
         };
         let mut ready = ThreadSet::default();
         (0..threads).for_each(|thread| ready.insert(thread));
@@ -290,8 +296,9 @@ impl Cta {
             shared: SharedMemory::new(shared_bytes, threads),
             mbarriers: BTreeMap::new(),
             copies: Vec::new(),
-            at_barrier: 0,
+            barriers: Default::default(),
             free_registers: super::thread::REGISTERS - registers * threads,
+            agents: threads + threads / 32,
             trace: Trace::default(),
             ready,
             report: None,
@@ -303,10 +310,21 @@ impl Cta {
         &mut self.threads[self.current as usize]
     }
 
+    /// An agent beside threads and the warps' tensor cores.
+    pub fn new_agent(&mut self) -> Agent {
+        self.agents += 1;
+        (self.agents - 1) as Agent
+    }
+
     /// An access by the running thread.
     pub fn access(&self, site: Site) -> Access {
-        let agent = self.current as u16;
-        let time = self.threads[self.current as usize].knowledge.seen.time(agent);
+        self.access_of(self.current, site)
+    }
+
+    /// An access by a thread.
+    pub fn access_of(&self, thread: u32, site: Site) -> Access {
+        let agent = thread as Agent;
+        let time = self.threads[thread as usize].knowledge.seen.time(agent);
         Access { epoch: Epoch { agent, time }, proxy: Proxy::Generic, site }
     }
 
@@ -417,7 +435,7 @@ impl Cta {
         }
         for warp in self.threads.chunks(32) {
             let collective = warp.iter().any(|lane| lane.waiting == Waiting::Lanes);
-            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Block));
+            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Barrier { .. }));
             if collective && elsewhere {
                 kind = Kind::Divergence;
             }
@@ -431,9 +449,9 @@ impl Cta {
                     let warp = &self.warps[threads[0] as usize / 32];
                     format!("wait for the other lanes of their warps in {} at {site}", warp.gathering())
                 }
-                Waiting::Block => {
-                    let missing = self.threads.len() as u32 - self.at_barrier;
-                    format!("wait for {missing} more threads in bar.sync at {site}")
+                Waiting::Barrier { id } => {
+                    let state = self.barriers[id as usize].describe();
+                    format!("wait at barrier {id} ({state}) in bar.sync at {site}")
                 }
                 Waiting::Registers => format!("wait for registers in setmaxnreg.inc at {site}"),
                 Waiting::MBarrier { address, parity } => {
@@ -452,8 +470,14 @@ impl Cta {
             let message = format!("the kernel ends while the copy issued at {} is in flight", copy.site);
             return Err(Problem::new(Kind::CopyInFlight, message));
         }
+        for (index, thread) in self.threads.iter().enumerate() {
+            thread.copies.check_end(index)?;
+        }
         for (&address, mbarrier) in &self.mbarriers {
             mbarrier.check_end(address)?;
+        }
+        for (id, barrier) in self.barriers.iter().enumerate() {
+            barrier.check_end(id)?;
         }
         for (index, warp) in self.warps.iter().enumerate() {
             warp.tensor.check_end(index)?;

@@ -10,7 +10,7 @@
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
-//! | `warp`, `mbarrier`, `copy`, `wgmma`, … | an instruction family each |
+//! | `warp`, `mbarrier`, `copy`, `mma`, `wgmma`, … | an instruction family each |
 //! | `poison` | what stands where a result is yet to come |
 //! | `report` | what is told about a mistake |
 
@@ -20,6 +20,7 @@ pub(crate) mod copy;
 pub(crate) mod global;
 pub(crate) mod math;
 pub(crate) mod mbarrier;
+pub(crate) mod mma;
 pub(crate) mod shared;
 pub(crate) mod thread;
 pub(crate) mod warp;

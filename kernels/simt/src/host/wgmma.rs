@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::panic::Location;
 
-use sage_layout::round::f32_from_e4m3;
 use sage_layout::{fragment, swizzle};
 
 use super::clock::{Agent, Epoch, Knowledge};
 use super::executor::{Cta, run};
+use super::mma::{Factor, Format, Sum};
 use super::poison;
 use super::report::{Kind, Problem, Site};
 use super::schedule::Schedule;
@@ -454,52 +454,13 @@ fn multiply_integers(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumula
 }
 
 fn multiply_e4m3(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumulation: Accumulation, values: &mut [u32]) {
+    let decode = |row: &[u8; DEPTH]| row.map(|code| Format::E4m3.decode(code as u32));
+    let left = left.each_ref().map(decode);
+    let right: Vec<[Factor; DEPTH]> = right.iter().map(decode).collect();
     for_each_element(right.len(), |index, row, column| {
-        let factors = left[row].iter().copied().zip(right[column]);
-        let old = f32::from_bits(values[index]);
-        let new = match accumulation {
-            Accumulation::Single => {
-                let products = factors.map(|(a, b)| (f32_from_e4m3(a) * f32_from_e4m3(b)) as f64);
-                (products.sum::<f64>() + old as f64) as f32
-            }
-            Accumulation::Truncated => add_truncated(factors, old),
-        };
-        values[index] = new.to_bits();
+        let factors = left[row].iter().copied().zip(right[column].iter().copied());
+        values[index] = Sum::F32.update(values[index], 0, Format::E4m3, factors, accumulation);
     });
-}
-
-/// See [`Accumulation::Truncated`].
-fn add_truncated(factors: impl Iterator<Item = (u8, u8)> + Clone, accumulator: f32) -> f32 {
-    let values = factors.clone().map(|(a, b)| (f32_from_e4m3(a) * f32_from_e4m3(b)) as f64).chain([accumulator as f64]);
-    // a product has the sum of its factors' exponents: its own leading one may be a place higher
-    let exponents = factors
-        .filter(|&(a, b)| a & 0x7f != 0 && b & 0x7f != 0)
-        .map(|(a, b)| exponent_of_e4m3(a) + exponent_of_e4m3(b))
-        .chain((accumulator != 0.0).then(|| exponent_of(accumulator)));
-    match exponents.max() {
-        Some(largest) if values.clone().all(f64::is_finite) => {
-            let sum: f64 = values.map(|value| truncate(value, largest)).sum();
-            truncate(sum, exponent_of(sum as f32)) as f32
-        }
-        _ => values.sum::<f64>() as f32,
-    }
-}
-
-/// Cuts off what is more than 13 bits below 2^`exponent`.
-fn truncate(value: f64, exponent: i32) -> f64 {
-    const KEPT_BITS: i32 = 13;
-    let unit = 2f64.powi(exponent - KEPT_BITS);
-    (value / unit).trunc() * unit
-}
-
-/// The exponent of a normal number.
-fn exponent_of(value: f32) -> i32 {
-    (value.to_bits() >> 23 & 0xff) as i32 - 127
-}
-
-/// The exponent of a code that is not zero. Subnormal numbers have that of the smallest normal ones.
-fn exponent_of_e4m3(code: u8) -> i32 {
-    (code >> 3 & 0xf).max(1) as i32 - 7
 }
 
 #[track_caller]
@@ -536,7 +497,7 @@ settle! {
 }
 
 /// The address of something that the tensor cores will access behind the compiler's back.
-fn exposed<T>(place: *const T) -> u64 {
+pub fn exposed<T>(place: *const T) -> u64 {
     place.expose_provenance() as u64
 }
 
@@ -575,20 +536,16 @@ mod tests {
             let codes =
                 |text: &str| -> Vec<u8> { text.as_bytes().chunks(2).map(|digits| hexadecimal(digits) as u8).collect() };
             let bits = |text: &str| hexadecimal(text.as_bytes());
-            let sum = add_truncated(codes(a).into_iter().zip(codes(b)), f32::from_bits(bits(before)));
-            assert_eq!(sum.to_bits(), bits(after), "{line}");
+            let decode = |code| Format::E4m3.decode(code as u32);
+            let factors: Vec<_> = codes(a).into_iter().zip(codes(b)).map(|(a, b)| (decode(a), decode(b))).collect();
+            let factors = factors.iter().copied();
+            let sum = Sum::F32.update(bits(before), 0, Format::E4m3, factors, Accumulation::Truncated);
+            assert_eq!(sum, bits(after), "{line}");
         }
     }
 
     fn hexadecimal(digits: &[u8]) -> u32 {
         u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
-    }
-
-    #[test]
-    fn not_a_number_stays_one() {
-        assert!(add_truncated([(0x7f, 0x38)].into_iter(), 1.0).is_nan());
-        assert_eq!(add_truncated([(0x38, 0x38)].into_iter(), f32::INFINITY), f32::INFINITY);
-        assert_eq!(add_truncated([(0, 0x38)].into_iter(), 0.0), 0.0);
     }
 
     /// Codes of one and of two, so that every sum is known.

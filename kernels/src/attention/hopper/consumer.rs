@@ -19,8 +19,8 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::tile::{
-    KEY_CHUNK, SEGMENT_TILES, SEGMENTS_PER_FLUSH, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
-    segments,
+    KEY_CHUNK, SEGMENT_TILES, SEGMENTS_PER_FLUSH, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries,
+    query_tile_bytes, segments,
 };
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
 use simt::{global, math, shared, thread, warp};
