@@ -12,19 +12,25 @@ const REDUNDANT: [(&str, &str, &str); 1] = [(
     "the next item's index comes by a shuffle, and lanes come to it with their loads done",
 )];
 
-/// More tiles than slots, more items than CTAs, warpgroups with fewer tiles than others and with none.
-fn many_items() -> AttentionProblem {
-    AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 600, 64])
+type Call = (AttentionProblem, AttentionOptions);
+
+fn options(smooth_v: bool) -> AttentionOptions {
+    let mask = Mask::CausalAligned(CausalAlign::BottomRight);
+    AttentionOptions { return_lse: true, mask, smooth_v, ..Default::default() }
+}
+
+/// More tiles than slots, more items than CTAs, warpgroups with fewer tiles than others and with none, and sums that are
+/// flushed and read again.
+fn many_items() -> Call {
+    (AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 600, 64]), options(false))
 }
 
 /// Two warpgroups that only wait for tiles and release them, many times.
-fn idle_warpgroups() -> AttentionProblem {
-    AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500])
+fn idle_warpgroups() -> Call {
+    (AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]), options(true))
 }
 
-fn execute(problem: AttentionProblem, options: &Options) -> Result<Execution, String> {
-    let mask = Mask::CausalAligned(CausalAlign::BottomRight);
-    let attention = AttentionOptions { return_lse: true, mask, ..Default::default() };
+fn execute((problem, attention): Call, options: &Options) -> Result<Execution, String> {
     let inputs = Inputs::<f16>::random(&problem, 1);
     Execution::new(&problem, &attention, inputs.slices(), options).map_err(|(_, report)| report.to_string())
 }
@@ -39,7 +45,7 @@ fn every_removal_is_found() {
         let found = by_warps
             .map(|schedule| (many_items(), schedule))
             .chain(by_threads.map(|schedule| (idle_warpgroups(), schedule)))
-            .map(|(problem, schedule)| execute(problem, &Options { without: Some(*place), ..Options::new(schedule) }))
+            .map(|(call, schedule)| execute(call, &Options { without: Some(*place), ..Options::new(schedule) }))
             .find_map(Result::err);
         match found {
             Some(report) => println!("{} {} at {}:\n    {}", kernel.symbol(), place.instruction, place.site, report),
