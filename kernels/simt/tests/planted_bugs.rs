@@ -194,6 +194,7 @@ enum Pipeline {
     Right,
     NoWait,
     WrongParity,
+    SamePhaseTwice,
     TooFewBytes,
     NoExpectation,
     EarlyRelease,
@@ -247,7 +248,7 @@ fn pipeline(mistake: Pipeline, buffers: Buffers) {
                 }
             } else {
                 if mistake != NoWait {
-                    full(slot).wait(parity);
+                    full(slot).wait(if mistake == SamePhaseTwice { 0 } else { parity });
                 }
                 if mistake == EarlyRelease {
                     warp::sync_warp();
@@ -279,6 +280,7 @@ macro_rules! pipelines {
 pipelines! {
     missing_mbarrier_wait, NoWait, [Race, CopyInFlight, Uninitialized];
     wrong_parity, WrongParity, [Deadlock];
+    phase_waited_for_twice, SamePhaseTwice, [Race, CopyInFlight, MBarrier, Deadlock];
     too_few_bytes_expected, TooFewBytes, [Deadlock, CopyInFlight, MBarrier];
     no_bytes_expected, NoExpectation, [Race, Uninitialized, Deadlock, CopyInFlight, MBarrier];
     early_slot_release, EarlyRelease, [Race];
