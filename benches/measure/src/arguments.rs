@@ -67,8 +67,7 @@ mod tests {
                 .map(|(mask, part)| case(128, mask, 4096, part, "int8-fp8"))
                 .to_vec()
         };
-        let count =
-            |filters: &[&str]| parse(filters).choose("gpu", cases(), |case| case.name()).len();
+        let count = |filters: &[&str]| parse(filters).choose("gpu", cases(), |case| case.name()).len();
         assert_eq!(count(&[]), 3);
         assert_eq!(count(&["--filter", "causal"]), 2);
         assert_eq!(count(&["--filter", "d128/full"]), 1);

@@ -9,7 +9,8 @@ use plotters::prelude::*;
 use crate::limits::Limits;
 use crate::{Accuracy, Case, Error, Measurement, Mode, Part, Report};
 
-const PANEL: (u32, u32) = (760, 520);
+const PANEL: (u32, u32) = (640, 520);
+const LEGEND: u32 = 230;
 const FONT: &str = "sans-serif";
 /// Okabe and Ito's colours, which colour-blind readers can tell apart.
 const COLOURS: [RGBColor; 7] = [
@@ -94,11 +95,13 @@ fn throughput(title: &str, measurements: &[&Measurement], limits: Option<Limits>
     let highest = measurements.iter().filter_map(|measurement| Some(measurement.tops_range()?[1]));
     let highest = ceilings.iter().map(|(_, tops)| *tops).chain(highest).fold(0.0, f64::max);
 
-    svg(title, (PANEL.0 * modes.len() as u32, PANEL.1), |area| {
-        for (panel, (mode, of_mode)) in area.split_evenly((1, modes.len())).iter().zip(&modes) {
+    let width = PANEL.0 * modes.len() as u32;
+    svg(title, (width + LEGEND, PANEL.1), |area| {
+        let (panels, legend) = area.split_horizontally(width);
+        for (panel, (mode, of_mode)) in panels.split_evenly((1, modes.len())).iter().zip(&modes) {
             draw_panel(panel, mode.name(), of_mode, &series, &ceilings, 1.08 * highest)?;
         }
-        Ok(())
+        draw_legend(&legend, series.iter().map(|(contender, part)| format!("{contender}, {}", part.name())))
     })
 }
 
@@ -151,6 +154,7 @@ fn draw_panel(
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .x_label_formatter(&|octave| length_label(octave.exp2()))
+        .y_label_formatter(&|tops| if top < 10.0 { format!("{tops:.2}") } else { format!("{tops:.0}") })
         .x_desc("sequence length")
         .y_desc("TOPS")
         .label_style((FONT, 13))
@@ -177,22 +181,22 @@ fn draw_panel(
             continue;
         }
         let line = LineSeries::new(points.iter().map(|&(x, tops, _)| (x, tops)), colour.stroke_width(2));
-        chart
-            .draw_series(line)?
-            .label(format!("{contender}, {}", part.name()))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        chart.draw_series(line)?;
         chart.draw_series(points.iter().map(|&(x, tops, _)| Circle::new((x, tops), 3, colour.filled())))?;
         chart.draw_series(
             points.iter().map(|&(x, _, [low, high])| PathElement::new([(x, low), (x, high)], colour.stroke_width(5))),
         )?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .label_font((FONT, 13))
-        .draw()?;
+    Ok(())
+}
+
+/// The colours, in their order, and what each stands for.
+fn draw_legend(area: &Area, labels: impl IntoIterator<Item = String>) -> Drawn {
+    for (index, label) in labels.into_iter().enumerate() {
+        let (y, colour) = (50 + 22 * index as i32, COLOURS[index % COLOURS.len()]);
+        area.draw(&Rectangle::new([(4, y - 2), (22, y + 2)], colour.filled()))?;
+        area.draw(&Text::new(label, (30, y - 7), (FONT, 13).into_font()))?;
+    }
     Ok(())
 }
 
@@ -216,9 +220,11 @@ fn accuracy(device: &str, accuracy: &[Accuracy]) -> Result<String, Error> {
         format!("D={} {}, {}", bar.case.head_dim, mask_title(bar.case.mask), length_label(bar.case.length as f64))
     };
     let count = accuracy.len() as f64;
-    svg(&title, (PANEL.0.max(130 * accuracy.len() as u32), PANEL.1), |area| {
+    let width = PANEL.0.max(130 * accuracy.len() as u32);
+    svg(&title, (width + LEGEND, PANEL.1), |area| {
+        let (panel, legend) = area.split_horizontally(width);
         let x = Ticks { range: 0.0..count, at: (0..accuracy.len()).map(|place| place as f64 + 0.5).collect() };
-        let mut chart = ChartBuilder::on(area)
+        let mut chart = ChartBuilder::on(&panel)
             .margin(12)
             .x_label_area_size(30)
             .y_label_area_size(64)
@@ -231,28 +237,15 @@ fn accuracy(device: &str, accuracy: &[Accuracy]) -> Result<String, Error> {
             .y_label_formatter(&|error| format!("{error:.4}"))
             .label_style((FONT, 13))
             .draw()?;
-        for (index, contender) in contenders.iter().enumerate() {
-            let colour = COLOURS[index % COLOURS.len()];
-            let bars = accuracy.iter().enumerate().filter(|(_, bar)| bar.case.contender == *contender);
-            let bars: Vec<_> = bars.map(|(place, bar)| (place as f64, bar.relative_l1)).collect();
-            chart
-                .draw_series(bars.iter().map(|&(place, error)| {
-                    Rectangle::new([(place + 0.2, 0.0), (place + 0.8, error)], colour.filled())
-                }))?
-                .label(*contender)
-                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 18, y + 5)], colour.filled()));
-            chart.draw_series(bars.iter().map(|&(place, error)| {
-                Text::new(format!("{error:.4}"), (place + 0.3, error + 0.04 * highest), (FONT, 13).into_font())
-            }))?;
+        for (place, bar) in accuracy.iter().enumerate() {
+            let (place, error) = (place as f64, bar.relative_l1);
+            let colour = contenders.iter().position(|contender| *contender == bar.case.contender).unwrap_or(0);
+            let style = COLOURS[colour % COLOURS.len()].filled();
+            chart.draw_series([Rectangle::new([(place + 0.2, 0.0), (place + 0.8, error)], style)])?;
+            let above = (place + 0.38, error + 0.04 * highest);
+            chart.draw_series([Text::new(format!("{error:.4}"), above, (FONT, 13).into_font())])?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .label_font((FONT, 13))
-            .draw()?;
-        Ok(())
+        draw_legend(&legend, contenders.iter().map(ToString::to_string))
     })
 }
 
@@ -266,7 +259,8 @@ fn svg(title: &str, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawn) -> Resu
         root.present()?;
         Ok(())
     })();
-    drawn.map_err(|error: Box<dyn std::error::Error>| Error::Draw { title: title.into(), reason: error.to_string() })?;
+    drawn
+        .map_err(|error: Box<dyn std::error::Error>| Error::Draw { title: title.into(), reason: error.to_string() })?;
     Ok(text)
 }
 

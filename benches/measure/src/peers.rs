@@ -34,7 +34,18 @@ pub const PEERS: [Peer; 2] = [
     Peer { name: "torch-cudnn-f16", backend: "CUDNN_ATTENTION", dtype: "float16" },
 ];
 
-/// What to time, and how: a warm-up, then `samples` of about `sample_ms` each, without a pause.
+/// How to time: a warm-up of at least one call, then samples of at least one call each, without a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Timing {
+    /// About how long to warm up.
+    pub warm_up_ms: f64,
+    /// About how long a sample is.
+    pub sample_ms: f64,
+    /// How many samples.
+    pub samples: usize,
+}
+
+/// What to time, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Request {
@@ -45,9 +56,8 @@ pub struct Request {
     pub length: usize,
     pub head_dim: usize,
     pub causal: bool,
-    pub warm_up_ms: f64,
-    pub sample_ms: f64,
-    pub samples: usize,
+    #[serde(flatten)]
+    pub timing: Timing,
 }
 
 /// Why a peer has no time.
@@ -148,7 +158,7 @@ impl Peers {
         let sent = writeln!(self.requests, "{line}").and_then(|()| self.requests.flush());
         sent.map_err(|error| PeerError::Lost(format!("takes no requests: {error}")))?;
         match self.answer(ANSWER)? {
-            Answer::Milliseconds { milliseconds } if milliseconds.len() == request.samples => Ok(milliseconds),
+            Answer::Milliseconds { milliseconds } if milliseconds.len() == request.timing.samples => Ok(milliseconds),
             Answer::Error { error } => Err(PeerError::Refused(error)),
             _ => Err(PeerError::Lost("answered something else than was asked".into())),
         }
@@ -183,9 +193,7 @@ mod tests {
         length: 4096,
         head_dim: 128,
         causal: true,
-        warm_up_ms: 0.0,
-        sample_ms: 12.0,
-        samples: 2,
+        timing: Timing { warm_up_ms: 0.0, sample_ms: 12.0, samples: 2 },
     };
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -200,7 +208,7 @@ mod tests {
     fn requests_are_answered_in_turn() {
         let script = r#"
             echo '{"version": "2.11.0"}'
-            read request; case $request in *'"length":4096'*'"causal":true'*) echo '{"milliseconds": [1.5, 2]}';; esac
+            read request; case $request in *'"length":4096'*'"causal":true'*'"samples":2'*) echo '{"milliseconds": [1.5, 2]}';; esac
             read request; echo '{"error": "no kernel"}'
             read request; echo '{"milliseconds": [3]}'
         "#;
