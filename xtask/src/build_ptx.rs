@@ -81,7 +81,7 @@ pub fn build(arguments: &Arguments) -> Result<Vec<(Architecture, Vec<Built>)>> {
         remove_others(&folder, &modules)?;
         let built = in_parallel(&modules, |(symbol, text)| ptxas.assemble(architecture, &folder, symbol, text))?;
         if arguments.sass {
-            in_parallel(&built, disassemble)?;
+            in_parallel(&built, |kernel| Ok(fs::write(kernel.cubin.with_extension("sass"), disassemble(kernel)?)?))?;
         }
         let assembled = built.iter().filter(|kernel| kernel.assembled).count();
         println!(
@@ -191,15 +191,14 @@ fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-fn disassemble(kernel: &Built) -> Result<()> {
+/// A kernel's machine code as text.
+pub fn disassemble(kernel: &Built) -> Result<String> {
     let nvdisasm = cuda_tools::NVDISASM.find()?;
-    let sass = process::read(Command::new(nvdisasm).arg("--print-code").arg(&kernel.cubin))?;
-    fs::write(kernel.cubin.with_extension("sass"), sass)?;
-    Ok(())
+    process::read(Command::new(nvdisasm).arg("--print-code").arg(&kernel.cubin))
 }
 
 /// Does the work for every item, on all cores; results in the items' order. Reports every failure, not just the first.
-fn in_parallel<Item: Sync, Done: Send>(
+pub fn in_parallel<Item: Sync, Done: Send>(
     items: &[Item],
     work: impl Fn(&Item) -> Result<Done> + Sync,
 ) -> Result<Vec<Done>> {
