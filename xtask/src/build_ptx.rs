@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Folder for the kernels [default: SAGE_PTX_DIR or target/ptx, from where the library embeds them]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Write the machine code as text too, to KERNEL.sass
+    /// Write the machine code as text too, to KERNEL.sass, as check-ptx does
     #[arg(long)]
     pub sass: bool,
 }
@@ -81,7 +81,7 @@ pub fn build(arguments: &Arguments) -> Result<Vec<(Architecture, Vec<Built>)>> {
         remove_others(&folder, &modules)?;
         let built = in_parallel(&modules, |(symbol, text)| ptxas.assemble(architecture, &folder, symbol, text))?;
         if arguments.sass {
-            in_parallel(&built, |kernel| Ok(fs::write(kernel.cubin.with_extension("sass"), disassemble(kernel)?)?))?;
+            in_parallel(&built, disassemble)?;
         }
         let assembled = built.iter().filter(|kernel| kernel.assembled).count();
         println!(
@@ -166,8 +166,8 @@ impl Ptxas {
             return Ok(built(report, false));
         }
         // The report is written last: a run that is cut off leaves none, and the next one starts again.
-        if report.exists() {
-            fs::remove_file(&report)?;
+        for old in [report.clone(), file("sass")].iter().filter(|old| old.exists()) {
+            fs::remove_file(old)?;
         }
         fs::write(&ptx, text)?;
         let said = stamp + &ptxas::assemble(&self.path, architecture, &ptx, &cubin)?;
@@ -191,10 +191,18 @@ fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-/// A kernel's machine code as text.
+/// A kernel's machine code as text, which is kept beside its cubin.
 pub fn disassemble(kernel: &Built) -> Result<String> {
-    let nvdisasm = cuda_tools::NVDISASM.find()?;
-    process::read(Command::new(nvdisasm).arg("--print-code").arg(&kernel.cubin))
+    let file = kernel.cubin.with_extension("sass");
+    if let Ok(text) = fs::read_to_string(&file) {
+        return Ok(text);
+    }
+    let text = process::read(Command::new(cuda_tools::NVDISASM.find()?).arg("--print-code").arg(&kernel.cubin))?;
+    // Written beside and then renamed: what is interrupted is not taken for complete.
+    let partial = file.with_extension("partial");
+    fs::write(&partial, &text)?;
+    fs::rename(&partial, &file)?;
+    Ok(text)
 }
 
 /// Does the work for every item, on all cores; results in the items' order. Reports every failure, not just the first.

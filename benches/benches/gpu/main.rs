@@ -5,8 +5,8 @@
 //! quantization, gigabytes are those that it can't do without: each tensor read once, its codes written once.
 //!
 //! Each case is timed in two ways. In *bursts*: after 80 ms of rest and one call to warm up, about 12 ms of calls between
-//! two events, so that the power limit does not blur the comparison; the contenders take turns, burst by burst. And
-//! *sustained*: calls without a pause until the clock has settled, then a second more, a sample each 50 ms.
+//! two events, so that the power limit does not blur the comparison; the contenders take turns, burst by burst. After all
+//! of them, *sustained*: calls without a pause until the clock has settled, then a second more, a sample each 50 ms.
 
 mod contender;
 
@@ -113,13 +113,18 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         }
     }
     println!();
-    for (head_dim, heads) in HEADS {
-        let of_head_dim: Vec<_> =
-            cases.iter().filter(|case| case.head_dim == head_dim && case.part != Part::Accuracy).collect();
-        if !of_head_dim.is_empty() {
-            bench.speed(&Tensors::new(gpu, TOKENS, heads, head_dim)?, &of_head_dim)?;
+    let timed: Vec<_> = cases.iter().filter(|case| case.part != Part::Accuracy).collect();
+    let is_wanted = |head_dim| timed.iter().any(|case| case.head_dim == head_dim);
+    let tensors = HEADS.into_iter().filter(|(head_dim, _)| is_wanted(*head_dim));
+    let tensors = tensors.map(|(head_dim, heads)| Tensors::new(gpu, TOKENS, heads, head_dim));
+    let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+    // All bursts first: what runs without a rest leaves a hot GPU.
+    for mode in [Mode::Burst, Mode::Sustained] {
+        for tensors in &tensors {
+            bench.speed(mode, tensors, &timed)?;
         }
     }
+    drop(tensors);
     let of_results: Vec<_> = cases.iter().filter(|case| case.part == Part::Accuracy).collect();
     bench.accuracy(&of_results)?;
     for file in bench.report.write(&arguments.out, "gpu")? {
@@ -201,32 +206,32 @@ impl Bench {
     }
 
     /// Times the cases of a head dimension, and prints a table a mask.
-    fn speed(&mut self, tensors: &Tensors, cases: &[&Case]) -> Result<(), SageError> {
+    fn speed(&mut self, mode: Mode, tensors: &Tensors, cases: &[&Case]) -> Result<(), SageError> {
         for (mask, _) in MASKS {
             let first = self.report.measurements.len();
             for &length in self.effort.lengths {
-                let in_turn = cases.iter().filter(|case| (case.mask, case.length) == (mask, length));
-                self.take_turns(tensors, in_turn)?;
+                let size = (tensors.head_dim, mask, length);
+                let of_size = cases.iter().filter(|case| (case.head_dim, case.mask, case.length) == size);
+                self.time(mode, tensors, of_size.copied())?;
             }
             let title = format!("head_dim {}, {} heads, {mask}", tensors.head_dim, tensors.heads);
-            for mode in [Mode::Burst, Mode::Sustained] {
-                let table = table::render(&title, mode, &self.report.measurements[first..]);
-                if !table.is_empty() {
-                    println!("{table}");
-                }
+            let table = table::render(&title, mode, &self.report.measurements[first..]);
+            if !table.is_empty() {
+                println!("{table}");
             }
         }
         Ok(())
     }
 
-    /// Times cases of one size: bursts in turn, then each without a pause.
-    fn take_turns<'a>(
+    /// Times cases of one size: bursts in turn, or each by itself without a rest.
+    fn time<'a>(
         &mut self,
+        mode: Mode,
         tensors: &Tensors,
-        cases: impl IntoIterator<Item = &'a &'a Case>,
+        cases: impl Iterator<Item = &'a Case>,
     ) -> Result<(), SageError> {
         let mut contenders = Vec::new();
-        for &case in cases {
+        for case in cases {
             let contender = match (variant(case), peer(case)) {
                 (Some(variant), _) => Contender::ours(tensors, case, variant)?,
                 (None, Some(peer)) => Contender::peer(tensors, case, peer),
@@ -234,25 +239,28 @@ impl Bench {
             };
             contenders.push((case, contender, Vec::new()));
         }
-        for round in 0..=self.effort.bursts {
+        // In a first round, which is not kept, peers make their inputs.
+        let (rounds, timing) = match mode {
+            Mode::Burst => (1 + self.effort.bursts, BURST),
+            Mode::Sustained => (1, self.effort.sustained),
+        };
+        for round in 0..rounds {
             let mut stay = Vec::new();
-            for (case, mut contender, mut bursts) in contenders {
-                sleep(REST);
-                if let Some(samples) = self.samples(&mut contender, BURST)? {
-                    // In the first round, peers make their inputs.
-                    if round > 0 {
-                        bursts.extend(samples);
+            for (case, mut contender, mut samples) in contenders {
+                if round > 0 {
+                    sleep(REST);
+                }
+                if let Some(more) = self.samples(&mut contender, timing)? {
+                    if round > 0 || mode == Mode::Sustained {
+                        samples.extend(more);
                     }
-                    stay.push((case, contender, bursts));
+                    stay.push((case, contender, samples));
                 }
             }
             contenders = stay;
         }
-        for (case, mut contender, bursts) in contenders {
-            self.keep(tensors, case, Mode::Burst, &bursts);
-            if let Some(samples) = self.samples(&mut contender, self.effort.sustained)? {
-                self.keep(tensors, case, Mode::Sustained, &samples);
-            }
+        for (case, _, samples) in contenders {
+            self.keep(tensors, case, mode, &samples);
         }
         Ok(())
     }
@@ -278,7 +286,7 @@ impl Bench {
 
     fn keep(&mut self, tensors: &Tensors, case: &Case, mode: Mode, samples: &[f64]) {
         let pairs = (TOKENS * tensors.heads * case.length) as f64 * if mask(case) == Mask::None { 1.0 } else { 0.5 };
-        let operations = (case.part != Part::Quantization).then(|| 4.0 * pairs * case.head_dim as f64);
+        let operations = (case.part != Part::Quantization).then_some(4.0 * pairs * case.head_dim as f64);
         let bytes = variant(case).filter(|_| case.part == Part::Quantization).map(|variant| {
             let elements = TOKENS * tensors.heads * case.head_dim;
             variant.code_bytes.iter().map(|code| (elements * (DType::BYTES + code)) as f64).sum()

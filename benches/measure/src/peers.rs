@@ -221,6 +221,59 @@ mod tests {
         assert!(peers.measure(&REQUEST).unwrap_err().is_final(), "the child has ended");
     }
 
+    /// What the script uses of PyTorch, without a GPU. It has one backend, and prints where answers go.
+    const FAKE_TORCH: &str = r#"
+import contextlib, sys, time, types
+print("not an answer")
+__version__, float16 = "fake", "float16"
+class Tensor:
+    dtype = float16
+    def __iadd__(self, other): return self
+    def __rmul__(self, other): return self
+randn = zeros = lambda *shape, **options: Tensor()
+no_grad = contextlib.nullcontext
+class Event:
+    def __init__(self, enable_timing): pass
+    def record(self): self.time = time.perf_counter()
+    def synchronize(self): pass
+    def elapsed_time(self, other): return (other.time - self.time) * 1e3
+cuda = types.SimpleNamespace(Event=Event)
+def module(name, **content):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(content)
+class SDPBackend: FLASH_ATTENTION = 1
+__path__ = []
+module("torch.nn", __path__=[])
+module("torch.nn.attention", SDPBackend=SDPBackend, sdpa_kernel=contextlib.nullcontext)
+module("torch.nn.functional", scaled_dot_product_attention=lambda *tensors, is_causal: time.sleep(0.001))
+"#;
+
+    #[test]
+    fn the_script_keeps_to_the_protocol() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = || {
+            let mut command = Command::new("python3");
+            command.args(["-c", SCRIPT]).env("PYTHONPATH", folder.path());
+            Peers::start_command(command, PATIENCE)
+        };
+        std::fs::write(folder.path().join("torch.py"), "raise ImportError('no libcudart')").unwrap();
+        match start() {
+            Err(PeerError::Refused(reason)) => assert!(reason.ends_with("no libcudart"), "{reason}"),
+            Err(PeerError::Start { .. }) => return println!("skipped: no python3"),
+            other => panic!("{other:?}"),
+        }
+        std::fs::write(folder.path().join("torch.py"), FAKE_TORCH).unwrap();
+        let mut peers = start().unwrap();
+        assert_eq!(peers.version(), "fake");
+        for _ in 0..2 {
+            let milliseconds = peers.measure(&REQUEST).unwrap();
+            assert!(milliseconds.iter().all(|call| *call >= 1.0), "{milliseconds:?}");
+        }
+        let refused = peers.measure(&Request { backend: "CUDNN_ATTENTION", ..REQUEST }).unwrap_err();
+        assert!(!refused.is_final() && refused.to_string().contains("no CUDNN_ATTENTION"), "{refused}");
+        assert_eq!(peers.measure(&REQUEST).unwrap().len(), 2);
+    }
+
     #[test]
     fn a_child_that_does_not_start() {
         let missing = Peers::start(Path::new("/no/such/python")).unwrap_err();
