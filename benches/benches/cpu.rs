@@ -49,6 +49,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if cases.is_empty() {
         return Ok(());
     }
+    arguments.make_out()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = Where { name: format!("CPU, {threads} threads"), ..Default::default() };
     let mut report =

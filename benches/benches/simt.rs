@@ -33,6 +33,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     if cases.is_empty() {
         return Ok(());
     }
+    arguments.make_out()?;
     let device = Device { name: "one core of the CPU".into(), ..Default::default() };
     let mut report = Report { device, ..Default::default() };
     println!("| queries | keys | head_dim | schedule | all kernels, ms | range |");

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 /// Kinds of instructions that are counted, and the opcodes of each, which may have modifiers.
 pub const KINDS: [(&str, &[&str]); 15] = [
-    ("GMMA", &["IGMMA", "QGMMA", "HGMMA"]),
+    ("MMA", &["IGMMA", "QGMMA", "HGMMA", "IMMA", "QMMA", "HMMA"]),
     ("MUFU", &["MUFU"]),
     ("FMNMX", &["FMNMX"]),
     ("FFMA", &["FFMA"]),
@@ -235,7 +235,7 @@ mod tests {
         let code = parse(LISTING).unwrap();
         let counts = count(&code);
         let of = |kind: &str| counts[KINDS.iter().position(|(other, _)| *other == kind).unwrap()];
-        assert_eq!(["GMMA", "MUFU", "FMNMX", "I2F", "MOV", "SHFL", "LDS", "LDL"].map(of), [2, 1, 2, 1, 1, 1, 1, 0]);
+        assert_eq!(["MMA", "MUFU", "FMNMX", "I2F", "MOV", "SHFL", "LDS", "LDL"].map(of), [2, 1, 2, 1, 1, 1, 1, 0]);
     }
 
     #[test]

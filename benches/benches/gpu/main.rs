@@ -92,6 +92,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         Err(error) => return Err(error.into()),
     };
     let first_call = first_call(start, gpu)?;
+    arguments.make_out()?;
     let clock_khz = devices().into_iter().find(|info| info.ordinal == gpu.ordinal()).map(|info| info.clock_khz);
     let device = Where {
         name: gpu.name().into(),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Error;
+
 /// SageAttention's benchmarks.
 #[derive(clap::Parser, Clone, Debug)]
 pub struct Arguments {
@@ -30,6 +32,15 @@ impl Arguments {
     /// Whether the filters let a measurement of this name through.
     pub fn want(&self, name: &str) -> bool {
         self.filter.iter().all(|filter| name.contains(filter.as_str()))
+    }
+
+    /// Makes the folder for results. To be called before anything is measured in vain.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be made.
+    pub fn make_out(&self) -> Result<(), Error> {
+        std::fs::create_dir_all(&self.out).map_err(|source| Error::Write { path: self.out.clone(), source })
     }
 
     /// The cases that the filters let through; says so if none is left.
