@@ -103,7 +103,7 @@ fn check_budgets(architecture: Architecture, found: &Budgets) -> Result<Vec<Prob
     }
     let problem = |Difference { kernel, text, .. }| Problem {
         kernel,
-        text: format!("{text}: if it is worth that, `cargo xtask check-ptx --update`, and measure"),
+        text: format!("{text}: measure, and if it is worth it, accept it with `cargo xtask check-ptx --update`"),
     };
     Ok(worse.into_iter().map(problem).collect())
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 pub const KINDS: [(&str, &[&str]); 15] = [
     ("MMA", &["IGMMA", "QGMMA", "HGMMA", "IMMA", "QMMA", "HMMA"]),
     ("MUFU", &["MUFU"]),
-    ("FMNMX", &["FMNMX"]),
+    ("MNMX", &["FMNMX", "VIMNMX", "IMNMX"]),
     ("FFMA", &["FFMA"]),
     ("FMUL", &["FMUL"]),
     ("FADD", &["FADD"]),
@@ -235,7 +235,7 @@ mod tests {
         let code = parse(LISTING).unwrap();
         let counts = count(&code);
         let of = |kind: &str| counts[KINDS.iter().position(|(other, _)| *other == kind).unwrap()];
-        assert_eq!(["MMA", "MUFU", "FMNMX", "I2F", "MOV", "SHFL", "LDS", "LDL"].map(of), [2, 1, 2, 1, 1, 1, 1, 0]);
+        assert_eq!(["MMA", "MUFU", "MNMX", "I2F", "MOV", "SHFL", "LDS", "LDL"].map(of), [2, 1, 2, 1, 1, 1, 1, 0]);
     }
 
     #[test]
