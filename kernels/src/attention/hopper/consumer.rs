@@ -328,7 +328,8 @@ where
     /// the segment of `tile`.
     #[inline(always)]
     unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS], tile: u32) {
-        let keeps = (tile / SEGMENT_TILES ^ self.lane) % SEGMENTS_PER_FLUSH == 0;
+        let segment = tile / SEGMENT_TILES;
+        let keeps = (segment ^ self.lane).is_multiple_of(SEGMENTS_PER_FLUSH);
         for row in 0..2 {
             let at = self.current_row_sum(row);
             let sum = if keeps { output[Self::OUTPUTS + 2 * row] } else { 0.0 };
