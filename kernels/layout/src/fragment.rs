@@ -31,6 +31,16 @@ pub const fn a_operand_8bit_holder(row: u32, k: u32) -> (u32, u32, u32) {
     (row % 8 * 4 + k % 16 / 4, k / 16 * 2 + row / 8, k % 4)
 }
 
+/// `(row, k)` of half `half` of register `register` (0 to 3) of the A operand with k = 16 two-byte elements.
+pub const fn a_operand_16bit(lane: u32, register: u32, half: u32) -> (u32, u32) {
+    (lane / 4 + 8 * (register % 2), 8 * (register / 2) + 2 * (lane % 4) + half)
+}
+
+/// The inverse of [`a_operand_16bit`]: `(lane, register, half)` that holds `(row, k)`.
+pub const fn a_operand_16bit_holder(row: u32, k: u32) -> (u32, u32, u32) {
+    (row % 8 * 4 + k % 8 / 2, k / 8 * 2 + row / 8, k % 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +60,27 @@ mod tests {
                     let (row, column) = accumulator(lane, element);
                     assert_eq!(accumulator_holder(row, column), (lane, element));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_operand_16bit_is_a_bijection() {
+        for row in 0..16 {
+            for k in 0..16 {
+                let (lane, register, half) = a_operand_16bit_holder(row, k);
+                assert!(lane < 32 && register < 4 && half < 2);
+                assert_eq!(a_operand_16bit(lane, register, half), (row, k));
+            }
+        }
+    }
+
+    /// Pairs of accumulator values, packed in their order, are the 16-bit A operand of the same keys in their order.
+    #[test]
+    fn accumulator_pairs_are_the_16bit_operand() {
+        for lane in 0..32 {
+            for element in 0..8 {
+                assert_eq!(a_operand_16bit(lane, element / 2, element % 2), accumulator(lane, element));
             }
         }
     }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::panic::Location;
 
+use half::{bf16, f16};
 use sage_layout::round::f32_from_e4m3;
 use sage_layout::{fragment, swizzle};
 
@@ -24,7 +25,8 @@ const ROWS: usize = 16;
 const DEPTH: usize = 32;
 const LANES: usize = 32;
 
-/// How FP8 products are summed.
+/// How FP8 products are summed. (Products of 16-bit numbers are summed in f64 and rounded to f32 once an instruction: the
+/// hardware keeps all of an f32 accumulator's bits there.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Accumulation {
     /// The 32 products of an instruction exactly, then added to the accumulator with one rounding to f32.
@@ -35,35 +37,36 @@ pub enum Accumulation {
     Truncated,
 }
 
-/// A multiplication instruction.
+/// A multiplication instruction of 64 rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// 64 columns, both operands in shared memory.
-    N64Int8,
-    /// 72 columns, A in registers.
-    N72E4m3,
-    /// 136 columns, A in registers.
-    N136E4m3,
+pub struct Shape {
+    pub operands: Operands,
+    pub columns: usize,
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    /// Signed bytes, both in shared memory, summed in i32.
+    Int8,
+    /// e4m3, A in registers.
+    E4m3,
+    /// IEEE binary16, A in registers.
+    F16,
+    /// bfloat16, A in registers.
+    Bf16,
 }
 
 impl Shape {
-    fn columns(self) -> usize {
-        match self {
-            Self::N64Int8 => 64,
-            Self::N72E4m3 => 72,
-            Self::N136E4m3 => 136,
-        }
-    }
-
     /// Accumulator registers of a lane.
     fn registers(self) -> usize {
-        self.columns() / 2
+        self.columns / 2
     }
 
     fn poison(self) -> u32 {
-        match self {
-            Self::N64Int8 => poison::INTEGER,
-            Self::N72E4m3 | Self::N136E4m3 => poison::FLOAT,
+        match self.operands {
+            Operands::Int8 => poison::INTEGER,
+            _ => poison::FLOAT,
         }
     }
 }
@@ -278,11 +281,11 @@ impl Cta {
         if inputs.iter().any(|input| input[2] != right) {
             return problem("lanes have different descriptors".to_owned());
         }
-        let left = match shape {
-            Shape::N64Int8 if inputs.iter().any(|input| input[1] != inputs[0][1]) => {
+        let left = match shape.operands {
+            Operands::Int8 if inputs.iter().any(|input| input[1] != inputs[0][1]) => {
                 return problem("lanes have different descriptors".to_owned());
             }
-            Shape::N64Int8 => Left::Shared(inputs[0][1]),
+            Operands::Int8 => Left::Shared(inputs[0][1]),
             // SAFETY: the lanes passed addresses of their operands, and wait in the call that borrows them.
             _ => Left::Registers(Box::new(inputs.map(|input| unsafe { *(input[1] as *const [u32; 4]) }))),
         };
@@ -307,7 +310,7 @@ impl Cta {
             let rows = first..first + ROWS as u32;
             Rows::decode(descriptor, site)?.read(rows, &mut self.shared, access, &knowledge)?;
         }
-        Rows::decode(right, site)?.read(0..shape.columns() as u32, &mut self.shared, access, &knowledge)?;
+        Rows::decode(right, site)?.read(0..shape.columns as u32, &mut self.shared, access, &knowledge)?;
 
         // the accumulator
         let registers = shape.registers();
@@ -377,16 +380,22 @@ impl Cta {
         let site = Location::caller();
         let decode = |descriptor| Rows::decode(descriptor, site).expect("checked at issue");
         let right_rows = decode(right);
-        let right: Vec<[u8; DEPTH]> =
-            (0..shape.columns() as u32).map(|row| right_rows.load(row, &self.shared)).collect();
+        let right: Vec<[u8; DEPTH]> = (0..shape.columns as u32).map(|row| right_rows.load(row, &self.shared)).collect();
         let left: [[u8; DEPTH]; ROWS] = match left {
             Left::Shared(descriptor) => {
                 let rows = decode(descriptor);
                 std::array::from_fn(|row| rows.load(warp_of_group * ROWS as u32 + row as u32, &self.shared))
             }
             Left::Registers(registers) => std::array::from_fn(|row| {
-                std::array::from_fn(|k| {
-                    let (lane, register, byte) = fragment::a_operand_8bit_holder(row as u32, k as u32);
+                std::array::from_fn(|place| {
+                    let (row, place) = (row as u32, place as u32);
+                    let (lane, register, byte) = match shape.operands {
+                        Operands::Int8 | Operands::E4m3 => fragment::a_operand_8bit_holder(row, place),
+                        Operands::F16 | Operands::Bf16 => {
+                            let (lane, register, half) = fragment::a_operand_16bit_holder(row, place / 2);
+                            (lane, register, 2 * half + place % 2)
+                        }
+                    };
                     registers[lane as usize][register as usize].to_le_bytes()[byte as usize]
                 })
             }),
@@ -394,9 +403,12 @@ impl Cta {
         let accumulators = &mut self.warps[warp].tensor.accumulators;
         let Some(accumulator) = accumulators.iter_mut().find(|known| known.id == accumulator) else { return };
         debug_assert_eq!(accumulator.shape, shape);
-        match shape {
-            Shape::N64Int8 => multiply_integers(&left, &right, accumulate, &mut accumulator.values),
-            _ => multiply_e4m3(&left, &right, self.options.accumulation, &mut accumulator.values),
+        let values = &mut accumulator.values;
+        match shape.operands {
+            Operands::Int8 => multiply_integers(&left, &right, accumulate, values),
+            Operands::E4m3 => multiply_e4m3(&left, &right, self.options.accumulation, values),
+            Operands::F16 => multiply_16bit(&left, &right, |bits| f16::from_bits(bits).to_f64(), values),
+            Operands::Bf16 => multiply_16bit(&left, &right, |bits| bf16::from_bits(bits).to_f64(), values),
         }
     }
 
@@ -468,6 +480,23 @@ fn multiply_e4m3(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumulation
     });
 }
 
+fn multiply_16bit(
+    left: &[[u8; DEPTH]; ROWS],
+    right: &[[u8; DEPTH]],
+    value: impl Fn(u16) -> f64 + Copy,
+    values: &mut [u32],
+) {
+    let widen = |row: &[u8; DEPTH]| -> [f64; DEPTH / 2] {
+        std::array::from_fn(|k| value(u16::from_le_bytes([row[2 * k], row[2 * k + 1]])))
+    };
+    let left = left.each_ref().map(widen);
+    let right: Vec<[f64; DEPTH / 2]> = right.iter().map(widen).collect();
+    for_each_element(right.len(), |index, row, column| {
+        let sum: f64 = left[row].iter().zip(&right[column]).map(|(a, b)| a * b).sum();
+        values[index] = ((sum + f32::from_bits(values[index]) as f64) as f32).to_bits();
+    });
+}
+
 /// See [`Accumulation::Truncated`].
 fn add_truncated(products: &[f32; DEPTH], accumulator: f32) -> f32 {
     const KEPT_BITS: i32 = 13;
@@ -510,7 +539,9 @@ macro_rules! settle {
 
 settle! {
     settle_scores i32, 32;
+    settle_n64 f32, 32;
     settle_n72 f32, 36;
+    settle_n128 f32, 64;
     settle_n136 f32, 68;
 }
 
@@ -521,24 +552,30 @@ fn exposed<T>(place: *const T) -> u64 {
 
 #[track_caller]
 pub unsafe fn m64n64k32_s32_s8<const ACCUMULATE: bool>(scores: &mut [i32; 32], query: u64, key: u64) {
-    let operation = Operation::Product { shape: Shape::N64Int8, accumulate: ACCUMULATE };
+    let shape = Shape { operands: Operands::Int8, columns: 64 };
+    let operation = Operation::Product { shape, accumulate: ACCUMULATE };
     collective(operation, [exposed(std::ptr::from_mut(scores)), query, key, 0], Location::caller());
 }
 
-macro_rules! multiply_e4m3 {
-    ($($name:ident $shape:ident, $count:literal;)*) => { $(
+macro_rules! multiply {
+    ($($name:ident $operands:ident, $count:literal;)*) => { $(
         #[track_caller]
         pub unsafe fn $name(accumulator: &mut [f32; $count], probabilities: &[u32; 4], value: u64) {
-            let operation = Operation::Product { shape: Shape::$shape, accumulate: true };
+            let shape = Shape { operands: Operands::$operands, columns: 2 * $count };
+            let operation = Operation::Product { shape, accumulate: true };
             let inputs = [exposed(std::ptr::from_mut(accumulator)), exposed(probabilities), value, 0];
             collective(operation, inputs, Location::caller());
         }
     )* };
 }
 
-multiply_e4m3! {
-    m64n72k32_f32_e4m3 N72E4m3, 36;
-    m64n136k32_f32_e4m3 N136E4m3, 68;
+multiply! {
+    m64n72k32_f32_e4m3 E4m3, 36;
+    m64n136k32_f32_e4m3 E4m3, 68;
+    m64n64k16_f32_f16 F16, 32;
+    m64n64k16_f32_bf16 Bf16, 32;
+    m64n128k16_f32_f16 F16, 64;
+    m64n128k16_f32_bf16 Bf16, 64;
 }
 
 #[cfg(test)]
@@ -573,6 +610,17 @@ mod tests {
             multiply_e4m3(&left, &right, accumulation, &mut values);
             assert!(values.iter().all(|&value| f32::from_bits(value) == 67.0));
         }
+        let [f16_one, bf16_one] = [f16::ONE.to_bits(), bf16::ONE.to_bits()].map(u16::to_le_bytes);
+        let row = |bytes: [u8; 2]| std::array::from_fn(|place| bytes[place % 2]);
+        let mut values = vec![3f32.to_bits(); 32 * LANES];
+        multiply_16bit(&[row(f16_one); ROWS], &[row(f16_one); 64], |bits| f16::from_bits(bits).to_f64(), &mut values);
+        multiply_16bit(
+            &[row(bf16_one); ROWS],
+            &[row(bf16_one); 64],
+            |bits| bf16::from_bits(bits).to_f64(),
+            &mut values,
+        );
+        assert!(values.iter().all(|&value| f32::from_bits(value) == 35.0));
         let mut values = vec![5; 32 * LANES];
         multiply_integers(&[[255; DEPTH]; ROWS], &[[2; DEPTH]; 64], true, &mut values);
         assert!(values.iter().all(|&value| value as i32 == 5 - 64));

@@ -22,7 +22,7 @@ use sage_layout::tile::{
     KEY_CHUNK, SEGMENT_TILES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
     segments,
 };
-use simt::wgmma::{self, Descriptor, ValueAccumulator};
+use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{global, math, shared, thread, warp};
 
 use super::head_dim;
@@ -31,7 +31,7 @@ use super::producer::NO_ITEM;
 use crate::attention::epilogue;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
-use crate::attention::softmax::{OnlineSoftmax, Probabilities, Scores, Visible};
+use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
 
 /// Bytes between the registers of a lane in a warp's region of shared memory: lanes are adjacent.
@@ -83,7 +83,7 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
     signals: Signals,
     warpgroup: u32,
 ) where
-    [f32; REGISTERS]: ValueAccumulator,
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     let memory = const { AttentionShared::new(head_dim(REGISTERS)) };
     let thread = thread::thread_idx_x() % 128;
@@ -118,7 +118,7 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
 
 impl<const REGISTERS: usize> Consumer<'_, REGISTERS>
 where
-    [f32; REGISTERS]: ValueAccumulator,
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     const HEAD_DIM: u32 = head_dim(REGISTERS);
     /// Registers of the output proper.
@@ -264,17 +264,17 @@ where
 
     /// `output` += probabilities · value for 64 keys.
     #[inline(always)]
-    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &Probabilities, value: Descriptor) {
+    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
         // SAFETY: see `attend`.
         unsafe {
-            output.multiply_accumulate(&probabilities[0], value);
-            output.multiply_accumulate(&probabilities[1], value.advance(STEP_BYTES));
+            output.multiply_accumulate(&probabilities.0[0], value);
+            output.multiply_accumulate(&probabilities.0[1], value.advance(STEP_BYTES));
         }
     }
 
     /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
     #[inline(always)]
-    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut Probabilities) {
+    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut E4m3Probabilities) {
         let rescale;
         (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
         for (index, value) in state.output.iter_mut().enumerate() {
@@ -387,21 +387,9 @@ where
             epilogue::store_rows::<E>(params, Self::HEAD_DIM, (batch, head), first_row, self.lane, buffer, |index| {
                 output[index]
             });
-            if params.log_sum_exp != 0 && self.lane.is_multiple_of(4) {
-                for row in 0..2 {
-                    let query = first_row + self.lane / 4 + 8 * row as u32;
-                    if query < params.output.tokens {
-                        let mut log_sum_exp = state.softmax.log_sum_exp(row, row_sum[row]);
-                        if params.log_sum_exp_shift != 0 {
-                            let padded = padded_queries(params.output.tokens) as u64;
-                            let at = params.log_sum_exp_shift + 4 * (item.head as u64 * padded + query as u64);
-                            log_sum_exp += global::load_f32(at);
-                        }
-                        let at = item.head as u64 * params.output.tokens as u64 + query as u64;
-                        global::store_f32(params.log_sum_exp + 4 * at, log_sum_exp);
-                    }
-                }
-            }
+            epilogue::store_log_sum_exp(params, item.head, first_row, self.lane, |row| {
+                state.softmax.log_sum_exp(row, row_sum[row])
+            });
         }
     }
 
