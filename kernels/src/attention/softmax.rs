@@ -31,8 +31,7 @@ pub trait Probabilities: Copy {
 }
 
 /// In e4m3: two operands of 32 keys, in the order of `sage_layout::token_order`.
-#[derive(Clone, Copy)]
-pub struct E4m3Probabilities(pub [[u32; 4]; 2]);
+pub type E4m3Probabilities = [[u32; 4]; 2];
 
 /// log₂ of the largest e4m3 number.
 const LOG2_E4M3_MAX: f32 = 8.807_355;
@@ -41,11 +40,11 @@ const HEADROOM: f32 = 4.0;
 
 impl Probabilities for E4m3Probabilities {
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
-    const ZERO: Self = Self([[0; 4]; 2]);
+    const ZERO: Self = [[0; 4]; 2];
 
     #[inline(always)]
     fn set(&mut self, group: usize, values: &[f32; 8]) {
-        let operand = &mut self.0[group / 2];
+        let operand = &mut self[group / 2];
         operand[group % 2 * 2] = convert::e4m3x4([values[0], values[1], values[4], values[5]]);
         operand[group % 2 * 2 + 1] = convert::e4m3x4([values[2], values[3], values[6], values[7]]);
     }
@@ -54,7 +53,7 @@ impl Probabilities for E4m3Probabilities {
     fn saturated(&self) -> bool {
         // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN)
         let mut sum = 0;
-        for operand in &self.0 {
+        for operand in self {
             let [a, b, c, d] = operand.map(|codes| codes.wrapping_add(0x0202_0202));
             sum = math::or3(math::or3(sum, a, b), c, d);
         }

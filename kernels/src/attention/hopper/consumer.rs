@@ -267,8 +267,8 @@ where
     unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
         // SAFETY: see `attend`.
         unsafe {
-            output.multiply_accumulate(&probabilities.0[0], value);
-            output.multiply_accumulate(&probabilities.0[1], value.advance(STEP_BYTES));
+            output.multiply_accumulate(&probabilities[0], value);
+            output.multiply_accumulate(&probabilities[1], value.advance(STEP_BYTES));
         }
     }
 
@@ -387,9 +387,21 @@ where
             epilogue::store_rows::<E>(params, Self::HEAD_DIM, (batch, head), first_row, self.lane, buffer, |index| {
                 output[index]
             });
-            epilogue::store_log_sum_exp(params, item.head, first_row, self.lane, |row| {
-                state.softmax.log_sum_exp(row, row_sum[row])
-            });
+            if params.log_sum_exp != 0 && self.lane.is_multiple_of(4) {
+                for row in 0..2 {
+                    let query = first_row + self.lane / 4 + 8 * row as u32;
+                    if query < params.output.tokens {
+                        let mut log_sum_exp = state.softmax.log_sum_exp(row, row_sum[row]);
+                        if params.log_sum_exp_shift != 0 {
+                            let padded = padded_queries(params.output.tokens) as u64;
+                            let at = params.log_sum_exp_shift + 4 * (item.head as u64 * padded + query as u64);
+                            log_sum_exp += global::load_f32(at);
+                        }
+                        let at = item.head as u64 * params.output.tokens as u64 + query as u64;
+                        global::store_f32(params.log_sum_exp + 4 * at, log_sum_exp);
+                    }
+                }
+            }
         }
     }
 
