@@ -32,7 +32,7 @@ impl Quantized {
     }
 
     /// The 16-bit values as the GPU's buffer: `[key heads][key tiles][width · 128]`, each tile as [`value_tile`] says.
-    pub fn value_half_tiles(&self) -> Vec<u8> {
+    pub fn value_element_tiles(&self) -> Vec<u8> {
         let mut bytes = vec![0; 2 * self.value_elements.len()];
         let tiles = self.value_elements.chunks_exact(TILE * self.width);
         for (elements, bytes) in tiles.zip(bytes.chunks_exact_mut(2 * TILE * self.width)) {
