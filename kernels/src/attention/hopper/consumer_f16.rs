@@ -8,11 +8,10 @@ use core::cmp::min;
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::scale::KEY_SCALES_PER_TILE;
 use sage_layout::tile::KEY_CHUNK;
 use sage_layout::value_tile;
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
-use simt::{global, math, warp};
+use simt::{math, warp};
 
 use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
@@ -35,9 +34,6 @@ struct State<const REGISTERS: usize> {
     query_scale: f32,
     /// Turns the lane's scores of the current tile into base-2 scores.
     scale: f32,
-    /// The lane's scale of the first key tile.
-    key_scale: u64,
-    visible: VisibleKeys,
 }
 
 /// Attention of every item of this CTA. `REGISTERS` is half of `HEAD_DIM`.
@@ -87,12 +83,10 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
             softmax: OnlineSoftmax::new(),
             query_scale: warpgroup.query_scale(item),
             scale: 0.0,
-            key_scale: warpgroup.first_key_scale(item),
-            visible: VisibleKeys::new(params, first_row, warpgroup.lane),
         };
         if tiles.all > 0 {
             warpgroup.wait_tiles(warpgroup.position);
-            state.scale = state.query_scale * global::load_f32(state.key_scale);
+            state.scale = state.query_scale * warpgroup.key_scale(item, 0);
             wgmma::fence();
             warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(warpgroup.position, 0));
             wgmma::commit();
@@ -101,11 +95,12 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
 
             let mut tile = 0;
             while tile < min(tiles.whole, tiles.all) {
-                step::<E, HEAD_DIM, REGISTERS, false>(warpgroup, &mut state, tile, tiles.all);
+                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], None);
                 tile += 1;
             }
+            let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
             while tile < tiles.all {
-                step::<E, HEAD_DIM, REGISTERS, true>(warpgroup, &mut state, tile, tiles.all);
+                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], Some(visible));
                 tile += 1;
             }
         }
@@ -117,30 +112,30 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
 /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
 /// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
 #[inline(always)]
-unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize, const MASKED: bool>(
+unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
     state: &mut State<REGISTERS>,
-    tile: u32,
-    tiles: u32,
+    item: WorkItem,
+    [tile, tiles]: [u32; 2],
+    mask: Option<VisibleKeys>,
 ) where
     [f32; REGISTERS]: ValueAccumulator<E::Operands>,
 {
     let current = warpgroup.position;
     let next_tile = min(tile + 1, tiles - 1);
-    let visible = |chunk: u32| {
-        if MASKED { Visible::Some(state.visible.of_chunk((2 * tile + chunk) * KEY_CHUNK)) } else { Visible::All }
+    let visible = |chunk: u32| match mask {
+        Some(mask) => Visible::Some(mask.of_chunk((2 * tile + chunk) * KEY_CHUNK)),
+        None => Visible::All,
     };
-    let (first, second) = (visible(0), visible(1));
     let value = value_chunk(warpgroup, current);
 
     // SAFETY: see `attend`.
     unsafe {
-        let next_key_scale = global::load_f32(state.key_scale + 4 * (KEY_SCALES_PER_TILE as u64 * next_tile as u64));
-
         // chunk A; nothing is in flight
-        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, first);
+        let visible_keys = visible(0);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
         if saturated {
-            rebase(state, first, &mut probabilities);
+            rebase(state, visible_keys, &mut probabilities);
         }
         add_row_sums::<E, REGISTERS>(state, &probabilities);
         wgmma::fence();
@@ -155,17 +150,20 @@ unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize, const MA
         warpgroup.position.advance();
         let next = if next_tile > tile { warpgroup.position } else { current };
         warpgroup.wait_tiles(next);
-        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, second);
+        let visible_keys = visible(1);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
         wgmma::wait::<0>();
         wgmma::settle(&mut state.output);
         if saturated {
-            rebase(state, second, &mut probabilities);
+            rebase(state, visible_keys, &mut probabilities);
         }
         add_row_sums::<E, REGISTERS>(state, &probabilities);
         wgmma::fence();
         warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(next, 0));
         multiply_value(&mut state.output, &probabilities, value.advance(value_tile::GROUP_BYTES));
         wgmma::commit();
+        // now, when registers are free
+        let next_key_scale = warpgroup.key_scale(item, next_tile);
         wgmma::wait::<0>();
         wgmma::settle(&mut state.scores);
         wgmma::settle(&mut state.output);

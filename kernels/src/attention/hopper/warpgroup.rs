@@ -100,11 +100,17 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         unsafe { global::load_f32(self.params.query_scale + 4 * place) }
     }
 
-    /// Where the lane's scale of the item's first key tile is.
+    /// The lane's scale of the item's `tile`-th key tile.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub fn first_key_scale(&self, item: WorkItem) -> u64 {
-        let tile_scales = (key_tiles(self.params.key_len) * KEY_SCALES_PER_TILE) as u64;
-        self.params.key_scale + 4 * (item.key_head as u64 * tile_scales + (self.lane % 4) as u64)
+    pub unsafe fn key_scale(&self, item: WorkItem, tile: u32) -> f32 {
+        let tile = item.key_head as u64 * key_tiles(self.params.key_len) as u64 + tile as u64;
+        let place = tile * KEY_SCALES_PER_TILE as u64 + (self.lane % 4) as u64;
+        // SAFETY: scales hold a row for each key tile.
+        unsafe { global::load_f32(self.params.key_scale + 4 * place) }
     }
 
     /// 64 keys of a key tile.
