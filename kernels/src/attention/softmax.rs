@@ -97,7 +97,7 @@ impl<E: Element> Probabilities for HalfProbabilities<E> {
             let [a, b, c, d] = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
             self.operands[group][row] = E::pack([a, b]);
             self.operands[group][row + 2] = E::pack([c, d]);
-            self.sums[row] += (a + b) + (c + d);
+            self.sums[row] = self.sums[row] + a + b + c + d;
         }
     }
 

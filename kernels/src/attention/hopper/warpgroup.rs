@@ -107,10 +107,11 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
     pub unsafe fn key_scale(&self, item: WorkItem, tile: u32) -> f32 {
-        let tile = item.key_head as u64 * key_tiles(self.params.key_len) as u64 + tile as u64;
-        let place = tile * KEY_SCALES_PER_TILE as u64 + (self.lane % 4) as u64;
+        // there are under 2³⁰ tiles: 32 bits hold the index of a scale, and are one register
+        let tile = item.key_head * key_tiles(self.params.key_len) + tile;
+        let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
-        unsafe { global::load_f32(self.params.key_scale + 4 * place) }
+        unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
     }
 
     /// 64 keys of a key tile.
