@@ -28,6 +28,9 @@ pub trait Probabilities: Copy {
 
     /// Whether one of the lane's was too large, or NaN.
     fn saturated(&self) -> bool;
+
+    /// The lane's largest visible base-2 score of each row, −∞ if it sees none.
+    fn row_maxima(scores: &Scores, scale: f32, visible: Visible) -> [f32; 2];
 }
 
 /// In e4m3: two operands of 32 keys, in the order of `sage_layout::token_order`.
@@ -58,6 +61,18 @@ impl Probabilities for E4m3Probabilities {
             sum = math::or3(math::or3(sum, a, b), c, d);
         }
         sum & 0x8080_8080 != 0
+    }
+
+    #[inline(always)]
+    fn row_maxima(scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+        let mut largest = [i32::MIN; 2];
+        for (element, &score) in scores.iter().enumerate() {
+            let row = element / 2 % 2;
+            if visible.shows(element) && score > largest[row] {
+                largest[row] = score;
+            }
+        }
+        largest.map(|score| if score > i32::MIN { score as f32 * scale } else { f32::NEG_INFINITY })
     }
 }
 
@@ -107,6 +122,17 @@ impl<E: Element> Probabilities for HalfProbabilities<E> {
         // 2^LOG2_LARGEST_SUM
         let largest = const { f32::from_bits(((E::LOG2_LARGEST_SUM + LARGEST_EXPONENT) as u32) << 23) };
         !(self.sums[0] < largest && self.sums[1] < largest)
+    }
+
+    /// Of the scores as f32, which the exponentials made: of integers and f32, one kind is kept in registers.
+    #[inline(always)]
+    fn row_maxima(scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+        let mut largest = [f32::NEG_INFINITY; 2];
+        for (element, &score) in scores.iter().enumerate() {
+            let row = element / 2 % 2;
+            largest[row] = largest[row].max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
+        }
+        largest.map(|score| if score > f32::NEG_INFINITY { score * scale } else { f32::NEG_INFINITY })
     }
 }
 
@@ -159,17 +185,10 @@ impl OnlineSoftmax {
     /// everything accumulated so far must be multiplied by.
     #[inline(always)]
     pub fn rebase<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> (P, [f32; 2]) {
-        let mut largest = [i32::MIN; 2];
-        for (element, &score) in scores.iter().enumerate() {
-            let row = element / 2 % 2;
-            if visible.shows(element) && score > largest[row] {
-                largest[row] = score;
-            }
-        }
+        let maxima = P::row_maxima(scores, scale, visible);
         let mut rescale = [1.0; 2];
         for row in 0..2 {
-            let seen = largest[row] > i32::MIN;
-            let mut maximum = if seen { largest[row] as f32 * scale } else { f32::NEG_INFINITY };
+            let mut maximum = maxima[row];
             maximum = maximum.max(warp::shuffle_xor(maximum, 1));
             maximum = maximum.max(warp::shuffle_xor(maximum, 2));
             let offset = self.offset[row].min(P::CEILING - maximum);
