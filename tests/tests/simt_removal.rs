@@ -3,7 +3,7 @@
 use half::f16;
 use sage_tests::tensor::Inputs;
 use sageattention::simt::{Execution, Options, Schedule};
-use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, TensorLayout};
+use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvMode, TensorLayout};
 
 /// Synchronisations whose removal changes nothing that can be observed, by instruction and file, and why.
 const REDUNDANT: [(&str, &str, &str); 1] = [(
@@ -22,16 +22,25 @@ fn idle_warpgroups() -> AttentionProblem {
     AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500])
 }
 
-fn execute(problem: AttentionProblem, options: &Options) -> Result<Execution, String> {
+fn execute(problem: AttentionProblem, pv_mode: PvMode, options: &Options) -> Result<Execution, String> {
     let mask = Mask::CausalAligned(CausalAlign::BottomRight);
-    let attention = AttentionOptions { return_lse: true, mask, ..Default::default() };
+    let attention = AttentionOptions { return_lse: true, pv_mode, mask, ..Default::default() };
     let inputs = Inputs::<f16>::random(&problem, 1);
     Execution::new(&problem, &attention, inputs.slices(), options).map_err(|(_, report)| report.to_string())
 }
 
 #[test]
 fn every_removal_is_found() {
-    let complete = execute(many_items(), &Options::new(Schedule::InOrder)).expect("the kernel as it is");
+    every_removal_of(PvMode::Fp8);
+}
+
+#[test]
+fn every_removal_is_found_with_16_bit_values() {
+    every_removal_of(PvMode::F16);
+}
+
+fn every_removal_of(pv_mode: PvMode) {
+    let complete = execute(many_items(), pv_mode, &Options::new(Schedule::InOrder)).expect("the kernel as it is");
     let mut missed = Vec::new();
     for (kernel, place) in &complete.synchronisations {
         let by_warps = [Schedule::InOrder, Schedule::Reverse].into_iter().chain((0..3).map(Schedule::RandomWarps));
@@ -39,7 +48,9 @@ fn every_removal_is_found() {
         let found = by_warps
             .map(|schedule| (many_items(), schedule))
             .chain(by_threads.map(|schedule| (idle_warpgroups(), schedule)))
-            .map(|(problem, schedule)| execute(problem, &Options { without: Some(*place), ..Options::new(schedule) }))
+            .map(|(problem, schedule)| {
+                execute(problem, pv_mode, &Options { without: Some(*place), ..Options::new(schedule) })
+            })
             .find_map(Result::err);
         match found {
             Some(report) => println!("{} {} at {}:\n    {}", kernel.symbol(), place.instruction, place.site, report),
