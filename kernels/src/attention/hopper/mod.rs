@@ -48,7 +48,7 @@ pub trait Values {
     /// Where everything is in shared memory.
     const MEMORY: AttentionShared;
 
-    /// Writes what is in shared memory from the beginning to the end.
+    /// Writes what is in shared memory from the beginning to the end, and lets the tensor cores see it.
     ///
     /// # Safety
     ///
@@ -86,6 +86,7 @@ where
                 unsafe { shared::store_u32(tile + Self::MEMORY.value_bytes + 4 * thread, ONES) };
             }
         }
+        barrier::fence_proxy_async();
     }
 
     #[inline(always)]
@@ -130,7 +131,6 @@ pub unsafe fn attention<V: Values>(params: &AttentionParams) {
             mbarrier::fence_init();
         }
         V::prepare(base);
-        barrier::fence_proxy_async();
         thread::sync_threads();
 
         let warpgroup = warp::broadcast(thread / 128);
