@@ -47,7 +47,7 @@ mod tests {
             for channel in 0..head_dim {
                 for key in 0..KEY_TILE {
                     let place = offset(channel, key);
-                    assert!(place % 2 == 0 && place < value_tile_bytes(head_dim));
+                    assert!(place.is_multiple_of(2) && place < value_tile_bytes(head_dim));
                     assert!(!core::mem::replace(&mut seen[place as usize / 2], true));
                     assert_eq!(position(place), (channel, key));
                 }
