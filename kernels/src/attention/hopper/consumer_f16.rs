@@ -152,11 +152,14 @@ unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
         warpgroup.wait_tiles(next);
         let visible_keys = visible(1);
         let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
-        wgmma::wait::<0>();
-        wgmma::settle(&mut state.output);
         if saturated {
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.output);
             rebase(state, visible_keys, &mut probabilities);
         }
+        // behind the branch, over which ptxas does not move it up: before, it would stand above the exponentials
+        wgmma::wait::<0>();
+        wgmma::settle(&mut state.output);
         add_row_sums::<E, REGISTERS>(state, &probabilities);
         wgmma::fence();
         warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(next, 0));
