@@ -142,7 +142,7 @@ impl Call<'_> {
                     value_scale: self.address(scale),
                     value_mean_codes: self.address(mean_codes),
                     tiles_per_flush: match resolved.smooth_v {
-                        true => tile::SEGMENT_TILES,
+                        true => tile::TILES_PER_FLUSH,
                         false => tile::UNSMOOTHED_TILES_PER_FLUSH,
                     },
                     ..params

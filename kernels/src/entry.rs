@@ -4,7 +4,7 @@
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
 #[cfg(not(target_arch = "nvptx64"))]
-use simt::host::{self, Kind, Launch, Memory, Options, Report, Synchronisation};
+use simt::host::{self, Kind, Launch, Memory, Options, Report, Trace};
 
 use crate::element::{Bf16, F16};
 use crate::{attention::hopper, quantize};
@@ -96,7 +96,7 @@ sage_layout::for_each_kernel!(define_entries);
 #[cfg(not(target_arch = "nvptx64"))]
 macro_rules! define_launch {
     ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => {
-        /// Runs a kernel in the SIMT executor, with the launch shape of the kernel table. Returns where it synchronises.
+        /// Runs a kernel in the SIMT executor, with the launch shape of the kernel table.
         ///
         /// # Errors
         ///
@@ -107,7 +107,7 @@ macro_rules! define_launch {
             params: &Params,
             memory: &Memory,
             options: &Options,
-        ) -> Result<Vec<Synchronisation>, Report> {
+        ) -> Result<Trace, Report> {
             let shape = Launch {
                 grid,
                 threads: kernel.threads(),

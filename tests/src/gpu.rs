@@ -215,6 +215,11 @@ impl<T: Element> Call<T> {
         Ok(Outputs { output, log_sum_exp })
     }
 
+    /// The names of the workspace's regions.
+    pub fn regions(&self) -> Vec<&'static str> {
+        self.prepared.plan().workspace_regions().into_iter().map(|(name, _)| name).collect()
+    }
+
     /// What the kernels left in a region of the workspace, by its name in `AttentionPlan::workspace_regions`.
     pub fn workspace(&self, name: &str) -> Result<Vec<u8>, Error> {
         let regions = self.prepared.plan().workspace_regions();

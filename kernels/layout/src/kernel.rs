@@ -223,7 +223,7 @@ impl Kernel {
     /// `docs/performance.md` with them.
     pub const fn stack_budget(self) -> u32 {
         match (self.family(), self.head_dim()) {
-            (Family::Attention, 128) => 24,
+            (Family::Attention, 128) => 32,
             _ => 0,
         }
     }

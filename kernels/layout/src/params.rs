@@ -195,8 +195,8 @@ pub struct AttentionParams {
     pub heads_per_key_head: u32,
     /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
     pub items: u32,
-    /// Key tiles after which the FP8 accumulators are emptied into f32; divides
-    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES). 0 for `AttentionF16`.
+    /// Key tiles after which the FP8 accumulators are emptied into f32: a divisor or a multiple of
+    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH). 0 for `AttentionF16`.
     pub tiles_per_flush: u32,
     /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
     /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.

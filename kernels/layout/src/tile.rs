@@ -15,9 +15,14 @@ pub const CTA_QUERIES: u32 = CONSUMER_WARPGROUPS * WARPGROUP_ROWS;
 pub const KEY_TILE: u32 = 128;
 /// Keys whose scores a warpgroup holds in registers at a time.
 pub const KEY_CHUNK: u32 = 64;
-/// Key tiles of one *segment*: the tensor cores' FP8 accumulators are emptied into f32 after each, and the value's
-/// channel mean is taken over each (see `docs/numerics.md`, "Two-level accumulation").
+/// Key tiles of one *segment*: the values' channel mean is taken over each (see `docs/numerics.md`, "Two-level
+/// accumulation").
 pub const SEGMENT_TILES: u32 = 8;
+/// Segments after which the tensor cores' FP8 accumulators are emptied into f32: as many as lanes share rows, since each
+/// keeps the row sums of one segment.
+pub const SEGMENTS_PER_FLUSH: u32 = 4;
+/// How often the accumulators are emptied.
+pub const TILES_PER_FLUSH: u32 = SEGMENTS_PER_FLUSH * SEGMENT_TILES;
 /// How often the accumulators are emptied if the values keep their mean, which makes truncation add up: SageAttention2's
 /// own form.
 pub const UNSMOOTHED_TILES_PER_FLUSH: u32 = 1;

@@ -22,6 +22,8 @@ pub trait Probabilities: Copy {
     const CEILING: f32;
     /// Nothing set.
     const ZERO: Self;
+    /// A score, as the exponentials leave it.
+    type Largest: Copy;
 
     /// Sets those of keys `16 · group` on: eight accumulator registers, two for each row and half.
     fn set(&mut self, group: usize, values: &[f32; 8]);
@@ -29,8 +31,11 @@ pub trait Probabilities: Copy {
     /// Whether one of the lane's was too large, or NaN.
     fn saturated(&self) -> bool;
 
-    /// The lane's largest visible base-2 score of each row, −∞ if it sees none.
-    fn row_maxima(scores: &Scores, scale: f32, visible: Visible) -> [f32; 2];
+    /// The lane's largest visible score of each row.
+    fn largest(scores: &Scores, visible: Visible) -> [Self::Largest; 2];
+
+    /// The base-2 score, −∞ if the lane sees none.
+    fn maximum(largest: Self::Largest, scale: f32) -> f32;
 }
 
 /// In e4m3: two operands of 32 keys, in the order of `sage_layout::token_order`.
@@ -42,6 +47,7 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 const HEADROOM: f32 = 4.0;
 
 impl Probabilities for E4m3Probabilities {
+    type Largest = i32;
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
     const ZERO: Self = [[0; 4]; 2];
 
@@ -64,7 +70,7 @@ impl Probabilities for E4m3Probabilities {
     }
 
     #[inline(always)]
-    fn row_maxima(scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+    fn largest(scores: &Scores, visible: Visible) -> [i32; 2] {
         let mut largest = [i32::MIN; 2];
         for (element, &score) in scores.iter().enumerate() {
             let row = element / 2 % 2;
@@ -72,11 +78,17 @@ impl Probabilities for E4m3Probabilities {
                 largest[row] = score;
             }
         }
-        largest.map(|score| if score > i32::MIN { score as f32 * scale } else { f32::NEG_INFINITY })
+        largest
+    }
+
+    #[inline(always)]
+    fn maximum(largest: i32, scale: f32) -> f32 {
+        let seen = largest > i32::MIN;
+        if seen { largest as f32 * scale } else { f32::NEG_INFINITY }
     }
 }
 
-/// In 16 bits: four operands of 16 keys in their order (`sage_layout::fragment::a_operand_16bit`), and their sums.
+/// In 16 bits: four operands of 16 keys in their order (`sage_layout::fragment::a_operand`), and their sums.
 ///
 /// The sums also tell whether a probability was too large: a lane has 16 of a row, so that [`CEILING`] may be exceeded by
 /// [`HALF_HEADROOM`] octaves by all of them together.
@@ -103,6 +115,7 @@ impl<E> Clone for HalfProbabilities<E> {
 impl<E> Copy for HalfProbabilities<E> {}
 
 impl<E: Element> Probabilities for HalfProbabilities<E> {
+    type Largest = f32;
     const CEILING: f32 = E::LOG2_LARGEST_SUM - HALF_HEADROOM;
     const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], element: PhantomData };
 
@@ -126,13 +139,18 @@ impl<E: Element> Probabilities for HalfProbabilities<E> {
 
     /// Of the scores as f32, which the exponentials made: of integers and f32, one kind is kept in registers.
     #[inline(always)]
-    fn row_maxima(scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+    fn largest(scores: &Scores, visible: Visible) -> [f32; 2] {
         let mut largest = [f32::NEG_INFINITY; 2];
         for (element, &score) in scores.iter().enumerate() {
             let row = element / 2 % 2;
             largest[row] = largest[row].max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
         }
-        largest.map(|score| if score > f32::NEG_INFINITY { score * scale } else { f32::NEG_INFINITY })
+        largest
+    }
+
+    #[inline(always)]
+    fn maximum(largest: f32, scale: f32) -> f32 {
+        if largest > f32::NEG_INFINITY { largest * scale } else { f32::NEG_INFINITY }
     }
 }
 
@@ -185,17 +203,25 @@ impl OnlineSoftmax {
     /// everything accumulated so far must be multiplied by.
     #[inline(always)]
     pub fn rebase<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> (P, [f32; 2]) {
-        let maxima = P::row_maxima(scores, scale, visible);
+        let rescale = self.raise_reference::<P>(scores, scale, visible);
+        (self.exponentials(scores, scale, visible), rescale)
+    }
+
+    /// Takes the true row maxima of `scores` into the reference. Returns what everything accumulated so far must be
+    /// multiplied by.
+    #[inline(always)]
+    pub fn raise_reference<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+        let largest = P::largest(scores, visible);
         let mut rescale = [1.0; 2];
         for row in 0..2 {
-            let mut maximum = maxima[row];
+            let mut maximum = P::maximum(largest[row], scale);
             maximum = maximum.max(warp::shuffle_xor(maximum, 1));
             maximum = maximum.max(warp::shuffle_xor(maximum, 2));
             let offset = self.offset[row].min(P::CEILING - maximum);
             rescale[row] = math::exp2(offset - self.offset[row]);
             self.offset[row] = offset;
         }
-        (self.exponentials(scores, scale, visible), rescale)
+        rescale
     }
 
     /// `2^(score · scale + offset)`.

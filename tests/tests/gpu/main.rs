@@ -6,6 +6,7 @@
 
 mod accuracy;
 mod codes;
+mod executor;
 mod memory;
 mod properties;
 mod shapes;

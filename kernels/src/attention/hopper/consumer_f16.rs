@@ -92,6 +92,8 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
+            let first = Visible::Some(VisibleKeys::new(params, first_row, warpgroup.lane).of_chunk(0));
+            state.softmax.raise_reference::<HalfProbabilities<E>>(&state.scores, state.scale, first);
 
             let mut tile = 0;
             while tile < min(tiles.whole, tiles.all) {
