@@ -91,7 +91,7 @@ impl Probabilities for E4m3Probabilities {
 /// In 16 bits: four operands of 16 keys in their order (`sage_layout::fragment::a_operand`), and their sums.
 ///
 /// The sums also tell whether a probability was too large: a lane has 16 of a row, so that [`CEILING`] may be exceeded by
-/// [`HALF_HEADROOM`] octaves by all of them together.
+/// `HALF_HEADROOM` octaves by all of them together.
 ///
 /// [`CEILING`]: Probabilities::CEILING
 pub struct HalfProbabilities<E> {
