@@ -6,17 +6,18 @@
 //! value ─► ChannelStatistics ─► ValueScale ─► QuantizeValue ─┴─► Attention ─► output, log_sum_exp
 //! ```
 //!
-//! The first line's statistics are there only with `smooth_k`. Each kernel finds what the ones before it wrote.
+//! The first line's statistics are there only with `smooth_k`. With [`PvMode::F16`](crate::PvMode::F16) the last line is
+//! `value ─► TileValue ─► AttentionF16`. Each kernel finds what the ones before it wrote.
 
 use crate::gpu::GpuBuffers;
 use crate::options::Mask;
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
-use crate::workspace::Region;
+use crate::workspace::{Region, Values};
 use sage_layout::kernel::Family;
 use sage_layout::params::{
     Address, AttentionParams, ChannelStatisticsParams, KeyMeanParams, Params, QuantizeKeyParams, QuantizeQueryParams,
-    QuantizeValueParams, TensorView, ValueScaleParams,
+    QuantizeValueParams, TensorView, TileValueParams, ValueScaleParams,
 };
 use sage_layout::tile;
 
@@ -51,22 +52,23 @@ impl Call<'_> {
             let key_mean = KeyMeanParams { sum, mean, tokens: key.tokens, reserved: 0 };
             launch(Family::KeyMean, key_heads, key_mean.into())?;
         }
-        let [sum, min, max] =
-            [workspace.value_sum, workspace.value_min, workspace.value_max].map(|region| self.address(region));
-        let statistics = ChannelStatisticsParams { input: value, sum, min, max };
-        launch(Family::ChannelStatistics, grid(segments, &value), statistics.into())?;
-        let value_scale = ValueScaleParams {
-            sum,
-            min,
-            max,
-            mean: self.address(workspace.value_mean),
-            mean_codes: self.address(workspace.value_mean_codes),
-            scale: self.address(workspace.value_scale),
-            inverse_scale: self.address(workspace.value_inverse_scale),
-            tokens: value.tokens,
-            smooth: resolved.smooth_v.into(),
-        };
-        launch(Family::ValueScale, key_heads, value_scale.into())?;
+        if let Values::Fp8 { sum, min, max, mean, mean_codes, scale, inverse_scale, .. } = workspace.values {
+            let [sum, min, max] = [sum, min, max].map(|region| self.address(region));
+            let statistics = ChannelStatisticsParams { input: value, sum, min, max };
+            launch(Family::ChannelStatistics, grid(segments, &value), statistics.into())?;
+            let value_scale = ValueScaleParams {
+                sum,
+                min,
+                max,
+                mean: self.address(mean),
+                mean_codes: self.address(mean_codes),
+                scale: self.address(scale),
+                inverse_scale: self.address(inverse_scale),
+                tokens: value.tokens,
+                smooth: resolved.smooth_v.into(),
+            };
+            launch(Family::ValueScale, key_heads, value_scale.into())?;
+        }
 
         let shift = self.address_if(workspace.log_sum_exp_shift);
         let quantize_query = QuantizeQueryParams {
@@ -91,13 +93,21 @@ impl Call<'_> {
             reserved: 0,
         };
         launch(Family::QuantizeKey, grid(key_tiles, &key), quantize_key.into())?;
-        let quantize_value = QuantizeValueParams {
-            input: value,
-            codes: self.address(workspace.value_codes),
-            inverse_scale: self.address(workspace.value_inverse_scale),
-            mean: self.address(workspace.value_mean),
-        };
-        launch(Family::QuantizeValue, grid(key_tiles, &value), quantize_value.into())
+        match workspace.values {
+            Values::Fp8 { codes, inverse_scale, mean, .. } => {
+                let quantize_value = QuantizeValueParams {
+                    input: value,
+                    codes: self.address(codes),
+                    inverse_scale: self.address(inverse_scale),
+                    mean: self.address(mean),
+                };
+                launch(Family::QuantizeValue, grid(key_tiles, &value), quantize_value.into())
+            }
+            Values::F16 { tiles } => {
+                let tile_value = TileValueParams { input: value, tiles: self.address(tiles) };
+                launch(Family::TileValue, grid(key_tiles, &value), tile_value.into())
+            }
+        }
     }
 
     /// The attention kernel.
@@ -109,11 +119,11 @@ impl Call<'_> {
         let params = AttentionParams {
             query: self.address(workspace.query_codes),
             key: self.address(workspace.key_codes),
-            value: self.address(workspace.value_codes),
+            value: 0,
             query_scale: self.address(workspace.query_scales),
             key_scale: self.address(workspace.key_scales),
-            value_scale: self.address(workspace.value_scale),
-            value_mean_codes: self.address(workspace.value_mean_codes),
+            value_scale: 0,
+            value_mean_codes: 0,
             log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
             log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
             claimed_items: self.address(workspace.claimed_items),
@@ -122,13 +132,29 @@ impl Call<'_> {
             diagonal: resolved.diagonal,
             heads_per_key_head: self.heads_per_key_head(),
             items,
-            tiles_per_flush: match resolved.smooth_v {
-                true => tile::TILES_PER_FLUSH,
-                false => tile::UNSMOOTHED_TILES_PER_FLUSH,
-            },
+            tiles_per_flush: 0,
             heads_per_group: self.heads_per_group(),
         };
-        launch(Family::Attention, [items.min(self.multiprocessors), 1, 1], params.into())
+        let (family, params) = match workspace.values {
+            Values::Fp8 { codes, scale, mean_codes, .. } => {
+                let params = AttentionParams {
+                    value: self.address(codes),
+                    value_scale: self.address(scale),
+                    value_mean_codes: self.address(mean_codes),
+                    tiles_per_flush: match resolved.smooth_v {
+                        true => tile::TILES_PER_FLUSH,
+                        false => tile::UNSMOOTHED_TILES_PER_FLUSH,
+                    },
+                    ..params
+                };
+                (Family::Attention, Params::Attention(params))
+            }
+            Values::F16 { tiles } => {
+                let params = AttentionParams { value: self.address(tiles), ..params };
+                (Family::AttentionF16, Params::AttentionF16(params))
+            }
+        };
+        launch(family, [items.min(self.multiprocessors), 1, 1], params)
     }
 
     /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
@@ -142,7 +168,7 @@ impl Call<'_> {
                 (problem.batch * problem.query_heads) as u32,
                 self.heads_per_key_head(),
                 problem.key_len as u32,
-                resolved.padded_head_dim,
+                resolved.tile_bytes(),
             ),
         }
     }

@@ -29,7 +29,13 @@ macro_rules! params {
     (QuantizeValue) => {
         QuantizeValueParams
     };
+    (TileValue) => {
+        TileValueParams
+    };
     (Attention) => {
+        AttentionParams
+    };
+    (AttentionF16) => {
         AttentionParams
     };
 }
@@ -53,11 +59,20 @@ macro_rules! program {
     (QuantizeValue, $head_dim:literal, $element:ident) => {
         quantize::value::quantize_value::<$element, $head_dim>
     };
+    (TileValue, $head_dim:literal, $element:ident) => {
+        quantize::value::tile_value::<$head_dim>
+    };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<$element, 36>
+        hopper::attention::<hopper::E4m3Values<$element, 36>>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<$element, 68>
+        hopper::attention::<hopper::E4m3Values<$element, 68>>
+    };
+    (AttentionF16, 64, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, 64, 32>>
+    };
+    (AttentionF16, 128, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, 128, 64>>
     };
 }
 
@@ -98,7 +113,7 @@ macro_rules! define_launch {
                 threads: kernel.threads(),
                 shared_bytes: kernel.shared_bytes(),
                 // its blocks claim work from each other
-                blocks_in_order: matches!(kernel.family(), Family::Attention),
+                blocks_in_order: matches!(kernel.family(), Family::Attention | Family::AttentionF16),
             };
             match (kernel, params) {
                 $((Kernel::$variant, Params::$family(params)) => host::launch(shape, memory, options, || {

@@ -3,7 +3,7 @@
 use half::f16;
 use sage_tests::tensor::Inputs;
 use sageattention::simt::{Execution, Options, Schedule};
-use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, TensorLayout};
+use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvMode, TensorLayout};
 
 /// Synchronisations whose removal changes nothing that can be observed, by instruction and file, and why.
 const REDUNDANT: [(&str, &str, &str); 1] = [(
@@ -14,20 +14,20 @@ const REDUNDANT: [(&str, &str, &str); 1] = [(
 
 type Call = (AttentionProblem, AttentionOptions);
 
-fn options(smooth_v: bool) -> AttentionOptions {
+fn options(pv_mode: PvMode, smooth_v: bool) -> AttentionOptions {
     let mask = Mask::CausalAligned(CausalAlign::BottomRight);
-    AttentionOptions { return_lse: true, mask, smooth_v, ..Default::default() }
+    AttentionOptions { return_lse: true, pv_mode, mask, smooth_v, ..Default::default() }
 }
 
 /// More tiles than slots, more items than CTAs, warpgroups with fewer tiles than others and with none, and sums that are
 /// flushed and read again.
-fn many_items() -> Call {
-    (AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 600, 64]), options(false))
+fn many_items(pv_mode: PvMode) -> Call {
+    (AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 600, 64]), options(pv_mode, false))
 }
 
 /// Two warpgroups that only wait for tiles and release them, many times.
-fn idle_warpgroups() -> Call {
-    (AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]), options(true))
+fn idle_warpgroups(pv_mode: PvMode) -> Call {
+    (AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]), options(pv_mode, true))
 }
 
 fn execute((problem, attention): Call, options: &Options) -> Result<Execution, String> {
@@ -37,14 +37,23 @@ fn execute((problem, attention): Call, options: &Options) -> Result<Execution, S
 
 #[test]
 fn every_removal_is_found() {
-    let complete = execute(many_items(), &Options::new(Schedule::InOrder)).expect("the kernel as it is");
+    every_removal_of(PvMode::Fp8);
+}
+
+#[test]
+fn every_removal_is_found_with_16_bit_values() {
+    every_removal_of(PvMode::F16);
+}
+
+fn every_removal_of(pv_mode: PvMode) {
+    let complete = execute(many_items(pv_mode), &Options::new(Schedule::InOrder)).expect("the kernel as it is");
     let mut missed = Vec::new();
     for (kernel, place) in &complete.synchronisations {
         let by_warps = [Schedule::InOrder, Schedule::Reverse].into_iter().chain((0..3).map(Schedule::RandomWarps));
         let by_threads = (0..10).map(Schedule::Random);
         let found = by_warps
-            .map(|schedule| (many_items(), schedule))
-            .chain(by_threads.map(|schedule| (idle_warpgroups(), schedule)))
+            .map(|schedule| (many_items(pv_mode), schedule))
+            .chain(by_threads.map(|schedule| (idle_warpgroups(pv_mode), schedule)))
             .map(|(call, schedule)| execute(call, &Options { without: Some(*place), ..Options::new(schedule) }))
             .find_map(Result::err);
         match found {

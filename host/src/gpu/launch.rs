@@ -5,6 +5,7 @@ use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
 use crate::kernels::Call;
+use crate::options::{AttentionOptions, PvMode};
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
@@ -45,13 +46,17 @@ pub struct PreparedPlan {
 /// The kernels of a plan.
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
-    statistics: Function,
+    /// With `smooth_k` or [`PvMode::Fp8`].
+    statistics: Option<Function>,
     /// With `smooth_k`.
     key_mean: Option<Function>,
-    value_scale: Function,
+    /// With [`PvMode::Fp8`].
+    value_scale: Option<Function>,
     quantize_query: Function,
     quantize_key: Function,
-    quantize_value: Function,
+    /// Of the mode.
+    value: Function,
+    /// Of the mode.
     attention: Function,
 }
 
@@ -59,13 +64,13 @@ impl Kernels {
     /// The kernel of a family that the plan has.
     fn of(&self, family: Family) -> Function {
         match family {
-            Family::ChannelStatistics => self.statistics,
+            Family::ChannelStatistics => self.statistics.expect("loaded where it is launched"),
             Family::KeyMean => self.key_mean.expect("loaded with `smooth_k`, launched only then"),
-            Family::ValueScale => self.value_scale,
+            Family::ValueScale => self.value_scale.expect("loaded with `PvMode::Fp8`, launched only then"),
             Family::QuantizeQuery => self.quantize_query,
             Family::QuantizeKey => self.quantize_key,
-            Family::QuantizeValue => self.quantize_value,
-            Family::Attention => self.attention,
+            Family::QuantizeValue | Family::TileValue => self.value,
+            Family::Attention | Family::AttentionF16 => self.attention,
         }
     }
 }
@@ -95,14 +100,21 @@ impl AttentionPlan {
             let kernel = Kernel::find(family, head_dim, dtype.into());
             gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
         };
+        let function_if = |needed: bool, family| needed.then(|| function(family)).transpose();
+        let AttentionOptions { smooth_k, pv_mode, .. } = *self.options();
+        let fp8 = pv_mode == PvMode::Fp8;
+        let (value, attention) = match pv_mode {
+            PvMode::Fp8 => (Family::QuantizeValue, Family::Attention),
+            PvMode::F16 => (Family::TileValue, Family::AttentionF16),
+        };
         let kernels = Kernels {
-            statistics: function(Family::ChannelStatistics)?,
-            key_mean: self.options().smooth_k.then(|| function(Family::KeyMean)).transpose()?,
-            value_scale: function(Family::ValueScale)?,
+            statistics: function_if(smooth_k || fp8, Family::ChannelStatistics)?,
+            key_mean: function_if(smooth_k, Family::KeyMean)?,
+            value_scale: function_if(fp8, Family::ValueScale)?,
             quantize_query: function(Family::QuantizeQuery)?,
             quantize_key: function(Family::QuantizeKey)?,
-            quantize_value: function(Family::QuantizeValue)?,
-            attention: function(Family::Attention)?,
+            value: function(value)?,
+            attention: function(attention)?,
         };
         Ok(PreparedPlan { plan: *self, gpu, kernels })
     }

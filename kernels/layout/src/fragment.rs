@@ -105,6 +105,16 @@ mod tests {
         }
     }
 
+    /// Pairs of accumulator values, packed in their order, are the 16-bit A operand of the same keys in their order.
+    #[test]
+    fn accumulator_pairs_are_the_16bit_operand() {
+        for lane in 0..32 {
+            for element in 0..8 {
+                assert_eq!(a_operand(2, lane, element / 2, element % 2), accumulator(lane, element));
+            }
+        }
+    }
+
     #[test]
     fn a_operand_is_a_bijection() {
         for row in 0..16 {

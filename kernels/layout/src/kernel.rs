@@ -4,7 +4,8 @@
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
 use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, VALUE_ROW_BYTES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes,
+    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes,
+    query_tile_bytes, value_tile_bytes,
 };
 
 /// A GPU architecture that kernels are compiled for.
@@ -64,13 +65,18 @@ pub enum Family {
     QuantizeKey,
     /// Values, less their segment means, to transposed e4m3 tiles.
     QuantizeValue,
-    /// Attention on the quantized tiles.
+    /// Values, as they are, to transposed 16-bit tiles.
+    TileValue,
+    /// Attention on INT8 queries and keys and e4m3 values.
     Attention,
+    /// Attention on INT8 queries and keys and 16-bit values.
+    AttentionF16,
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
 ///
-/// `KeyMean` and `ValueScale` read and write f32 alone; their element type stands for nothing and is `F16`.
+/// `KeyMean` and `ValueScale` read and write f32 alone, and `TileValue` moves elements without looking at them; their
+/// element type stands for nothing and is `F16`.
 #[macro_export]
 macro_rules! for_each_kernel {
     ($callback:ident) => {
@@ -95,10 +101,16 @@ macro_rules! for_each_kernel {
             QuantizeValueD64Bf16 = "sage_quantize_value_d64_bf16": QuantizeValue, 64, Bf16;
             QuantizeValueD128F16 = "sage_quantize_value_d128_f16": QuantizeValue, 128, F16;
             QuantizeValueD128Bf16 = "sage_quantize_value_d128_bf16": QuantizeValue, 128, Bf16;
+            TileValueD64 = "sage_tile_value_d64": TileValue, 64, F16;
+            TileValueD128 = "sage_tile_value_d128": TileValue, 128, F16;
             AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
             AttentionD128Bf16 = "sage_attention_hopper_d128_bf16": Attention, 128, Bf16;
+            AttentionF16D64F16 = "sage_attention_hopper_f16_d64_f16": AttentionF16, 64, F16;
+            AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
+            AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
+            AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
         }
     };
 }
@@ -152,7 +164,8 @@ impl Kernel {
         Self::ALL.iter().copied().find(|kernel| {
             kernel.family() == family
                 && kernel.head_dim() == padded_head_dim
-                && (kernel.element() == element || matches!(family, Family::KeyMean | Family::ValueScale))
+                && (kernel.element() == element
+                    || matches!(family, Family::KeyMean | Family::ValueScale | Family::TileValue))
         })
     }
 
@@ -160,7 +173,9 @@ impl Kernel {
     pub const fn threads(self) -> u32 {
         match self.family() {
             Family::KeyMean | Family::ValueScale => self.head_dim(),
-            Family::Attention => (1 + CONSUMER_WARPGROUPS) * 128,
+            Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
+            // one for each eight tokens and chunk
+            Family::TileValue => KEY_TILE / 8 * threads_per_row(self.head_dim()),
             // one for each four tokens and chunk
             Family::QuantizeValue => KEY_TILE / 4 * threads_per_row(self.head_dim()),
             _ => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
@@ -170,7 +185,7 @@ impl Kernel {
     /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`.
     pub const fn min_blocks(self) -> u32 {
         match self.family() {
-            Family::Attention | Family::KeyMean | Family::ValueScale => 1,
+            Family::Attention | Family::AttentionF16 | Family::KeyMean | Family::ValueScale => 1,
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             _ => 1024 / self.threads(),
         }
@@ -179,7 +194,7 @@ impl Kernel {
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::KeyMean | Family::ValueScale => 0,
+            Family::KeyMean | Family::ValueScale | Family::TileValue => 0,
             // sum, minimum, maximum: f32 of every token lane and channel
             Family::ChannelStatistics => 3 * crate::statistics::TOKEN_LANES * self.head_dim() * 4,
             // largest absolute values: of each row, or of the rows equal modulo TOKEN_LANES
@@ -188,13 +203,14 @@ impl Kernel {
             // a transposed tile, its rows padded by 16 bytes against bank conflicts
             Family::QuantizeValue => self.head_dim() * (VALUE_ROW_BYTES + 16),
             Family::Attention => AttentionShared::new(self.head_dim()).bytes,
+            Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
         }
     }
 
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::KeyMean | Family::ValueScale => 0,
+            Family::KeyMean | Family::ValueScale | Family::TileValue => 0,
             _ => 1,
         }
     }
@@ -220,11 +236,14 @@ pub struct AttentionShared {
     pub query: u32,
     /// Ring of key tiles.
     pub key: u32,
-    /// Ring of value tiles, each followed by [`Self::ONES_BYTES`] of ones.
+    /// Ring of value tiles; those of e4m3 are each followed by [`Self::ONES_BYTES`] of ones.
     pub value: u32,
+    /// Bytes of a value tile.
+    pub value_bytes: u32,
     /// Distance of the value ring's slots.
     pub value_stride: u32,
-    /// f32 output sums of finished segments, and row sums: one region a consumer warp.
+    /// One region a consumer warp: with e4m3 values, f32 output sums of finished segments, and row sums; with both kinds,
+    /// rows of the output on their way to memory.
     pub master: u32,
     /// Distance of the warps' regions.
     pub master_stride: u32,
@@ -242,21 +261,36 @@ impl AttentionShared {
     /// mbarriers: query full and empty for each warpgroup, slot full and empty for each stage.
     pub const BARRIERS: u32 = 2 * CONSUMER_WARPGROUPS + 2 * PIPELINE_STAGES;
 
-    /// The layout for a padded head dimension.
+    /// Bytes after each row of the output in a warp's region, against bank conflicts.
+    pub const OUTPUT_PADDING: u32 = 16;
+
+    /// The layout with e4m3 values, for a padded head dimension.
     pub const fn new(padded_head_dim: u32) -> Self {
+        let value_bytes = key_tile_bytes(padded_head_dim);
+        // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
+        let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
+        Self::with_values(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, master_stride)
+    }
+
+    /// The layout with 16-bit values, for a padded head dimension.
+    pub const fn f16(padded_head_dim: u32) -> Self {
+        let value_bytes = value_tile_bytes(padded_head_dim);
+        let output_bytes = WARP_ROWS * (2 * padded_head_dim + Self::OUTPUT_PADDING);
+        Self::with_values(padded_head_dim, value_bytes, value_bytes, output_bytes)
+    }
+
+    const fn with_values(padded_head_dim: u32, value_bytes: u32, value_stride: u32, master_stride: u32) -> Self {
         let query = 0;
         let key = query + CONSUMER_WARPGROUPS * query_tile_bytes(padded_head_dim);
         let value = key + PIPELINE_STAGES * key_tile_bytes(padded_head_dim);
-        let value_stride = key_tile_bytes(padded_head_dim) + Self::ONES_BYTES;
         let master = value + PIPELINE_STAGES * value_stride;
-        // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
-        let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
-        let barriers = master + CTA_QUERIES / crate::tile::WARP_ROWS * master_stride;
+        let barriers = master + CTA_QUERIES / WARP_ROWS * master_stride;
         let items = barriers + 8 * Self::BARRIERS;
         Self {
             query,
             key,
             value,
+            value_bytes,
             value_stride,
             master,
             master_stride,
@@ -287,11 +321,12 @@ mod tests {
             assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
-            let shared = AttentionShared::new(head_dim);
-            for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
-                assert_eq!(offset % 1024, 0);
+            for shared in [AttentionShared::new(head_dim), AttentionShared::f16(head_dim)] {
+                for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
+                    assert_eq!(offset % 1024, 0);
+                }
+                assert_eq!((shared.master % 16, shared.master_stride % 16, shared.barriers % 8), (0, 0, 0));
             }
-            assert_eq!(shared.barriers % 8, 0);
         }
     }
 }

@@ -148,7 +148,17 @@ pub struct QuantizeValueParams {
     pub mean: Address,
 }
 
-/// `Attention`: grid (at most one CTA a multiprocessor, and at most one an item).
+/// `TileValue`: grid (key tiles, heads, batch).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TileValueParams {
+    /// Values.
+    pub input: TensorView,
+    /// 16-bit `[batch · heads][key tiles][padded head_dim · 128]`: see [`value_tile`](crate::value_tile).
+    pub tiles: Address,
+}
+
+/// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
 ///
 /// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
 /// nobody has.
@@ -159,15 +169,15 @@ pub struct AttentionParams {
     pub query: Address,
     /// Key codes; see [`QuantizeKeyParams::codes`].
     pub key: Address,
-    /// Value codes; see [`QuantizeValueParams::codes`].
+    /// Value codes; see [`QuantizeValueParams::codes`]. For `AttentionF16`, value tiles; see [`TileValueParams::tiles`].
     pub value: Address,
     /// Query scales.
     pub query_scale: Address,
     /// Key scales.
     pub key_scale: Address,
-    /// Value scales.
+    /// Value scales; 0 for `AttentionF16`.
     pub value_scale: Address,
-    /// Segment means of the values, in units of the value scales.
+    /// Segment means of the values, in units of the value scales; 0 for `AttentionF16`.
     pub value_mean_codes: Address,
     /// `log_sum_exp` less this is what the softmax computed; 0 for nothing.
     pub log_sum_exp_shift: Address,
@@ -186,7 +196,7 @@ pub struct AttentionParams {
     /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
     pub items: u32,
     /// Key tiles after which the FP8 accumulators are emptied into f32: a divisor or a multiple of
-    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH).
+    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH). 0 for `AttentionF16`.
     pub tiles_per_flush: u32,
     /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
     /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.
@@ -194,7 +204,7 @@ pub struct AttentionParams {
 }
 
 macro_rules! define_params {
-    ($($family:ident: $params:ident;)*) => {
+    ($($family:ident: $params:ident $($from:ident)?;)*) => {
         /// The parameters of some kernel.
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)]
@@ -212,22 +222,26 @@ macro_rules! define_params {
             }
         }
 
-        $(impl From<$params> for Params {
+        $($(impl $from<$params> for Params {
             fn from(params: $params) -> Self {
                 Self::$family(params)
             }
-        })*
+        })?)*
     };
 }
 
+// `From` where the struct tells the family.
+
 define_params! {
-    ChannelStatistics: ChannelStatisticsParams;
-    KeyMean: KeyMeanParams;
-    ValueScale: ValueScaleParams;
-    QuantizeQuery: QuantizeQueryParams;
-    QuantizeKey: QuantizeKeyParams;
-    QuantizeValue: QuantizeValueParams;
+    ChannelStatistics: ChannelStatisticsParams From;
+    KeyMean: KeyMeanParams From;
+    ValueScale: ValueScaleParams From;
+    QuantizeQuery: QuantizeQueryParams From;
+    QuantizeKey: QuantizeKeyParams From;
+    QuantizeValue: QuantizeValueParams From;
+    TileValue: TileValueParams From;
     Attention: AttentionParams;
+    AttentionF16: AttentionParams;
 }
 
 const _: () = {
@@ -241,6 +255,7 @@ const _: () = {
     assert!(size_of::<QuantizeQueryParams>() == 104 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 88);
     assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
     assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);
+    assert!(size_of::<TileValueParams>() == 56 && offset_of!(TileValueParams, tiles) == 48);
     assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
     assert!(
         offset_of!(AttentionParams, key_len) == 128

@@ -7,7 +7,7 @@
 use simt::copy::bulk_to_shared;
 use simt::host::{Kind, Launch, Memory, Options, Report, Schedule, Trace, launch, search};
 use simt::mbarrier::{self, Barrier};
-use simt::wgmma::{self, Descriptor};
+use simt::wgmma::{self, Descriptor, ValueAccumulator};
 use simt::{barrier, global, math, shared, thread, warp};
 
 const SHARED_BYTES: u32 = 32 * 1024;
@@ -407,6 +407,86 @@ multiplications! {
     warp_missing_from_a_product, OneWarpMissing, [Divergence];
     accumulator_written_in_flight, AccumulatorWritten, [Product];
     operand_out_of_bounds, DescriptorBeyond, [OutOfBounds, Uninitialized];
+}
+
+/// Two products of 16 f16 probabilities and values, all ones, on one accumulator.
+#[derive(Clone, Copy, PartialEq)]
+enum HalfMultiplication {
+    Right,
+    NoFence,
+    NoFenceBetween,
+    ReadWithoutSettle,
+    OperandOverwritten,
+    DescriptorBeyond,
+}
+
+fn half_multiplication(mistake: HalfMultiplication, buffers: Buffers) {
+    use HalfMultiplication::*;
+    const ONES: u32 = 0x3c00_3c00;
+    let thread = thread::thread_idx_x();
+    // 64 channels in groups of eight, 2048 bytes apart
+    let values = shared::dynamic();
+    unsafe {
+        for index in 0..32 {
+            shared::store_u32(values + 4 * (thread + 128 * index), ONES);
+        }
+        barrier::fence_proxy_async();
+        thread::sync_threads();
+        let mut sums = [1.0f32; 32];
+        let place = if mistake == DescriptorBeyond { values + 4096 } else { values };
+        let descriptor = Descriptor::with_stride(place, 128, 2048);
+        let multiply = |sums: &mut [f32; 32], probabilities: &[u32; 4]| {
+            ValueAccumulator::<wgmma::F16>::multiply_accumulate(sums, probabilities, descriptor)
+        };
+        if mistake != NoFence {
+            wgmma::fence();
+        }
+        multiply(&mut sums, &[ONES; 4]);
+        wgmma::commit();
+        if mistake == OperandOverwritten {
+            shared::store_u32(values + 4 * thread, 0);
+        }
+        wgmma::wait::<0>();
+        wgmma::settle(&mut sums);
+        let [low, high] = [sums[0] - 17.0, sums[31] - 17.0];
+        if mistake == Right {
+            assert_eq!([low, high], [0.0; 2]);
+        }
+        if mistake != NoFenceBetween {
+            wgmma::fence();
+        }
+        multiply(&mut sums, &[ONES; 4]);
+        wgmma::commit();
+        wgmma::wait::<0>();
+        if mistake != ReadWithoutSettle {
+            wgmma::settle(&mut sums);
+        }
+        let sum = math::fma(sums[3], 1.0, 0.0);
+        if mistake == Right {
+            assert_eq!(sum, 33.0);
+        }
+        global::store_f32(buffers.output + 4 * thread as u64, sum);
+    }
+}
+
+macro_rules! half_multiplications {
+    ($($name:ident, $mistake:ident, [$($kind:ident),*];)*) => { $(
+        #[test]
+        fn $name() {
+            check(128, &[$(Kind::$kind),*], |mistake, buffers| {
+                let mistake = if mistake { HalfMultiplication::$mistake } else { HalfMultiplication::Right };
+                half_multiplication(mistake, buffers)
+            });
+        }
+    )* };
+}
+
+half_multiplications! {
+    half_product_without_fence, NoFence, [Product];
+    half_product_without_second_fence, NoFenceBetween, [Product];
+    half_accumulator_not_settled, ReadWithoutSettle, [Poison];
+    half_operand_overwritten_in_flight, OperandOverwritten, [Race];
+    half_operand_beyond_its_tile, DescriptorBeyond, [Uninitialized];
 }
 
 /// Bad launches are refused.

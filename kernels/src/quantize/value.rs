@@ -1,9 +1,12 @@
-//! Values to transposed e4m3 tiles (SageAttention2, section 3.4).
+//! Values to transposed tiles: in e4m3 (SageAttention2, section 3.4), or in the 16 bits that they have.
 
-use sage_layout::params::QuantizeValueParams;
+use sage_layout::params::{QuantizeValueParams, TileValueParams};
 use sage_layout::swizzle::{self, CHUNK_BYTES};
-use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, key_tiles, segments};
+use sage_layout::tile::{
+    KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, key_tiles, segments, value_tile_bytes,
+};
 use sage_layout::token_order::token_at;
+use sage_layout::value_tile;
 use simt::{convert, global, shared, thread};
 
 use super::{CHUNK, Chunk, Head, load_f32_chunk};
@@ -74,5 +77,43 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeV
             global::store_u32x4(codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64, row);
         }
         piece += words_per_row * (HEAD_DIM / CHUNK as u32);
+    }
+}
+
+/// Tokens of a 16-bit chunk.
+const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
+
+/// One 16-bit value tile of one head.
+///
+/// A thread turns eight channels of eight tokens round and writes a chunk of each channel; the chunks that a warp writes at a
+/// time are whole rows of the tile.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn tile_value<const HEAD_DIM: u32>(params: &TileValueParams) {
+    let input = &params.input;
+    let head = Head::of_block(input);
+    let tile = thread::block_idx_x();
+    let groups = KEY_TILE / TOKENS as u32;
+
+    let thread = thread::thread_idx_x();
+    // two neighbouring lanes read 32 neighbouring bytes
+    let (group, chunk) = (thread / 2 % groups, thread / (2 * groups) * 2 + thread % 2);
+    let first_key = group * TOKENS as u32;
+    let mut rows = [Chunk::ZERO; TOKENS];
+    for (token, row) in rows.iter_mut().enumerate() {
+        // SAFETY: the input is readable. What pads the tile is zero.
+        *row = unsafe { head.load_chunk(input, tile * KEY_TILE + first_key + token as u32, chunk) };
+    }
+    let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
+    let tiles = params.tiles + tile_index * value_tile_bytes(HEAD_DIM) as u64;
+    for index in 0..CHUNK {
+        let half = |token: usize| rows[token].0[index / 2] >> (16 * (index % 2)) & 0xffff;
+        let pairs = [0, 2, 4, 6].map(|token: usize| half(token) | half(token + 1) << 16);
+        let place = value_tile::offset(chunk * CHUNK as u32 + index as u32, first_key);
+        // SAFETY: the output holds this tile, and the chunk is this thread's own.
+        unsafe { global::store_u32x4(tiles + place as u64, pairs) };
     }
 }

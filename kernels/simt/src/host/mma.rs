@@ -61,7 +61,8 @@ pub struct Factor {
 }
 
 impl Format {
-    fn bits(self) -> u32 {
+    /// Bits of an element.
+    pub fn bits(self) -> u32 {
         match self {
             Self::Int4 => 4,
             Self::Int8 | Self::E4m3 => 8,

@@ -22,7 +22,7 @@ use sage_layout::tile::{
     KEY_CHUNK, SEGMENT_TILES, SEGMENTS_PER_FLUSH, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries,
     query_tile_bytes, segments,
 };
-use simt::wgmma::{self, Descriptor, ValueAccumulator};
+use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{global, math, shared, thread, warp};
 
 use super::head_dim;
@@ -31,7 +31,7 @@ use super::producer::NO_ITEM;
 use crate::attention::epilogue;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
-use crate::attention::softmax::{OnlineSoftmax, Probabilities, Scores, Visible};
+use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
 
 /// Bytes between the registers of a lane in a warp's region of shared memory: lanes are adjacent.
@@ -84,7 +84,7 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
     signals: Signals,
     warpgroup: u32,
 ) where
-    [f32; REGISTERS]: ValueAccumulator,
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     let memory = const { AttentionShared::new(head_dim(REGISTERS)) };
     let thread = thread::thread_idx_x() % 128;
@@ -119,7 +119,7 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
 
 impl<const REGISTERS: usize> Consumer<'_, REGISTERS>
 where
-    [f32; REGISTERS]: ValueAccumulator,
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     const HEAD_DIM: u32 = head_dim(REGISTERS);
     /// Registers of the output proper.
@@ -166,7 +166,7 @@ where
                 wgmma::settle(&mut state.scores);
                 state.scale = state.query_scale * key_scale;
                 let visible = Visible::Some(state.visible.of_chunk(0));
-                state.softmax.raise_reference(&state.scores, state.scale, visible);
+                state.softmax.raise_reference::<E4m3Probabilities>(&state.scores, state.scale, visible);
 
                 let mut tile = 0;
                 let mut flushed = 0;
@@ -280,7 +280,7 @@ where
 
     /// `output` += probabilities · value for 64 keys.
     #[inline(always)]
-    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &Probabilities, value: Descriptor) {
+    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
         // SAFETY: see `attend`.
         unsafe {
             output.multiply_accumulate(&probabilities[0], value);
@@ -290,7 +290,7 @@ where
 
     /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
     #[inline(always)]
-    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut Probabilities) {
+    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut E4m3Probabilities) {
         let rescale;
         (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
         for (index, value) in state.output.iter_mut().enumerate() {
