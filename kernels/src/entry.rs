@@ -63,10 +63,10 @@ macro_rules! program {
         quantize::value::tile_value::<$head_dim>
     };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 36>>
+        hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 68>>
+        hopper::attention::<hopper::E4m3Values<$element, 128, 68>>
     };
     (AttentionF16, 64, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, 64, 32>>

@@ -202,7 +202,7 @@ impl Kernel {
             Family::QuantizeKey => crate::statistics::TOKEN_LANES * 4,
             // a transposed tile, its rows padded by 16 bytes against bank conflicts
             Family::QuantizeValue => self.head_dim() * (VALUE_ROW_BYTES + 16),
-            Family::Attention => AttentionShared::new(self.head_dim()).bytes,
+            Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
         }
     }
@@ -212,19 +212,6 @@ impl Kernel {
         match self.family() {
             Family::KeyMean | Family::ValueScale | Family::TileValue => 0,
             _ => 1,
-        }
-    }
-
-    /// Bytes of stack, of spill stores and of spill loads that the kernel may have, each: 0, unless a measurement stands
-    /// beside it.
-    ///
-    /// Attention with 128 channels fills its 160 registers. ptxas puts eight values on the stack that are used once an
-    /// item or once a segment; the main loops do not touch local memory, and the kernel runs at the speeds of
-    /// `docs/performance.md` with them.
-    pub const fn stack_budget(self) -> u32 {
-        match (self.family(), self.head_dim()) {
-            (Family::Attention, 128) => 40,
-            _ => 0,
         }
     }
 }
@@ -265,7 +252,7 @@ impl AttentionShared {
     pub const OUTPUT_PADDING: u32 = 16;
 
     /// The layout with e4m3 values, for a padded head dimension.
-    pub const fn new(padded_head_dim: u32) -> Self {
+    pub const fn fp8(padded_head_dim: u32) -> Self {
         let value_bytes = key_tile_bytes(padded_head_dim);
         // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
         let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
@@ -321,7 +308,7 @@ mod tests {
             assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
-            for shared in [AttentionShared::new(head_dim), AttentionShared::f16(head_dim)] {
+            for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
                     assert_eq!(offset % 1024, 0);
                 }

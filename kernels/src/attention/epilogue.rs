@@ -73,35 +73,52 @@ pub unsafe fn store_rows<E: Element>(
     warp::sync_warp();
 }
 
-/// Writes the log-sum-exps of a warp's rows, if they are wanted: `softmax(row)` is what the softmax computed for the lane's
-/// two rows.
+/// The log-sum-exps of a lane's two rows, on their way to memory.
 ///
-/// # Safety
-///
-/// The parameters' buffers are there.
-#[inline(always)]
-pub unsafe fn store_log_sum_exp(
-    params: &AttentionParams,
-    head: u32,
-    first_row: u32,
-    lane: u32,
-    softmax: impl Fn(usize) -> f32,
-) {
-    if params.log_sum_exp != 0 && lane.is_multiple_of(4) {
-        for row in 0..2 {
-            let query = first_row + lane / 4 + 8 * row as u32;
-            if query < params.output.tokens {
-                let mut log_sum_exp = softmax(row);
-                // SAFETY: the query is one of the head's.
-                unsafe {
-                    if params.log_sum_exp_shift != 0 {
-                        let padded = padded_queries(params.output.tokens) as u64;
-                        let at = params.log_sum_exp_shift + 4 * (head as u64 * padded + query as u64);
-                        log_sum_exp += global::load_f32(at);
-                    }
-                    let at = head as u64 * params.output.tokens as u64 + query as u64;
-                    global::store_f32(params.log_sum_exp + 4 * at, log_sum_exp);
-                }
+/// The shifts are loaded here, long before [`store`](Self::store) needs them.
+pub struct LogSumExp {
+    /// Index of the lane's first row over all heads; the other is 8 further on.
+    first: u64,
+    /// Whether this lane writes a row.
+    stores: [bool; 2],
+    shift: [f32; 2],
+}
+
+impl LogSumExp {
+    /// For the lane of a warp whose first row is `first_row`.
+    ///
+    /// # Safety
+    ///
+    /// The parameters' buffers are there.
+    #[inline(always)]
+    pub unsafe fn new(params: &AttentionParams, head: u32, first_row: u32, lane: u32) -> Self {
+        let tokens = params.output.tokens;
+        let row = first_row + lane / 4;
+        let wanted = params.log_sum_exp != 0 && lane.is_multiple_of(4);
+        let stores = [wanted && row < tokens, wanted && row + 8 < tokens];
+        let shifts = params.log_sum_exp_shift + 4 * (head as u64 * padded_queries(tokens) as u64 + row as u64);
+        let mut shift = [0.0; 2];
+        for index in 0..2 {
+            if stores[index] && params.log_sum_exp_shift != 0 {
+                // SAFETY: the row is one of the head's.
+                shift[index] = unsafe { global::load_f32(shifts + 32 * index as u64) };
+            }
+        }
+        Self { first: head as u64 * tokens as u64 + row as u64, stores, shift }
+    }
+
+    /// Writes them: `softmax(row)` is what the softmax computed.
+    ///
+    /// # Safety
+    ///
+    /// As for [`new`](Self::new).
+    #[inline(always)]
+    pub unsafe fn store(&self, params: &AttentionParams, softmax: impl Fn(usize) -> f32) {
+        for index in 0..2 {
+            if self.stores[index] {
+                let at = params.log_sum_exp + 4 * (self.first + 8 * index as u64);
+                // SAFETY: the row is one of the head's.
+                unsafe { global::store_f32(at, softmax(index) + self.shift[index]) };
             }
         }
     }

@@ -22,20 +22,12 @@ pub trait Probabilities: Copy {
     const CEILING: f32;
     /// Nothing set.
     const ZERO: Self;
-    /// A score, as the exponentials leave it.
-    type Largest: Copy;
 
     /// Sets those of keys `16 · group` on: eight accumulator registers, two for each row and half.
     fn set(&mut self, group: usize, values: &[f32; 8]);
 
     /// Whether one of the lane's was too large, or NaN.
     fn saturated(&self) -> bool;
-
-    /// The lane's largest visible score of each row.
-    fn largest(scores: &Scores, visible: Visible) -> [Self::Largest; 2];
-
-    /// The base-2 score, −∞ if the lane sees none.
-    fn maximum(largest: Self::Largest, scale: f32) -> f32;
 }
 
 /// In e4m3: two operands of 32 keys, in the order of `sage_layout::token_order`.
@@ -47,7 +39,6 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 const HEADROOM: f32 = 4.0;
 
 impl Probabilities for E4m3Probabilities {
-    type Largest = i32;
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
     const ZERO: Self = [[0; 4]; 2];
 
@@ -67,24 +58,6 @@ impl Probabilities for E4m3Probabilities {
             sum = math::or3(math::or3(sum, a, b), c, d);
         }
         sum & 0x8080_8080 != 0
-    }
-
-    #[inline(always)]
-    fn largest(scores: &Scores, visible: Visible) -> [i32; 2] {
-        let mut largest = [i32::MIN; 2];
-        for (element, &score) in scores.iter().enumerate() {
-            let row = element / 2 % 2;
-            if visible.shows(element) && score > largest[row] {
-                largest[row] = score;
-            }
-        }
-        largest
-    }
-
-    #[inline(always)]
-    fn maximum(largest: i32, scale: f32) -> f32 {
-        let seen = largest > i32::MIN;
-        if seen { largest as f32 * scale } else { f32::NEG_INFINITY }
     }
 }
 
@@ -115,7 +88,6 @@ impl<E> Clone for HalfProbabilities<E> {
 impl<E> Copy for HalfProbabilities<E> {}
 
 impl<E: Element> Probabilities for HalfProbabilities<E> {
-    type Largest = f32;
     const CEILING: f32 = E::LOG2_LARGEST_SUM - HALF_HEADROOM;
     const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], element: PhantomData };
 
@@ -135,22 +107,6 @@ impl<E: Element> Probabilities for HalfProbabilities<E> {
         // 2^LOG2_LARGEST_SUM
         let largest = const { f32::from_bits(((E::LOG2_LARGEST_SUM + LARGEST_EXPONENT) as u32) << 23) };
         !(self.sums[0] < largest && self.sums[1] < largest)
-    }
-
-    /// Of the scores as f32, which the exponentials made: of integers and f32, one kind is kept in registers.
-    #[inline(always)]
-    fn largest(scores: &Scores, visible: Visible) -> [f32; 2] {
-        let mut largest = [f32::NEG_INFINITY; 2];
-        for (element, &score) in scores.iter().enumerate() {
-            let row = element / 2 % 2;
-            largest[row] = largest[row].max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
-        }
-        largest
-    }
-
-    #[inline(always)]
-    fn maximum(largest: f32, scale: f32) -> f32 {
-        if largest > f32::NEG_INFINITY { largest * scale } else { f32::NEG_INFINITY }
     }
 }
 
@@ -211,10 +167,15 @@ impl OnlineSoftmax {
     /// multiplied by.
     #[inline(always)]
     pub fn raise_reference<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
-        let largest = P::largest(scores, visible);
+        // of the scores as f32, which the exponentials made: of integers and f32, one kind is kept in registers
+        let mut largest = [f32::NEG_INFINITY; 2];
+        for (element, &score) in scores.iter().enumerate() {
+            let row = element / 2 % 2;
+            largest[row] = largest[row].max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
+        }
         let mut rescale = [1.0; 2];
         for row in 0..2 {
-            let mut maximum = P::maximum(largest[row], scale);
+            let mut maximum = if largest[row] > f32::NEG_INFINITY { largest[row] * scale } else { f32::NEG_INFINITY };
             maximum = maximum.max(warp::shuffle_xor(maximum, 1));
             maximum = maximum.max(warp::shuffle_xor(maximum, 2));
             let offset = self.offset[row].min(P::CEILING - maximum);

@@ -1,6 +1,6 @@
 //! A consumer warpgroup with 16-bit values: 64 queries against every key tile they see.
 //!
-//! The pipeline is that of [`consumer`](super::consumer). Products of 16-bit numbers are summed in f32, so that the output
+//! The pipeline is that of [`consumer_fp8`](super::consumer_fp8). Products of 16-bit numbers are summed in f32, so that the output
 //! stays in its accumulator from the first tile to the last; row sums are added up in registers, before probabilities are
 //! rounded. That takes fewer tensor-core cycles than columns of ones, and the sums tell what is too large.
 
@@ -15,7 +15,7 @@ use simt::{math, warp};
 
 use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
-use crate::attention::epilogue;
+use crate::attention::epilogue::{self, LogSumExp};
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Scores, Visible};
@@ -180,8 +180,7 @@ unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
 /// The first 64 keys of a value tile; the others are a group of rows further on.
 #[inline(always)]
 fn value_chunk<const HEAD_DIM: u32>(warpgroup: &Warpgroup<HEAD_DIM>, position: Position) -> Descriptor {
-    let tile = warpgroup.base + warpgroup.memory.value + position.stage * warpgroup.memory.value_stride;
-    Descriptor::with_stride(tile, value_tile::ROW_BYTES, value_tile::GROUP_STRIDE)
+    Descriptor::with_stride(warpgroup.value_tile(position), value_tile::ROW_BYTES, value_tile::GROUP_STRIDE)
 }
 
 /// `output` += probabilities · value for 64 keys.
@@ -240,17 +239,14 @@ unsafe fn finish<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
         pair + warp::shuffle_xor(pair, 2)
     });
     let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
-    let region = 4 * warpgroup.index + warpgroup.warp;
-    let buffer = warpgroup.base + warpgroup.memory.master + region * warpgroup.memory.master_stride;
-    let (batch, head) = math::div_rem(item.head, params.output.heads);
+    let place = math::div_rem(item.head, params.output.heads);
     let lane = warpgroup.lane;
     // SAFETY: the warp's own region; the outputs are as the parameters say.
     unsafe {
-        epilogue::store_rows::<E>(params, HEAD_DIM, (batch, head), first_row, lane, buffer, |index| {
+        let log_sum_exp = LogSumExp::new(params, item.head, first_row, lane);
+        epilogue::store_rows::<E>(params, HEAD_DIM, place, first_row, lane, warpgroup.region(), |index| {
             state.output[index] * inverse[index / 2 % 2]
         });
-        epilogue::store_log_sum_exp(params, item.head, first_row, lane, |row| {
-            state.softmax.log_sum_exp(row, row_sum[row])
-        });
+        log_sum_exp.store(params, |row| state.softmax.log_sum_exp(row, row_sum[row]));
     }
 }

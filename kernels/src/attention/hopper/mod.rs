@@ -12,8 +12,8 @@
 //! A CTA holds one multiprocessor; its producer claims items (192 queries of a head) until none are left, and runs ahead
 //! as far as slots are free, into the next item too. The consumers never wait for each other.
 
-pub mod consumer;
 pub mod consumer_f16;
+pub mod consumer_fp8;
 pub mod pipeline;
 pub mod producer;
 pub mod warpgroup;
@@ -36,11 +36,6 @@ const CONSUMER_REGISTERS: u32 = 160;
 /// Four e4m3 ones.
 const ONES: u32 = 0x3838_3838;
 
-/// Head dimension of an accumulator of `REGISTERS`: all but four of them hold two channels of two rows.
-pub const fn head_dim(registers: usize) -> u32 {
-    2 * (registers as u32 - 4)
-}
-
 /// The kind of values, and who consumes them.
 pub trait Values {
     /// Padded head dimension.
@@ -59,22 +54,22 @@ pub trait Values {
     ///
     /// # Safety
     ///
-    /// As for [`consumer::consume`].
+    /// As for [`consumer_fp8::consume`].
     unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32);
 }
 
-/// Values in e4m3. `REGISTERS` is 36 for head dimension 64, 68 for 128.
-pub struct E4m3Values<E, const REGISTERS: usize>(PhantomData<E>);
+/// Values in e4m3. `REGISTERS` is half of `HEAD_DIM`, and four for the row sums.
+pub struct E4m3Values<E, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<E>);
 
 /// Values in the caller's 16-bit type. `REGISTERS` is half of `HEAD_DIM`.
 pub struct HalfValues<E, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<E>);
 
-impl<E: Element, const REGISTERS: usize> Values for E4m3Values<E, REGISTERS>
+impl<E: Element, const HEAD_DIM: u32, const REGISTERS: usize> Values for E4m3Values<E, HEAD_DIM, REGISTERS>
 where
     [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
-    const HEAD_DIM: u32 = head_dim(REGISTERS);
-    const MEMORY: AttentionShared = AttentionShared::new(Self::HEAD_DIM);
+    const HEAD_DIM: u32 = HEAD_DIM;
+    const MEMORY: AttentionShared = AttentionShared::fp8(HEAD_DIM);
 
     #[inline(always)]
     unsafe fn prepare(base: u32) {
@@ -92,7 +87,7 @@ where
     #[inline(always)]
     unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe { consumer::consume::<E, REGISTERS>(params, base, signals, warpgroup) }
+        unsafe { consumer_fp8::consume::<E, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
     }
 }
 

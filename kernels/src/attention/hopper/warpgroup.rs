@@ -85,6 +85,12 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         item.first_query + self.index * WARPGROUP_ROWS + self.warp * WARP_ROWS
     }
 
+    /// Address of the warp's part of shared memory.
+    #[inline(always)]
+    pub fn region(&self) -> u32 {
+        self.base + self.memory.master + (4 * self.index + self.warp) * self.memory.master_stride
+    }
+
     /// The lane's query scale.
     ///
     /// # Safety
@@ -119,6 +125,12 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     pub fn key_chunk(&self, position: Position, chunk: u32) -> Descriptor {
         let tile = self.base + self.memory.key + position.stage * key_tile_bytes(HEAD_DIM);
         Descriptor::new(tile, HEAD_DIM).advance(chunk * KEY_CHUNK * HEAD_DIM)
+    }
+
+    /// Address of a value tile.
+    #[inline(always)]
+    pub fn value_tile(&self, position: Position) -> u32 {
+        self.base + self.memory.value + position.stage * self.memory.value_stride
     }
 
     /// `scores` = query · keyᵀ for 64 keys.
