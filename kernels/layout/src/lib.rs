@@ -13,6 +13,7 @@
 //! | [`scale`] | quantization groups and their scales |
 //! | [`round`] | e4m3, f16 and bf16 rounding, bit-exact |
 //! | [`statistics`] | the order of summation of channel statistics |
+//! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`visibility`] | which keys a query may see |
 //! | [`kernel`] | the kernel table: names, launch bounds, budgets |
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
@@ -23,6 +24,7 @@ pub mod kernel;
 pub mod params;
 pub mod round;
 pub mod scale;
+pub mod schedule;
 pub mod statistics;
 pub mod swizzle;
 pub mod tile;
