@@ -1,13 +1,22 @@
 //! The caller's element types.
 
-use simt::convert;
+use simt::{convert, math};
 
 /// A 16-bit floating-point format.
 pub trait Element {
+    /// Two infinities.
+    const INFINITY_PAIR: u32;
+    /// Two negative infinities.
+    const NEGATIVE_INFINITY_PAIR: u32 = Self::INFINITY_PAIR | 0x8000_8000;
+
     /// The value of an element's bits.
     fn to_f32(bits: u16) -> f32;
     /// Two elements, rounded to nearest even, the first in the low half.
     fn pack(values: [f32; 2]) -> u32;
+    /// The smaller of two elements, and of two others.
+    fn min(a: u32, b: u32) -> u32;
+    /// The larger of two elements, and of two others.
+    fn max(a: u32, b: u32) -> u32;
 
     /// Two values; the first from the low half.
     #[inline(always)]
@@ -23,6 +32,8 @@ pub struct F16;
 pub struct Bf16;
 
 impl Element for F16 {
+    const INFINITY_PAIR: u32 = 0x7c00_7c00;
+
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
         convert::f32_from_f16(bits)
@@ -32,9 +43,21 @@ impl Element for F16 {
     fn pack(values: [f32; 2]) -> u32 {
         convert::f16x2(values)
     }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        math::min_f16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        math::max_f16x2(a, b)
+    }
 }
 
 impl Element for Bf16 {
+    const INFINITY_PAIR: u32 = 0x7f80_7f80;
+
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
         convert::f32_from_bf16(bits)
@@ -43,5 +66,15 @@ impl Element for Bf16 {
     #[inline(always)]
     fn pack(values: [f32; 2]) -> u32 {
         convert::bf16x2(values)
+    }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        math::min_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        math::max_bf16x2(a, b)
     }
 }

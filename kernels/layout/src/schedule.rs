@@ -70,7 +70,7 @@ impl TilesPerHead {
 
 /// The order of a call's items.
 ///
-/// There are under 2³¹ of them: the host keeps tiles of queries, keys and values under 2²⁹ each, statistics included.
+/// There are under 2³¹ of them, as tiles of keys and query CTAs are under 2²⁸.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Order {

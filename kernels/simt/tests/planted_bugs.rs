@@ -5,7 +5,7 @@
 #![expect(clippy::undocumented_unsafe_blocks, reason = "the executor checks every access: that is what is tested")]
 
 use simt::copy::bulk_to_shared;
-use simt::host::{Kind, Launch, Memory, Options, Report, Schedule, launch};
+use simt::host::{Blocks, Kind, Launch, Memory, Options, Report, Schedule, launch};
 use simt::mbarrier::{self, Barrier};
 use simt::wgmma::{self, Descriptor};
 use simt::{barrier, global, math, shared, thread, warp};
@@ -32,7 +32,7 @@ fn run(planted: &Planted, mistake: bool, schedule: Schedule) -> Result<(), Repor
     let mut memory = Memory::new();
     let buffers = Buffers { input: memory.upload("input", &[1; 16384]), output: memory.allocate("output", 4096) };
     let shape =
-        Launch { grid: [1, 1, 1], threads: planted.threads, shared_bytes: SHARED_BYTES, blocks_in_order: false };
+        Launch { grid: [1, 1, 1], threads: planted.threads, shared_bytes: SHARED_BYTES, blocks: Blocks::Parallel };
     launch(shape, &memory, &Options::new(schedule), || (planted.kernel)(mistake, buffers)).map(|_| ())
 }
 
@@ -370,7 +370,7 @@ multiplications! {
 #[test]
 fn bad_launches() {
     let memory = Memory::new();
-    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0, blocks_in_order: false };
+    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0, blocks: Blocks::Parallel };
     for bad in [
         Launch { grid: [0, 1, 1], ..shape },
         Launch { threads: 0, ..shape },

@@ -1,18 +1,20 @@
 //! Queries and keys to INT8 tiles (SageAttention2, section 3.2; groups: `sage_layout::scale`).
 //!
-//! A block takes one tile. Its threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
+//! An item is one tile. A CTA's threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
 //! tile, so that a thread's tokens are all equal modulo 8, as the finest quantization groups are.
 
 use core::cmp::max;
 
-use sage_layout::params::{QuantizeKeyParams, QuantizeQueryParams};
+use sage_layout::params::QuantizeParams;
 use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
+use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries};
 use sage_layout::{swizzle, tile};
 use simt::{convert, global, math, shared, thread, warp};
 
-use super::{CHUNK, Chunk, Head, load_f32_chunk};
+use super::schedule::wait_for_statistics;
+use super::{CHUNK, Chunk, Head, load_channels};
 use crate::element::Element;
 
 /// Tokens of a query tile that a thread holds.
@@ -62,29 +64,30 @@ unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, valu
     }
     let offset = swizzle::offset(row, chunk * CHUNK as u32, HEAD_DIM);
     // SAFETY: forwarded contract; the offset is a multiple of 8 within the tile.
-    unsafe { global::store_u32x2(tile + offset as u64, words) }
+    unsafe { global::store_u32x2_evict_first(tile + offset as u64, words) }
 }
 
-/// One query tile of one head.
+/// One query tile of the heads that read a key head.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQueryParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let tile = thread::block_idx_x();
+pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, key_head: u32, tile: u32) {
+    let input = &params.query;
     let threads_per_row = HEAD_DIM / CHUNK as u32;
     let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
     let padded = padded_queries(input.tokens);
-    let tile_index = head.index * (padded / WARPGROUP_ROWS) as u64 + tile as u64;
+    let (head, tile) = math::div_rem(tile, padded / WARPGROUP_ROWS);
+    let head_index = (key_head * params.heads_per_key_head + head) as u64;
+    let head = Head::new(input, head_index as u32);
+    let tile_index = head_index * (padded / WARPGROUP_ROWS) as u64 + tile as u64;
 
     let mut rows = [Chunk::ZERO; QUERIES];
     for (index, row) in rows.iter_mut().enumerate() {
         let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
         // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk(input, token, chunk) };
+        *row = unsafe { head.load_chunk::<false>(input, token, chunk) };
     }
 
     // shared memory: [warp of the attention kernel][row of the warp]
@@ -98,16 +101,14 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     }
     thread::sync_threads();
 
-    if head.index == 0 && tile == 0 && thread::thread_idx_x() == 0 {
-        // SAFETY: the counter is there, and nobody else's while this kernel runs.
-        unsafe { global::store_u32(params.claimed_items, 0) };
-    }
     if params.log_sum_exp_shift != 0 {
-        let key_head = key_head_of(head.index as u32, params.heads_per_key_head) as u64;
-        // SAFETY: the mean holds a row for each key head, the shift one element for each padded query.
+        // SAFETY: the mean holds a row for each key head, written before it is published; the shift holds one element for
+        // each padded query.
         unsafe {
-            let mean =
-                load_f32_chunk(params.key_mean + 4 * (key_head * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64));
+            wait_for_statistics(params, Tensor::Key, key_head);
+            let mean = load_channels::<CHUNK>(
+                params.key_mean + 4 * (key_head as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64),
+            );
             for (index, row) in rows.iter().enumerate() {
                 let mut product = 0.0;
                 for (value, mean) in row.values::<E>().iter().zip(&mean) {
@@ -116,14 +117,14 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
                 let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
                 if chunk == 0 {
                     let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
-                    let at = params.log_sum_exp_shift + 4 * (head.index * padded as u64 + token as u64);
+                    let at = params.log_sum_exp_shift + 4 * (head_index * padded as u64 + token as u64);
                     global::store_f32(at, product * params.softmax_scale);
                 }
             }
         }
     }
 
-    let codes = params.codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
+    let codes = params.query_codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
     for (index, row) in rows.iter().enumerate() {
         let index = index as u32;
         // SAFETY: all rows' maxima were written before the barrier.
@@ -145,7 +146,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
             store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, &row.again().values::<E>(), inverse);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
                 let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (index * QUERY_SCALES_PER_WARP + lane) as u64;
-                global::store_f32(params.scales + 4 * at, scale * params.score_scale);
+                global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
             }
         }
     }
@@ -163,25 +164,26 @@ pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKeyParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let tile = thread::block_idx_x();
+pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+    let input = &params.key;
+    let head = Head::new(input, head_index);
     let threads_per_row = HEAD_DIM / CHUNK as u32;
     let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
-    let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
+    let tile_index = head_index as u64 * key_tiles(input.tokens) as u64 + tile as u64;
 
-    let mut mean = [0.0; CHUNK];
-    if params.mean != 0 {
-        // SAFETY: the mean holds a row for each head.
-        mean =
-            unsafe { load_f32_chunk(params.mean + 4 * (head.index * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64)) };
-    }
     let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
     let mut rows = [Chunk::ZERO; KEYS];
     for (index, row) in rows.iter_mut().enumerate() {
         // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk(input, token(index), chunk) };
+        *row = unsafe { head.load_chunk::<false>(input, token(index), chunk) };
+    }
+    let mut mean = [0.0; CHUNK];
+    if params.key_mean != 0 {
+        // SAFETY: the mean holds a row for each head, written before it is published.
+        mean = unsafe {
+            wait_for_statistics(params, Tensor::Key, head_index);
+            load_channels(params.key_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64))
+        };
     }
     let smoothed = |index: usize, row: Chunk| {
         let mut values = row.values::<E>();
@@ -214,7 +216,7 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
         }
     }
     let (scale, inverse) = int8_scale(largest);
-    let codes = params.codes + tile_index * tile::key_tile_bytes(HEAD_DIM) as u64;
+    let codes = params.key_codes + tile_index * tile::key_tile_bytes(HEAD_DIM) as u64;
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {
@@ -223,7 +225,7 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;
-            global::store_f32(params.scales + 4 * at, scale);
+            global::store_f32(params.key_scales + 4 * at, scale);
         }
     }
 }

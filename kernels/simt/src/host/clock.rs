@@ -4,6 +4,8 @@
 //! copies that count towards each mbarrier. An access is stamped with its agent's time ([`Epoch`]); it is ordered before
 //! another one if that one's agent has heard of the time, through barriers, mbarriers, warp barriers or `wgmma.wait_group`.
 
+use super::blocks::Heard;
+
 /// An agent's index: threads first, then the warps' tensor cores, then mbarriers in the order of their initialisation.
 pub type Agent = u16;
 
@@ -55,6 +57,8 @@ pub struct Knowledge {
     /// Reads that are over, whatever else is known of their agents. A warp's shuffles and votes tell of no writes, but a
     /// lane comes to them with its loads done.
     pub over: Clock,
+    /// What is known of other blocks.
+    pub others: Heard,
 }
 
 impl Knowledge {
@@ -67,5 +71,6 @@ impl Knowledge {
         self.seen.join(&other.seen);
         self.fenced.join(&other.fenced);
         self.over.join(&other.over);
+        self.others.join(&other.others);
     }
 }

@@ -10,6 +10,7 @@
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
+//! | `blocks` | the same between blocks, in global memory |
 //! | `warp`, `mbarrier`, `copy`, `wgmma`, … | an instruction family each |
 //! | `poison` | what stands where a result is yet to come |
 //! | `report` | what is told about a mistake |
@@ -25,6 +26,7 @@ pub(crate) mod thread;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
 
+mod blocks;
 mod clock;
 mod executor;
 mod memory;
@@ -32,7 +34,7 @@ mod poison;
 mod report;
 mod schedule;
 
-pub use executor::{Launch, Options, Synchronisation, launch};
+pub use executor::{Blocks, Launch, Options, Synchronisation, launch};
 pub use memory::Memory;
 pub use report::{Kind, Report};
 pub use schedule::{SEED_VARIABLE, Schedule};
