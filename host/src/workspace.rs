@@ -3,6 +3,7 @@
 use crate::plan::Resolved;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
+use sage_layout::schedule::counter;
 use sage_layout::tile::{self, WARPGROUP_ROWS};
 use std::ops::Range;
 
@@ -21,6 +22,11 @@ impl Region {
     pub(crate) fn address(&self, workspace: Address) -> Address {
         workspace + self.offset
     }
+
+    /// The region's size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 /// The buffers between the kernels. [`sage_layout::params`] says what each holds.
@@ -33,18 +39,14 @@ pub(crate) struct Workspace {
     pub value_codes: Region,
     pub value_scale: Region,
     pub value_inverse_scale: Region,
-    pub value_sum: Region,
-    pub value_min: Region,
-    pub value_max: Region,
     pub value_mean: Region,
     pub value_mean_codes: Region,
-    /// With `smooth_k`.
-    pub key_sum: Option<Region>,
     /// With `smooth_k`.
     pub key_mean: Option<Region>,
     /// With `smooth_k` and `return_lse`.
     pub log_sum_exp_shift: Option<Region>,
-    pub claimed_items: Region,
+    /// See [`sage_layout::schedule::counter`].
+    pub counters: Region,
     /// All of it.
     pub bytes: u64,
 }
@@ -52,7 +54,7 @@ pub(crate) struct Workspace {
 impl Workspace {
     /// Lays the regions out one after the other.
     ///
-    /// A plan has under 2³⁰ tiles of queries and of keys, so that all of it is under 2⁵⁰ bytes.
+    /// A plan has under 2³⁰ tiles of queries and under 2²⁸ of keys, so that all of it is under 2⁵⁰ bytes.
     pub(crate) fn new(resolved: &Resolved) -> Self {
         let problem = &resolved.problem;
         let options = &resolved.options;
@@ -82,16 +84,12 @@ impl Workspace {
             value_codes: region(key_codes),
             value_scale: region(channels),
             value_inverse_scale: region(channels),
-            value_sum: region(segment_channels),
-            value_min: region(segment_channels),
-            value_max: region(segment_channels),
             value_mean: region(segment_channels),
             value_mean_codes: region(segment_channels),
-            key_sum: options.smooth_k.then(|| region(segment_channels)),
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: (options.smooth_k && options.return_lse)
                 .then(|| region([query_heads, padded_queries as u64, 4])),
-            claimed_items: region([1, 1, 4]),
+            counters: region([1, counter::count(key_heads as u32, segments as u32), 4]),
             bytes: 0,
         };
         Self { bytes, ..workspace }
@@ -107,15 +105,11 @@ impl Workspace {
             ("value_codes", Some(self.value_codes)),
             ("value_scale", Some(self.value_scale)),
             ("value_inverse_scale", Some(self.value_inverse_scale)),
-            ("value_sum", Some(self.value_sum)),
-            ("value_min", Some(self.value_min)),
-            ("value_max", Some(self.value_max)),
             ("value_mean", Some(self.value_mean)),
             ("value_mean_codes", Some(self.value_mean_codes)),
-            ("key_sum", self.key_sum),
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
-            ("claimed_items", Some(self.claimed_items)),
+            ("counters", Some(self.counters)),
         ]
         .into_iter()
         .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))

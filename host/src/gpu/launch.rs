@@ -45,26 +45,15 @@ pub struct PreparedPlan {
 /// The kernels of a plan.
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
-    statistics: Function,
-    /// With `smooth_k`.
-    key_mean: Option<Function>,
-    value_scale: Function,
-    quantize_query: Function,
-    quantize_key: Function,
-    quantize_value: Function,
+    quantize: Function,
     attention: Function,
 }
 
 impl Kernels {
-    /// The kernel of a family that the plan has.
+    /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
         match family {
-            Family::ChannelStatistics => self.statistics,
-            Family::KeyMean => self.key_mean.expect("loaded with `smooth_k`, launched only then"),
-            Family::ValueScale => self.value_scale,
-            Family::QuantizeQuery => self.quantize_query,
-            Family::QuantizeKey => self.quantize_key,
-            Family::QuantizeValue => self.quantize_value,
+            Family::Quantize => self.quantize,
             Family::Attention => self.attention,
         }
     }
@@ -95,15 +84,7 @@ impl AttentionPlan {
             let kernel = Kernel::find(family, head_dim, dtype.into());
             gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
         };
-        let kernels = Kernels {
-            statistics: function(Family::ChannelStatistics)?,
-            key_mean: self.options().smooth_k.then(|| function(Family::KeyMean)).transpose()?,
-            value_scale: function(Family::ValueScale)?,
-            quantize_query: function(Family::QuantizeQuery)?,
-            quantize_key: function(Family::QuantizeKey)?,
-            quantize_value: function(Family::QuantizeValue)?,
-            attention: function(Family::Attention)?,
-        };
+        let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(Family::Attention)? };
         Ok(PreparedPlan { plan: *self, gpu, kernels })
     }
 
@@ -190,6 +171,9 @@ impl PreparedPlan {
         // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
         let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };
         if part != Part::Attention {
+            let (counters, bytes) = call.counters();
+            // SAFETY: the counters are the call's own, in its workspace.
+            unsafe { cuda!(cuMemsetD8Async(counters, 0, bytes as usize, stream.cast()))? };
             call.quantize(launch)?;
         }
         if part != Part::Quantization {

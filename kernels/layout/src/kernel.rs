@@ -154,7 +154,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 12,
+            Family::Quantize => 19,
             Family::Attention => 1,
         }
     }
@@ -176,8 +176,10 @@ impl Kernel {
 /// The quantizer's shared memory. Offsets are in bytes from its start.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizeShared {
-    /// The work of the item at hand; see `sage_layout::schedule`.
+    /// The item at hand: work, head, tile; see [`schedule`](crate::schedule).
     pub item: u32,
+    /// Index of the next item.
+    pub claim: u32,
     /// Whether this CTA is the last of those that wait for each other.
     pub is_last: u32,
     /// All of it. At its start is what an item needs.
@@ -195,7 +197,7 @@ impl QuantizeShared {
         let statistics = crate::statistics::TOKEN_LANES * padded_head_dim * (4 + 2 + 2);
         let value = padded_head_dim * Self::VALUE_ROW_STRIDE;
         let item = if statistics > value { statistics } else { value };
-        Self { item, is_last: item + 16, bytes: item + 32 }
+        Self { item, claim: item + 16, is_last: item + 20, bytes: item + 24 }
     }
 }
 

@@ -89,8 +89,12 @@ pub struct QuantizeParams {
     pub score_scale: f32,
     /// 1 to subtract the values' means (`smooth_v`), 0 to take them as 0.
     pub smooth_v: u32,
-    /// Explicit padding; 0.
-    pub reserved: u32,
+    /// Query tiles a head, those that pad it included.
+    pub query_tiles: u32,
+    /// Key tiles a head.
+    pub key_tiles: u32,
+    /// Segments of keys a head.
+    pub segments: u32,
 }
 
 /// `Attention`: grid (at most one CTA a multiprocessor, and at most one an item).
@@ -176,7 +180,7 @@ const _: () = {
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 304 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 312 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 240 && offset_of!(QuantizeParams, heads_per_key_head) == 280);
     assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
     assert!(

@@ -181,8 +181,6 @@ fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
 /// | [`segments_of`](counter::segments_of) | finished segments of a head's keys or values; one more once their mean or scale is there |
 /// | [`tiles_of`](counter::tiles_of) | finished tiles of a segment |
 pub mod counter {
-    use crate::tile::segments;
-
     /// Items that the attention kernel's CTAs claimed.
     pub const ATTENTION_CLAIMS: u64 = 0;
     /// Items that the quantizer's CTAs claimed.
@@ -199,18 +197,18 @@ pub mod counter {
     }
 
     /// Counter of a head's finished segments.
-    pub const fn segments_of(tensor: Tensor, head: u64, key_len: u32) -> u64 {
-        FIRST + (2 * head + tensor as u64) * (1 + segments(key_len) as u64)
+    pub const fn segments_of(tensor: Tensor, head: u32, segments: u32) -> u64 {
+        FIRST + (2 * head as u64 + tensor as u64) * (1 + segments as u64)
     }
 
     /// Counter of a segment's finished tiles.
-    pub const fn tiles_of(tensor: Tensor, head: u64, segment: u32, key_len: u32) -> u64 {
-        segments_of(tensor, head, key_len) + 1 + segment as u64
+    pub const fn tiles_of(tensor: Tensor, head: u32, segments: u32, segment: u32) -> u64 {
+        segments_of(tensor, head, segments) + 1 + segment as u64
     }
 
-    /// Counters of a call.
-    pub const fn count(heads: u64, key_len: u32) -> u64 {
-        segments_of(Tensor::Key, heads, key_len)
+    /// Counters of a call with so many key heads, each of so many segments.
+    pub const fn count(heads: u32, segments: u32) -> u64 {
+        segments_of(Tensor::Key, heads, segments)
     }
 }
 
@@ -325,16 +323,15 @@ mod tests {
 
     #[test]
     fn counters_do_not_overlap() {
-        for (heads, key_len) in [(1u64, 1u32), (3, 1024), (5, 4097)] {
+        for (heads, segments) in [(1, 1), (3, 1), (5, 7)] {
             let mut seen = std::vec![counter::ATTENTION_CLAIMS, counter::QUANTIZE_CLAIMS];
             for head in 0..heads {
                 for tensor in [Tensor::Key, Tensor::Value] {
-                    seen.push(counter::segments_of(tensor, head, key_len));
-                    let segments = 0..crate::tile::segments(key_len);
-                    seen.extend(segments.map(|segment| counter::tiles_of(tensor, head, segment, key_len)));
+                    seen.push(counter::segments_of(tensor, head, segments));
+                    seen.extend((0..segments).map(|segment| counter::tiles_of(tensor, head, segments, segment)));
                 }
             }
-            assert_eq!(seen.iter().max(), Some(&(counter::count(heads, key_len) - 1)));
+            assert_eq!(seen.iter().max(), Some(&(counter::count(heads, segments) - 1)));
             seen.sort_unstable();
             assert!(seen.windows(2).all(|pair| pair[0] < pair[1]));
         }

@@ -92,42 +92,52 @@ pub unsafe fn wait_until_u32(address: u64, value: u32) {
     unsafe { arch::global::wait_until_u32(address, value) }
 }
 
-/// [`load_u32x4`] of what nobody loads again soon: its line is the first to leave the L2 cache
-/// (`ld.global.nc.L1::no_allocate.L2::cache_hint`, a policy of `L2::evict_first`).
+/// How long the L2 cache should keep a line.
+#[derive(Clone, Copy, Debug)]
+pub struct CachePolicy(u64);
+
+impl CachePolicy {
+    /// Such lines leave first (`createpolicy.fractional.L2::evict_first`).
+    #[inline(always)]
+    pub fn evict_first() -> Self {
+        Self(arch::global::evict_first())
+    }
+}
+
+/// [`load_u32x4`] with a policy, past the L1 cache (`L1::no_allocate`, `L2::cache_hint`).
 ///
 /// # Safety
 ///
 /// As [`load_u32x4`].
 #[inline(always)]
 #[track_caller]
-pub unsafe fn load_u32x4_evict_first(address: u64) -> [u32; 4] {
+pub unsafe fn load_u32x4_hint(address: u64, policy: CachePolicy) -> [u32; 4] {
     // SAFETY: forwarded contract.
-    unsafe { arch::global::load_u32x4_evict_first(address) }
+    unsafe { arch::global::load_u32x4_hint(address, policy.0) }
 }
 
-/// [`store_u32x2`] of what nobody loads soon: its line is the first to leave the L2 cache (`st.global.L2::cache_hint`, a
-/// policy of `L2::evict_first`).
+/// [`store_u32x2`] with a policy (`L2::cache_hint`).
 ///
 /// # Safety
 ///
 /// As [`store_u32x2`].
 #[inline(always)]
 #[track_caller]
-pub unsafe fn store_u32x2_evict_first(address: u64, value: [u32; 2]) {
+pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], policy: CachePolicy) {
     // SAFETY: forwarded contract.
-    unsafe { arch::global::store_u32x2_evict_first(address, value) }
+    unsafe { arch::global::store_u32x2_hint(address, value, policy.0) }
 }
 
-/// [`store_u32x4`] as [`store_u32x2_evict_first`].
+/// [`store_u32x4`] with a policy (`L2::cache_hint`).
 ///
 /// # Safety
 ///
 /// As [`store_u32x4`].
 #[inline(always)]
 #[track_caller]
-pub unsafe fn store_u32x4_evict_first(address: u64, value: [u32; 4]) {
+pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], policy: CachePolicy) {
     // SAFETY: forwarded contract.
-    unsafe { arch::global::store_u32x4_evict_first(address, value) }
+    unsafe { arch::global::store_u32x4_hint(address, value, policy.0) }
 }
 
 loads! {

@@ -10,7 +10,8 @@ pub mod value;
 
 use sage_layout::params::{QuantizeParams, TensorView};
 use sage_layout::schedule::Work;
-use simt::{global, math};
+use simt::global::CachePolicy;
+use simt::{global, math, thread};
 
 use crate::element::Element;
 
@@ -31,24 +32,27 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams)
     const VALUE: u32 = Work::Value as u32;
     // SAFETY: forwarded contract; items are of the call that the parameters describe.
     unsafe {
-        let mut claim = schedule::claim(params);
+        schedule::claim::<HEAD_DIM>(params);
         loop {
-            let (work, head, tile) = schedule::share::<HEAD_DIM>(params, claim);
-            if work == schedule::NOTHING_LEFT {
-                return;
-            }
-            // Claimed before the work and looked at after it, which takes longer than the memory needs to answer.
-            claim = schedule::claim(params);
+            let (work, head, tile) = schedule::share::<HEAD_DIM>(params);
+            // every item claims the next one
             match work {
                 KEY_STATISTICS => statistics::key_statistics::<E, HEAD_DIM>(params, head, tile),
                 VALUE_STATISTICS => statistics::value_statistics::<E, HEAD_DIM>(params, head, tile),
                 QUERY => query_key::quantize_query::<E, HEAD_DIM>(params, head, tile),
                 KEY => query_key::quantize_key::<E, HEAD_DIM>(params, head, tile),
                 VALUE => value::quantize_value::<E, HEAD_DIM>(params, head, tile),
-                _ => {}
+                _ => return,
             }
         }
     }
+}
+
+/// Index of the thread, unknown to the compiler: what follows from it is computed for each item, rather than kept in
+/// registers from one to the next.
+#[inline(always)]
+fn thread_of_item() -> u32 {
+    math::opaque(thread::thread_idx_x())
 }
 
 /// A head of a tensor.
@@ -67,35 +71,47 @@ impl Head {
         Self { address: tensor.address.wrapping_add_signed(2 * offset) }
     }
 
-    /// Eight channels of `token` from channel `8 · chunk`; zeros where the tensor has none. `AGAIN` says whether they will
+    /// Eight channels of `N` tokens from channel `8 · chunk`; zeros where the tensor has none. `AGAIN` says whether they will
     /// be loaded once more.
     ///
     /// # Safety
     ///
     /// `tensor` must be the one that this head is of, and readable.
     #[inline(always)]
-    unsafe fn load_chunk<const AGAIN: bool>(self, tensor: &TensorView, token: u32, chunk: u32) -> Chunk {
-        let mut pairs = [0; CHUNK / 2];
+    unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
+        self,
+        tensor: &TensorView,
+        token: impl Fn(usize) -> u32,
+        chunk: u32,
+    ) -> [Chunk; N] {
         let channel = chunk * CHUNK as u32;
-        if token < tensor.tokens && channel < tensor.head_dim {
-            let offset = token as i64 * tensor.strides.token + channel as i64;
-            let address = self.address.wrapping_add_signed(2 * offset);
-            if tensor.vectorized != 0 {
-                // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
-                pairs = unsafe {
-                    if AGAIN { global::load_u32x4(address) } else { global::load_u32x4_evict_first(address) }
-                };
-            } else {
-                for index in 0..CHUNK {
-                    if channel + (index as u32) < tensor.head_dim {
+        let address = |token: u32| {
+            self.address.wrapping_add_signed(2 * (token as i64 * tensor.strides.token + channel as i64))
+        };
+        let mut chunks = [Chunk::ZERO; N];
+        let last_time = CachePolicy::evict_first();
+        if tensor.vectorized != 0 {
+            for index in 0..N {
+                if token(index) < tensor.tokens && channel < tensor.head_dim {
+                    let address = address(token(index));
+                    // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
+                    chunks[index] = Chunk(unsafe {
+                        if AGAIN { global::load_u32x4(address) } else { global::load_u32x4_hint(address, last_time) }
+                    });
+                }
+            }
+        } else {
+            for index in 0..N {
+                for element in 0..CHUNK {
+                    if token(index) < tensor.tokens && channel + (element as u32) < tensor.head_dim {
                         // SAFETY: the element is inside the tensor.
-                        let bits = unsafe { global::load_u16(address + 2 * index as u64) };
-                        pairs[index / 2] |= (bits as u32) << (16 * (index % 2));
+                        let bits = unsafe { global::load_u16(address(token(index)) + 2 * element as u64) };
+                        chunks[index].0[element / 2] |= (bits as u32) << (16 * (element % 2));
                     }
                 }
             }
         }
-        Chunk(pairs)
+        chunks
     }
 }
 

@@ -9,12 +9,13 @@ use sage_layout::params::QuantizeParams;
 use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
-use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries};
+use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS};
 use sage_layout::{swizzle, tile};
+use simt::global::CachePolicy;
 use simt::{convert, global, math, shared, thread, warp};
 
-use super::schedule::wait_for_statistics;
-use super::{CHUNK, Chunk, Head, load_channels};
+use super::schedule::{claim, wait_for_statistics};
+use super::{CHUNK, Chunk, Head, load_channels, thread_of_item};
 use crate::element::Element;
 
 /// Tokens of a query tile that a thread holds.
@@ -50,21 +51,27 @@ fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) ->
     value
 }
 
+/// Eight codes, the first in the lowest byte.
+#[inline(always)]
+fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
+    let mut words = [0u32; 2];
+    for (index, value) in values.iter().enumerate() {
+        let code = convert::i32_round_even(value * inverse) as u32 & 0xff;
+        words[index / 4] |= code << (8 * (index % 4));
+    }
+    words
+}
+
 /// Writes eight codes of `row` into a tile.
 ///
 /// # Safety
 ///
 /// `tile` must be a writable tile of rows of `HEAD_DIM` bytes, and the chunk this thread's own.
 #[inline(always)]
-unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, values: &[f32; CHUNK], inverse: f32) {
-    let mut words = [0u32; 2];
-    for (index, value) in values.iter().enumerate() {
-        let code = convert::i32_round_even(value * inverse) as u32 & 0xff;
-        words[index / 4] |= code << (8 * (index % 4));
-    }
+unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, words: [u32; 2]) {
     let offset = swizzle::offset(row, chunk * CHUNK as u32, HEAD_DIM);
     // SAFETY: forwarded contract; the offset is a multiple of 8 within the tile.
-    unsafe { global::store_u32x2_evict_first(tile + offset as u64, words) }
+    unsafe { global::store_u32x2_hint(tile + offset as u64, words, CachePolicy::evict_first()) }
 }
 
 /// One query tile of the heads that read a key head.
@@ -76,19 +83,18 @@ unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, valu
 pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, key_head: u32, tile: u32) {
     let input = &params.query;
     let threads_per_row = HEAD_DIM / CHUNK as u32;
-    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
-    let padded = padded_queries(input.tokens);
-    let (head, tile) = math::div_rem(tile, padded / WARPGROUP_ROWS);
+    let thread = thread_of_item();
+    let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
+    let (head, tile) = math::div_rem(tile, params.query_tiles);
     let head_index = (key_head * params.heads_per_key_head + head) as u64;
     let head = Head::new(input, head_index as u32);
-    let tile_index = head_index * (padded / WARPGROUP_ROWS) as u64 + tile as u64;
+    let tile_index = head_index * params.query_tiles as u64 + tile as u64;
 
-    let mut rows = [Chunk::ZERO; QUERIES];
-    for (index, row) in rows.iter_mut().enumerate() {
-        let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
-        // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk::<false>(input, token, chunk) };
-    }
+    let token = |index: usize| tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
+    // SAFETY: the input is readable.
+    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, token, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
 
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
@@ -116,9 +122,8 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
                 }
                 let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
                 if chunk == 0 {
-                    let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
-                    let at = params.log_sum_exp_shift + 4 * (head_index * padded as u64 + token as u64);
-                    global::store_f32(at, product * params.softmax_scale);
+                    let row = tile_index * WARPGROUP_ROWS as u64 + (index as u32 * TOKEN_LANES + lane) as u64;
+                    global::store_f32(params.log_sum_exp_shift + 4 * row, product * params.softmax_scale);
                 }
             }
         }
@@ -143,7 +148,8 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
         let (scale, inverse) = int8_scale(largest);
         // SAFETY: the outputs hold this tile's codes and scales.
         unsafe {
-            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, &row.again().values::<E>(), inverse);
+            let words = codes_of(&row.again().values::<E>(), inverse);
+            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, words);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
                 let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (index * QUERY_SCALES_PER_WARP + lane) as u64;
                 global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
@@ -168,15 +174,15 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
     let input = &params.key;
     let head = Head::new(input, head_index);
     let threads_per_row = HEAD_DIM / CHUNK as u32;
-    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
-    let tile_index = head_index as u64 * key_tiles(input.tokens) as u64 + tile as u64;
+    let thread = thread_of_item();
+    let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
+    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
 
     let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
-    let mut rows = [Chunk::ZERO; KEYS];
-    for (index, row) in rows.iter_mut().enumerate() {
-        // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk::<false>(input, token(index), chunk) };
-    }
+    // SAFETY: the input is readable.
+    let rows = unsafe { head.load_chunks::<KEYS, false>(input, token, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
     let mut mean = [0.0; CHUNK];
     if params.key_mean != 0 {
         // SAFETY: the mean holds a row for each head, written before it is published.
@@ -185,17 +191,19 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
             load_channels(params.key_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64))
         };
     }
-    let smoothed = |index: usize, row: Chunk| {
+    let smoothed = |row: Chunk| {
         let mut values = row.values::<E>();
         for channel in 0..CHUNK {
-            // what pads the tile stays zero
-            values[channel] = if token(index) < input.tokens { values[channel] - mean[channel] } else { 0.0 };
+            values[channel] -= mean[channel];
         }
         values
     };
+    // all bits of what a token has, none of what pads the tile
+    let present = |index: usize| if token(index) < input.tokens { u32::MAX } else { 0 };
     let mut largest = 0.0f32;
     for (index, row) in rows.iter().enumerate() {
-        largest = max_abs(largest, amax(&smoothed(index, *row)));
+        let row_amax = amax(&smoothed(*row)).to_bits() & present(index);
+        largest = max_abs(largest, f32::from_bits(row_amax));
     }
 
     let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
@@ -220,8 +228,8 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {
-            let values = smoothed(index, row.again());
-            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, &values, inverse);
+            let words = codes_of(&smoothed(row.again()), inverse).map(|word| word & present(index));
+            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, words);
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;

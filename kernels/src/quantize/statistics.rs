@@ -10,17 +10,17 @@ use sage_layout::params::{QuantizeParams, TensorView};
 use sage_layout::scale::value_scale;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
-use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, key_tiles, segments};
+use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes};
 use simt::{global, shared, thread};
 
-use super::schedule::{is_last, publish_statistics, segments_counter, tiles_counter};
-use super::{CHUNK, Chunk, Head};
+use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
+use super::{CHUNK, Chunk, Head, thread_of_item};
 use crate::element::Element;
 
 /// Tokens of a tile that a thread holds.
 const TOKENS: usize = (KEY_TILE / TOKEN_LANES) as usize;
 /// Rows that a thread loads before it looks at the first, so that loads overlap.
-const ROWS_IN_FLIGHT: usize = 8;
+const ROWS_IN_FLIGHT: usize = 4;
 
 /// Statistics of one key tile of one head; if they are the last, the mean of the keys.
 ///
@@ -29,11 +29,11 @@ const ROWS_IN_FLIGHT: usize = 8;
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.key_codes, params.key.tokens, head);
-    let (segment, channel) = (tile / SEGMENT_TILES, thread::thread_idx_x());
+    let rows = Rows::<HEAD_DIM>::new(params.key_codes, params.key_tiles, head);
+    let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, false>(&params.key, head, tile, &rows);
+        tile_statistics::<E, HEAD_DIM, false>(params, &params.key, head, tile, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Key, head, segment), rows.tiles_of(segment)) {
             return;
         }
@@ -43,14 +43,13 @@ pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             fold_rows(rows.tiles_of(segment), tile, |_, [tile]| sum += tile);
             global::store_f32(rows.of_segment(Row::SegmentSum, segment, channel), sum);
         }
-        let segments = segments(params.key.tokens);
-        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Key, head), segments) {
+        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Key, head), params.segments) {
             return;
         }
         if channel < HEAD_DIM {
             let mut sum = 0.0;
             let segment = |segment| [rows.of_segment(Row::SegmentSum, segment, channel)];
-            fold_rows(segments, segment, |_, [segment]| sum += segment);
+            fold_rows(params.segments, segment, |_, [segment]| sum += segment);
             let place = params.key_mean + 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
             global::store_f32(place, sum / params.key.tokens as f32);
         }
@@ -65,14 +64,14 @@ pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.value_codes, params.value.tokens, head);
-    let (segment, channel) = (tile / SEGMENT_TILES, thread::thread_idx_x());
-    let segments = segments(params.value.tokens);
+    let rows = Rows::<HEAD_DIM>::new(params.value_codes, params.key_tiles, head);
+    let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
+    let segments = params.segments;
     let segment_place =
         |segment: u32| 4 * ((head as u64 * segments as u64 + segment as u64) * HEAD_DIM as u64 + channel as u64);
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, true>(&params.value, head, tile, &rows);
+        tile_statistics::<E, HEAD_DIM, true>(params, &params.value, head, tile, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Value, head, segment), rows.tiles_of(segment)) {
             return;
         }
@@ -126,8 +125,7 @@ struct Rows<const HEAD_DIM: u32> {
 
 impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
     #[inline(always)]
-    fn new(codes: u64, tokens: u32, head: u32) -> Self {
-        let tiles = key_tiles(tokens);
+    fn new(codes: u64, tiles: u32, head: u32) -> Self {
         Self { codes: codes + head as u64 * tiles as u64 * key_tile_bytes(HEAD_DIM) as u64, tiles }
     }
 
@@ -167,9 +165,9 @@ unsafe fn fold_rows<const N: usize>(
             // SAFETY: forwarded contract.
             *row = address(min(first + ahead as u32, count - 1)).map(|at| unsafe { global::load_written_f32(at) });
         }
-        for (ahead, row) in rows.into_iter().enumerate() {
+        for ahead in 0..ROWS_IN_FLIGHT {
             if first + (ahead as u32) < count {
-                visit(first + ahead as u32, row);
+                visit(first + ahead as u32, rows[ahead]);
             }
         }
         first += ROWS_IN_FLIGHT as u32;
@@ -183,6 +181,7 @@ unsafe fn fold_rows<const N: usize>(
 /// As the kernel table and the parameters say; the rows must be those of the tensor's head.
 #[inline(always)]
 unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
+    params: &QuantizeParams,
     tensor: &TensorView,
     head: u32,
     tile: u32,
@@ -190,21 +189,22 @@ unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
 ) {
     let head = Head::new(tensor, head);
     let threads_per_row = HEAD_DIM / CHUNK as u32;
-    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
+    let thread = thread_of_item();
+    let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
 
     let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
-    let mut chunks = [Chunk::ZERO; TOKENS];
-    for (index, chunk_of_token) in chunks.iter_mut().enumerate() {
-        // SAFETY: the tensor is readable; tokens beyond its end load nothing.
-        *chunk_of_token = unsafe { head.load_chunk::<true>(tensor, token(index), chunk) };
-    }
+    // SAFETY: the tensor is readable.
+    let chunks: [Chunk; TOKENS] = unsafe { head.load_chunks::<TOKENS, true>(tensor, token, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
     let mut sum = [0.0f32; CHUNK];
     let mut smallest = [E::INFINITY_PAIR; CHUNK / 2];
     let mut largest = [E::NEGATIVE_INFINITY_PAIR; CHUNK / 2];
     for (index, chunk) in chunks.iter().enumerate() {
         // a token that is not there has zeros
-        for (sum, value) in sum.iter_mut().zip(chunk.values::<E>()) {
-            *sum += value;
+        let values = chunk.values::<E>();
+        for channel in 0..CHUNK {
+            sum[channel] += values[channel];
         }
         if RANGE && token(index) < tensor.tokens {
             for pair in 0..CHUNK / 2 {
@@ -233,7 +233,6 @@ unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
     thread::sync_threads();
 
     // one thread a channel adds; of the others, half take the minima of two channels each, half the maxima
-    let thread = thread::thread_idx_x();
     if thread < HEAD_DIM {
         let mut sum = 0.0f32;
         for lane in 0..TOKEN_LANES {

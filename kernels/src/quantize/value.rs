@@ -5,12 +5,13 @@ use sage_layout::params::QuantizeParams;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
-use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, key_tiles, segments};
+use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes};
 use sage_layout::token_order::token_at;
+use simt::global::CachePolicy;
 use simt::{convert, global, shared, thread};
 
-use super::schedule::wait_for_statistics;
-use super::{CHUNK, Chunk, Head, load_channels};
+use super::schedule::{claim, wait_for_statistics};
+use super::{CHUNK, Head, load_channels, thread_of_item};
 use crate::element::Element;
 
 const ROW_STRIDE: u32 = QuantizeShared::VALUE_ROW_STRIDE;
@@ -34,22 +35,26 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let input = &params.value;
     let head = Head::new(input, head_index);
 
-    let thread = thread::thread_idx_x();
+    let thread = thread_of_item();
     // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
     let (word, chunk) = (thread / 2 % TOKEN_LANES, thread / (2 * TOKEN_LANES) * 2 + thread % 2);
     let word = |index: usize| index as u32 * TOKEN_LANES + word;
-    let token = |index: usize, position: usize| tile * KEY_TILE + token_at(4 * word(index) + position as u32);
-    let mut rows = [[Chunk::ZERO; 4]; WORDS];
-    for (index, rows) in rows.iter_mut().enumerate() {
-        for (position, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the input is readable.
-            *row = unsafe { head.load_chunk::<false>(input, token(index, position), chunk) };
-        }
-    }
+    // token 4i + p of those that a thread holds is at position p of its i-th word
+    let token = |index: usize| tile * KEY_TILE + token_at(4 * word(index / 4) + index as u32 % 4);
+    // SAFETY: the input is readable.
+    let rows = unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, token, chunk) };
     // SAFETY: statistics come before; all threads of the CTA are here.
-    unsafe { wait_for_statistics(params, Tensor::Value, head_index) };
+    unsafe {
+        claim::<HEAD_DIM>(params);
+        wait_for_statistics(params, Tensor::Value, head_index);
+    }
     let channel = chunk * CHUNK as u32;
-    let segment = head_index as u64 * segments(input.tokens) as u64 + (tile / SEGMENT_TILES) as u64;
+    let segment = head_index as u64 * params.segments as u64 + (tile / SEGMENT_TILES) as u64;
+    // what pads the tile has codes 0
+    let mut present = [0u32; WORDS];
+    for row in 0..4 * WORDS {
+        present[row / 4] |= if token(row) < input.tokens { 0xff << (8 * (row % 4)) } else { 0 };
+    }
     for half in 0..CHUNK / CHANNELS {
         let channel = channel + (half * CHANNELS) as u32;
         // SAFETY: scales hold a row for each head, means one for each segment of each head, written before they are
@@ -59,27 +64,29 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             let mean = params.value_mean + 4 * (segment * HEAD_DIM as u64 + channel as u64);
             (load_channels::<CHANNELS>(inverse), load_channels::<CHANNELS>(mean))
         };
-        for (index, rows) in rows.iter().enumerate() {
-            let scaled = [0, 1, 2, 3].map(|position: usize| {
-                let [low, high] = [0, 1].map(|pair: usize| E::unpack(rows[position].0[half * 2 + pair]));
-                let values = [low[0], low[1], high[0], high[1]];
-                [0, 1, 2, 3].map(|channel: usize| {
-                    let smoothed = (values[channel] - mean[channel]) * inverse[channel];
-                    // what pads the tile stays zero
-                    if token(index, position) < input.tokens { smoothed } else { 0.0 }
-                })
-            });
-            for offset in 0..CHANNELS {
-                let codes = convert::e4m3x4(scaled.map(|values| values[offset]));
-                let at = shared::dynamic() + (channel + offset as u32) * ROW_STRIDE + 4 * word(index);
-                // SAFETY: the word is this thread's own, within the launch's shared memory.
-                unsafe { shared::store_u32(at, codes) };
+        for pair in 0..CHANNELS / 2 {
+            for index in 0..WORDS {
+                let mut scaled = [[0.0; 4]; 2];
+                for position in 0..4 {
+                    let values = E::unpack(rows[4 * index + position].0[half * CHANNELS / 2 + pair]);
+                    for offset in 0..2 {
+                        let channel = 2 * pair + offset;
+                        scaled[offset][position] = (values[offset] - mean[channel]) * inverse[channel];
+                    }
+                }
+                for offset in 0..2 {
+                    let row = channel + (2 * pair + offset) as u32;
+                    let at = shared::dynamic() + row * ROW_STRIDE + 4 * word(index);
+                    let codes = convert::e4m3x4(scaled[offset]) & present[index];
+                    // SAFETY: the word is this thread's own, within the launch's shared memory.
+                    unsafe { shared::store_u32(at, codes) };
+                }
             }
         }
     }
     thread::sync_threads();
 
-    let tile_index = head_index as u64 * key_tiles(input.tokens) as u64 + tile as u64;
+    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
     let codes = params.value_codes + tile_index * key_tile_bytes(HEAD_DIM) as u64;
     let mut piece = thread;
     while piece < HEAD_DIM * (VALUE_ROW_BYTES / CHUNK_BYTES) {
@@ -88,7 +95,8 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
         // SAFETY: all rows were written before the barrier; the output holds this tile.
         unsafe {
             let row = shared::load_u32x4(shared::dynamic() + channel * ROW_STRIDE + column);
-            global::store_u32x4_evict_first(codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64, row);
+            let at = codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64;
+            global::store_u32x4_hint(at, row, CachePolicy::evict_first());
         }
         piece += TOKEN_LANES * threads_per_row(HEAD_DIM);
     }

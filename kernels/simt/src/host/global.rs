@@ -79,18 +79,22 @@ pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
     store::<16>(address, join(&value));
 }
 
+pub fn evict_first() -> u64 {
+    0
+}
+
 #[track_caller]
-pub unsafe fn load_u32x4_evict_first(address: u64) -> [u32; 4] {
+pub unsafe fn load_u32x4_hint(address: u64, _: u64) -> [u32; 4] {
     split(&load::<16>(address))
 }
 
 #[track_caller]
-pub unsafe fn store_u32x2_evict_first(address: u64, value: [u32; 2]) {
+pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], _: u64) {
     store::<8>(address, join(&value));
 }
 
 #[track_caller]
-pub unsafe fn store_u32x4_evict_first(address: u64, value: [u32; 4]) {
+pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], _: u64) {
     store::<16>(address, join(&value));
 }
 

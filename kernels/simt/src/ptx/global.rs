@@ -42,15 +42,23 @@ pub unsafe fn load_u32x4(address: u64) -> [u32; 4] {
 }
 
 #[inline(always)]
-pub unsafe fn load_u32x4_evict_first(address: u64) -> [u32; 4] {
+pub fn evict_first() -> u64 {
+    let policy;
+    // SAFETY: it touches no memory.
+    unsafe {
+        asm!("createpolicy.fractional.L2::evict_first.b64 {}, 1.0;", out(reg64) policy, options(pure, nomem, nostack))
+    }
+    policy
+}
+
+#[inline(always)]
+pub unsafe fn load_u32x4_hint(address: u64, policy: u64) -> [u32; 4] {
     let (a, b, c, d);
     // SAFETY: the caller's contract is the instruction's.
     unsafe {
         asm!(
-            "{{ .reg .b64 policy;",
-            "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;",
-            "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.b32 {{{}, {}, {}, {}}}, [{}], policy; }}",
-            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address,
+            "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.b32 {{{}, {}, {}, {}}}, [{}], {};",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address, in(reg64) policy,
             options(pure, readonly, nostack)
         )
     }
@@ -151,28 +159,24 @@ pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
 }
 
 #[inline(always)]
-pub unsafe fn store_u32x2_evict_first(address: u64, value: [u32; 2]) {
+pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], policy: u64) {
     // SAFETY: the caller's contract is the instruction's.
     unsafe {
         asm!(
-            "{{ .reg .b64 policy;",
-            "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;",
-            "st.global.L2::cache_hint.v2.b32 [{}], {{{}, {}}}, policy; }}",
-            in(reg64) address, in(reg32) value[0], in(reg32) value[1], options(nostack)
+            "st.global.L2::cache_hint.v2.b32 [{}], {{{}, {}}}, {};",
+            in(reg64) address, in(reg32) value[0], in(reg32) value[1], in(reg64) policy, options(nostack)
         )
     }
 }
 
 #[inline(always)]
-pub unsafe fn store_u32x4_evict_first(address: u64, value: [u32; 4]) {
+pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], policy: u64) {
     // SAFETY: the caller's contract is the instruction's.
     unsafe {
         asm!(
-            "{{ .reg .b64 policy;",
-            "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;",
-            "st.global.L2::cache_hint.v4.b32 [{}], {{{}, {}, {}, {}}}, policy; }}",
+            "st.global.L2::cache_hint.v4.b32 [{}], {{{}, {}, {}, {}}}, {};",
             in(reg64) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
-            options(nostack)
+            in(reg64) policy, options(nostack)
         )
     }
 }
