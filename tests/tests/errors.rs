@@ -37,7 +37,7 @@ fn a_good_problem_is_planned() -> Result<(), Error> {
 
 #[test]
 fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
-    for (smooth_k, return_lse, count) in [(true, true, 16), (true, false, 15), (false, true, 13), (false, false, 13)] {
+    for (smooth_k, return_lse, count) in [(true, true, 12), (true, false, 11), (false, true, 10), (false, false, 10)] {
         let plan = AttentionPlan::new(problem(), AttentionOptions { smooth_k, return_lse, ..Default::default() })?;
         let regions = plan.workspace_regions();
         assert_eq!(regions.len(), count);
@@ -323,7 +323,7 @@ fn no_gpu() {
 /// Strides of 0 make tensors of any length from a few elements, but not their codes.
 #[test]
 fn codes_that_no_memory_holds() {
-    let bytes = (1 << 23) * 127 * 128 * 128;
+    let bytes = (1 << 23) * 31 * 128 * 128;
     if Vec::<u8>::new().try_reserve_exact(bytes).is_ok() {
         println!("this machine promises {bytes} bytes of memory");
         return;
@@ -334,7 +334,7 @@ fn codes_that_no_memory_holds() {
         value_strides: shared,
         ..AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 31, 1, 128], [31, (1 << 30) - 1])
     };
-    let (query, row) = (vec![f16::ONE; 127 * 128], vec![f16::ONE; 128]);
+    let (query, row) = (vec![f16::ONE; 31 * 128], vec![f16::ONE; 128]);
     let error = attention(Device::Cpu, problem, AttentionOptions::default(), &query, &row, &row).map(drop);
     assert_eq!(error, Err(Error::OutOfMemory { argument: "key codes", bytes: bytes as u64 }));
 }

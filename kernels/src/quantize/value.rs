@@ -43,6 +43,11 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let token = |index: usize| tile * KEY_TILE + token_at(4 * word(index / 4) + index as u32 % 4);
     // SAFETY: the input is readable.
     let rows = unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, token, chunk) };
+    // what pads the tile has codes 0
+    let mut present = [0u32; WORDS];
+    for row in 0..4 * WORDS {
+        present[row / 4] |= if token(row) < input.tokens { 0xff << (8 * (row % 4)) } else { 0 };
+    }
     // SAFETY: statistics come before; all threads of the CTA are here.
     unsafe {
         claim::<HEAD_DIM>(params);
@@ -50,11 +55,6 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     }
     let channel = chunk * CHUNK as u32;
     let segment = head_index as u64 * params.segments as u64 + (tile / SEGMENT_TILES) as u64;
-    // what pads the tile has codes 0
-    let mut present = [0u32; WORDS];
-    for row in 0..4 * WORDS {
-        present[row / 4] |= if token(row) < input.tokens { 0xff << (8 * (row % 4)) } else { 0 };
-    }
     for half in 0..CHUNK / CHANNELS {
         let channel = channel + (half * CHANNELS) as u32;
         // SAFETY: scales hold a row for each head, means one for each segment of each head, written before they are
@@ -64,8 +64,8 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             let mean = params.value_mean + 4 * (segment * HEAD_DIM as u64 + channel as u64);
             (load_channels::<CHANNELS>(inverse), load_channels::<CHANNELS>(mean))
         };
-        for pair in 0..CHANNELS / 2 {
-            for index in 0..WORDS {
+        for index in 0..WORDS {
+            for pair in 0..CHANNELS / 2 {
                 let mut scaled = [[0.0; 4]; 2];
                 for position in 0..4 {
                     let values = E::unpack(rows[4 * index + position].0[half * CHANNELS / 2 + pair]);
