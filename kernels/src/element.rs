@@ -13,10 +13,14 @@ pub trait Element {
     fn to_f32(bits: u16) -> f32;
     /// Two elements, rounded to nearest even, the first in the low half.
     fn pack(values: [f32; 2]) -> u32;
-    /// The smaller of two elements, and of two others.
+    /// The smaller of two elements, and of two others; a number rather than NaN.
     fn min(a: u32, b: u32) -> u32;
-    /// The larger of two elements, and of two others.
+    /// The larger of two elements, and of two others; a number rather than NaN.
     fn max(a: u32, b: u32) -> u32;
+    /// The smaller of two elements, and of two others; NaN rather than a number.
+    fn min_nan(a: u32, b: u32) -> u32;
+    /// The larger of two elements, and of two others; NaN rather than a number.
+    fn max_nan(a: u32, b: u32) -> u32;
 
     /// Two values; the first from the low half.
     #[inline(always)]
@@ -53,6 +57,16 @@ impl Element for F16 {
     fn max(a: u32, b: u32) -> u32 {
         math::max_f16x2(a, b)
     }
+
+    #[inline(always)]
+    fn min_nan(a: u32, b: u32) -> u32 {
+        math::min_nan_f16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max_nan(a: u32, b: u32) -> u32 {
+        math::max_nan_f16x2(a, b)
+    }
 }
 
 impl Element for Bf16 {
@@ -76,5 +90,15 @@ impl Element for Bf16 {
     #[inline(always)]
     fn max(a: u32, b: u32) -> u32 {
         math::max_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn min_nan(a: u32, b: u32) -> u32 {
+        math::min_nan_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max_nan(a: u32, b: u32) -> u32 {
+        math::max_nan_bf16x2(a, b)
     }
 }

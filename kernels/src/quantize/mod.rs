@@ -71,8 +71,8 @@ impl Head {
         Self { address: tensor.address.wrapping_add_signed(2 * offset) }
     }
 
-    /// Eight channels of `N` tokens from channel `8 · chunk`; zeros where the tensor has none. `AGAIN` says whether they will
-    /// be loaded once more.
+    /// Eight channels, from channel `8 · chunk`, of the `N` tokens at `first + offset(…)`; zeros where the tensor has none.
+    /// `AGAIN` says whether they will be loaded once more.
     ///
     /// # Safety
     ///
@@ -81,34 +81,43 @@ impl Head {
     unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
         self,
         tensor: &TensorView,
-        token: impl Fn(usize) -> u32,
+        first: u32,
+        offset: impl Fn(usize) -> u32,
         chunk: u32,
     ) -> [Chunk; N] {
         let channel = chunk * CHUNK as u32;
-        let address = |token: u32| {
-            self.address.wrapping_add_signed(2 * (token as i64 * tensor.strides.token + channel as i64))
+        let element = first as i64 * tensor.strides.token + channel as i64;
+        let mut address = self.address.wrapping_add_signed(2 * element);
+        // from one token to the next: products with the stride would be kept in registers
+        let step = |index: usize| {
+            let tokens = if index + 1 < N { offset(index + 1) - offset(index) } else { 0 };
+            2 * (tokens as i64 * tensor.strides.token)
         };
         let mut chunks = [Chunk::ZERO; N];
         let last_time = CachePolicy::evict_first();
         if tensor.vectorized != 0 {
             for index in 0..N {
-                if token(index) < tensor.tokens && channel < tensor.head_dim {
-                    let address = address(token(index));
+                if first + offset(index) < tensor.tokens && channel < tensor.head_dim {
                     // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
                     chunks[index] = Chunk(unsafe {
-                        if AGAIN { global::load_u32x4(address) } else { global::load_u32x4_hint(address, last_time) }
+                        match AGAIN {
+                            true => global::load_u32x4(address),
+                            false => global::load_u32x4_hint(address, last_time),
+                        }
                     });
                 }
+                address = address.wrapping_add_signed(step(index));
             }
         } else {
             for index in 0..N {
                 for element in 0..CHUNK {
-                    if token(index) < tensor.tokens && channel + (element as u32) < tensor.head_dim {
+                    if first + offset(index) < tensor.tokens && channel + (element as u32) < tensor.head_dim {
                         // SAFETY: the element is inside the tensor.
-                        let bits = unsafe { global::load_u16(address(token(index)) + 2 * element as u64) };
+                        let bits = unsafe { global::load_u16(address + 2 * element as u64) };
                         chunks[index].0[element / 2] |= (bits as u32) << (16 * (element % 2));
                     }
                 }
+                address = address.wrapping_add_signed(step(index));
             }
         }
         chunks

@@ -24,6 +24,7 @@ const QUERIES: usize = (WARPGROUP_ROWS / TOKEN_LANES) as usize;
 const KEYS: usize = (KEY_TILE / TOKEN_LANES) as usize;
 
 const PER_BLOCK: u32 = Granularity::PerBlock as u32;
+const PER_WARP: u32 = Granularity::PerWarp as u32;
 const PER_THREAD: u32 = Granularity::PerThread as u32;
 
 /// The larger of two absolute values; NaN, if one of them is. (As integers, the bits of positive numbers are in order,
@@ -54,12 +55,7 @@ fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) ->
 /// Eight codes, the first in the lowest byte.
 #[inline(always)]
 fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
-    let mut words = [0u32; 2];
-    for (index, value) in values.iter().enumerate() {
-        let code = convert::i32_round_even(value * inverse) as u32 & 0xff;
-        words[index / 4] |= code << (8 * (index % 4));
-    }
-    words
+    [0, 4].map(|first: usize| convert::i8x4([0, 1, 2, 3].map(|index: usize| values[first + index] * inverse)))
 }
 
 /// Writes eight codes of `row` into a tile.
@@ -90,16 +86,18 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let head = Head::new(input, head_index as u32);
     let tile_index = head_index * params.query_tiles as u64 + tile as u64;
 
-    let token = |index: usize| tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
+    let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, token, chunk) };
+    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
 
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = reduce_row::<HEAD_DIM>(amax(&row.values::<E>()), max_abs);
+        let largest = row.0.map(|pair| pair & 0x7fff_7fff).into_iter().fold(0, E::max_nan);
+        let [even, odd] = E::unpack(largest);
+        let largest = reduce_row::<HEAD_DIM>(max_abs(even, odd), max_abs);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
             unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
@@ -129,20 +127,21 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
         }
     }
 
+    // SAFETY: all rows' maxima were written before the barrier.
+    let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
+    let mut tile_amax = 0.0;
+    if params.granularity == PER_BLOCK {
+        for place in 0..WARPGROUP_ROWS {
+            tile_amax = max_abs(tile_amax, load(place / WARP_ROWS, place % WARP_ROWS));
+        }
+    }
     let codes = params.query_codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
     for (index, row) in rows.iter().enumerate() {
         let index = index as u32;
-        // SAFETY: all rows' maxima were written before the barrier.
-        let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
-        let mut largest = max_abs(load(index, lane % 8), load(index, lane % 8 + 8));
-        if params.granularity != PER_THREAD {
+        let mut largest = max_abs(tile_amax, max_abs(load(index, lane % 8), load(index, lane % 8 + 8)));
+        if params.granularity == PER_WARP {
             for row in 0..WARP_ROWS {
                 largest = max_abs(largest, load(index, row));
-            }
-        }
-        if params.granularity == PER_BLOCK {
-            for place in 0..WARPGROUP_ROWS {
-                largest = max_abs(largest, load(place / WARP_ROWS, place % WARP_ROWS));
             }
         }
         let (scale, inverse) = int8_scale(largest);
@@ -178,9 +177,9 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
     let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
 
-    let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
+    let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<KEYS, false>(input, token, chunk) };
+    let rows = unsafe { head.load_chunks::<KEYS, false>(input, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     let mut mean = [0.0; CHUNK];
@@ -199,12 +198,19 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
         values
     };
     // all bits of what a token has, none of what pads the tile
-    let present = |index: usize| if token(index) < input.tokens { u32::MAX } else { 0 };
-    let mut largest = 0.0f32;
-    for (index, row) in rows.iter().enumerate() {
-        let row_amax = amax(&smoothed(*row)).to_bits() & present(index);
-        largest = max_abs(largest, f32::from_bits(row_amax));
+    let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
+    // Subtraction is monotonic: the largest distance is that of the smallest or of the largest element.
+    let (mut low, mut high) = (rows[0], rows[0]);
+    for index in 1..KEYS {
+        if present(index) != 0 {
+            for pair in 0..CHUNK / 2 {
+                low.0[pair] = E::min_nan(low.0[pair], rows[index].0[pair]);
+                high.0[pair] = E::max_nan(high.0[pair], rows[index].0[pair]);
+            }
+        }
     }
+    let largest = max_abs(amax(&smoothed(low)), amax(&smoothed(high)));
+    let largest = f32::from_bits(largest.to_bits() & present(0));
 
     let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
     let lane_amax = |lane: u32| shared::dynamic() + 4 * lane;

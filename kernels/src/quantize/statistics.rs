@@ -14,7 +14,7 @@ use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes};
 use simt::{global, shared, thread};
 
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
-use super::{CHUNK, Chunk, Head, thread_of_item};
+use super::{CHUNK, Head, thread_of_item};
 use crate::element::Element;
 
 /// Tokens of a tile that a thread holds.
@@ -192,9 +192,9 @@ unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
 
-    let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
+    let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the tensor is readable.
-    let chunks: [Chunk; TOKENS] = unsafe { head.load_chunks::<TOKENS, true>(tensor, token, chunk) };
+    let chunks = unsafe { head.load_chunks::<TOKENS, true>(tensor, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     let mut sum = [0.0f32; CHUNK];
@@ -206,7 +206,7 @@ unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
         for channel in 0..CHUNK {
             sum[channel] += values[channel];
         }
-        if RANGE && token(index) < tensor.tokens {
+        if RANGE && first + offset(index) < tensor.tokens {
             for pair in 0..CHUNK / 2 {
                 smallest[pair] = E::min(smallest[pair], chunk.0[pair]);
                 largest[pair] = E::max(largest[pair], chunk.0[pair]);

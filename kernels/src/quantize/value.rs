@@ -38,16 +38,11 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let thread = thread_of_item();
     // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
     let (word, chunk) = (thread / 2 % TOKEN_LANES, thread / (2 * TOKEN_LANES) * 2 + thread % 2);
-    let word = |index: usize| index as u32 * TOKEN_LANES + word;
-    // token 4i + p of those that a thread holds is at position p of its i-th word
-    let token = |index: usize| tile * KEY_TILE + token_at(4 * word(index / 4) + index as u32 % 4);
+    // of the eight tokens, every four make a word
+    let first = tile * KEY_TILE + token_at(4 * word);
+    let offset = |index: usize| token_at((index / 4) as u32 * 4 * TOKEN_LANES + index as u32 % 4);
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, token, chunk) };
-    // what pads the tile has codes 0
-    let mut present = [0u32; WORDS];
-    for row in 0..4 * WORDS {
-        present[row / 4] |= if token(row) < input.tokens { 0xff << (8 * (row % 4)) } else { 0 };
-    }
+    let rows = unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, first, offset, chunk) };
     // SAFETY: statistics come before; all threads of the CTA are here.
     unsafe {
         claim::<HEAD_DIM>(params);
@@ -76,8 +71,8 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
                 }
                 for offset in 0..2 {
                     let row = channel + (2 * pair + offset) as u32;
-                    let at = shared::dynamic() + row * ROW_STRIDE + 4 * word(index);
-                    let codes = convert::e4m3x4(scaled[offset]) & present[index];
+                    let at = shared::dynamic() + row * ROW_STRIDE + 4 * (word + index as u32 * TOKEN_LANES);
+                    let codes = convert::e4m3x4(scaled[offset]);
                     // SAFETY: the word is this thread's own, within the launch's shared memory.
                     unsafe { shared::store_u32(at, codes) };
                 }
@@ -88,16 +83,32 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
 
     let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
     let codes = params.value_codes + tile_index * key_tile_bytes(HEAD_DIM) as u64;
-    let mut piece = thread;
+    let tokens = input.tokens - tile * KEY_TILE;
+    let mut piece = thread_of_item();
     while piece < HEAD_DIM * (VALUE_ROW_BYTES / CHUNK_BYTES) {
         let (channel, column) =
             (piece / (VALUE_ROW_BYTES / CHUNK_BYTES), piece % (VALUE_ROW_BYTES / CHUNK_BYTES) * CHUNK_BYTES);
         // SAFETY: all rows were written before the barrier; the output holds this tile.
         unsafe {
-            let row = shared::load_u32x4(shared::dynamic() + channel * ROW_STRIDE + column);
+            let mut row = shared::load_u32x4(shared::dynamic() + channel * ROW_STRIDE + column);
+            if tokens < KEY_TILE {
+                for word in 0..4 {
+                    row[word] &= present(tokens, column + 4 * word as u32);
+                }
+            }
             let at = codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64;
             global::store_u32x4_hint(at, row, CachePolicy::evict_first());
         }
         piece += TOKEN_LANES * threads_per_row(HEAD_DIM);
     }
+}
+
+/// A mask for the word of codes from `position`: all bits of a tile's first `tokens`, none of what pads it.
+#[inline(always)]
+fn present(tokens: u32, position: u32) -> u32 {
+    let mut mask = 0;
+    for code in 0..4 {
+        mask |= if token_at(position + code) < tokens { 0xff << (8 * code) } else { 0 };
+    }
+    mask
 }

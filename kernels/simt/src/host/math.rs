@@ -68,6 +68,27 @@ packed! {
     max_bf16x2 bf16, is_gt;
 }
 
+macro_rules! packed_nan {
+    ($($name:ident $number:ident, $format:ident;)*) => { $(
+        pub fn $name(a: u32, b: u32) -> u32 {
+            let nan = $format::NAN.to_bits();
+            let is_nan = |bits| $format::from_bits(bits).is_nan();
+            let numbers = $number(a, b);
+            let low = if is_nan(a as u16) || is_nan(b as u16) { nan } else { numbers as u16 };
+            let high = (numbers >> 16) as u16;
+            let high = if is_nan((a >> 16) as u16) || is_nan((b >> 16) as u16) { nan } else { high };
+            low as u32 | (high as u32) << 16
+        }
+    )* };
+}
+
+packed_nan! {
+    min_nan_f16x2 min_f16x2, f16;
+    max_nan_f16x2 max_f16x2, f16;
+    min_nan_bf16x2 min_bf16x2, bf16;
+    max_nan_bf16x2 max_bf16x2, bf16;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +101,7 @@ mod tests {
         assert_eq!(max_f16x2(0x7e00_8000, 0xc000_0000), 0xc000_0000);
         assert_eq!(min_bf16x2(0xc000_3f80, 0x7fc0_8000), 0xc000_8000);
         assert_eq!(max_bf16x2(0xff80_3f80, 0x7f80_7f80), 0x7f80_7f80);
+        assert_eq!(min_nan_f16x2(0xc000_3c00, 0x7e00_8000), 0x7e00_8000);
+        assert_eq!(max_nan_bf16x2(0x4000_3f80, 0x3f80_ffc0), 0x4000_7fc0);
     }
 }

@@ -50,6 +50,10 @@ packed! {
     max_f16x2 "max.f16x2";
     min_bf16x2 "min.bf16x2";
     max_bf16x2 "max.bf16x2";
+    min_nan_f16x2 "min.NaN.f16x2";
+    max_nan_f16x2 "max.NaN.f16x2";
+    min_nan_bf16x2 "min.NaN.bf16x2";
+    max_nan_bf16x2 "max.NaN.bf16x2";
 }
 
 #[inline(always)]
