@@ -3,9 +3,7 @@
 //! [`for_each_kernel!`](crate::for_each_kernel) is the one list. This module makes [`Kernel`] of it, `sage-kernels`
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
-use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, key_tile_bytes, query_tile_bytes,
-};
+use crate::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, key_tile_bytes, query_tile_bytes};
 
 /// A GPU architecture that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
