@@ -160,7 +160,7 @@ const fn share(part: u32, whole: u32) -> u32 {
 /// How many of the first `count` belong to a share. Of all `whole` of [`share`], it is `part`.
 #[inline(always)]
 const fn part(count: u32, share: u32) -> u32 {
-    (count as u64 * share as u64 >> 32) as u32
+    ((count as u64 * share as u64) >> 32) as u32
 }
 
 /// Quotient and remainder; zeros by 0.
