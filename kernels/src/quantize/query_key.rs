@@ -58,16 +58,18 @@ fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
     [0, 4].map(|first: usize| convert::i8x4([0, 1, 2, 3].map(|index: usize| values[first + index] * inverse)))
 }
 
-/// Writes eight codes of `row` into a tile.
+/// Writes eight codes of the `index`th of a thread's rows into a tile.
 ///
 /// # Safety
 ///
 /// `tile` must be a writable tile of rows of `HEAD_DIM` bytes, and the chunk this thread's own.
 #[inline(always)]
-unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, words: [u32; 2]) {
-    let offset = swizzle::offset(row, chunk * CHUNK as u32, HEAD_DIM);
+unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, lane: u32, index: usize, chunk: u32, words: [u32; 2]) {
+    const { assert!(TOKEN_LANES.is_multiple_of(swizzle::PERIOD)) };
+    let first = tile + swizzle::offset(lane, chunk * CHUNK as u32, HEAD_DIM) as u64;
+    let rows_before = index as u32 * TOKEN_LANES;
     // SAFETY: forwarded contract; the offset is a multiple of 8 within the tile.
-    unsafe { global::store_u32x2_hint(tile + offset as u64, words, CachePolicy::evict_first()) }
+    unsafe { global::store_u32x2_hint(first + (rows_before * HEAD_DIM) as u64, words, CachePolicy::evict_first()) }
 }
 
 /// One query tile of the heads that read a key head.
@@ -137,20 +139,20 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     }
     let codes = params.query_codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
     for (index, row) in rows.iter().enumerate() {
-        let index = index as u32;
-        let mut largest = max_abs(tile_amax, max_abs(load(index, lane % 8), load(index, lane % 8 + 8)));
+        let warp = index as u32;
+        let mut largest = max_abs(tile_amax, max_abs(load(warp, lane % 8), load(warp, lane % 8 + 8)));
         if params.granularity == PER_WARP {
             for row in 0..WARP_ROWS {
-                largest = max_abs(largest, load(index, row));
+                largest = max_abs(largest, load(warp, row));
             }
         }
         let (scale, inverse) = int8_scale(largest);
         // SAFETY: the outputs hold this tile's codes and scales.
         unsafe {
             let words = codes_of(&row.again().values::<E>(), inverse);
-            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, words);
+            store_codes::<HEAD_DIM>(codes, lane, index, chunk, words);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
-                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (index * QUERY_SCALES_PER_WARP + lane) as u64;
+                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + lane) as u64;
                 global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
             }
         }
@@ -235,7 +237,7 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
     unsafe {
         for (index, row) in rows.iter().enumerate() {
             let words = codes_of(&smoothed(row.again()), inverse).map(|word| word & present(index));
-            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, words);
+            store_codes::<HEAD_DIM>(codes, lane, index, chunk, words);
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;

@@ -17,6 +17,8 @@ use crate::element::Element;
 const ROW_STRIDE: u32 = QuantizeShared::VALUE_ROW_STRIDE;
 /// Words of four codes in a row of a transposed tile.
 const WORDS_PER_ROW: u32 = VALUE_ROW_BYTES / 4;
+/// Pieces in which a row of a transposed tile goes out.
+const CHUNKS_PER_ROW: u32 = VALUE_ROW_BYTES / CHUNK_BYTES;
 /// Words of a row that a thread makes.
 const WORDS: usize = (WORDS_PER_ROW / TOKEN_LANES) as usize;
 /// Channels whose scales and means a thread holds at a time.
@@ -84,22 +86,28 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
     let codes = params.value_codes + tile_index * key_tile_bytes(HEAD_DIM) as u64;
     let tokens = input.tokens - tile * KEY_TILE;
-    let mut piece = thread_of_item();
-    while piece < HEAD_DIM * (VALUE_ROW_BYTES / CHUNK_BYTES) {
-        let (channel, column) =
-            (piece / (VALUE_ROW_BYTES / CHUNK_BYTES), piece % (VALUE_ROW_BYTES / CHUNK_BYTES) * CHUNK_BYTES);
+    let thread = thread_of_item();
+    let (channel, column) = (thread / CHUNKS_PER_ROW, thread % CHUNKS_PER_ROW * CHUNK_BYTES);
+    let from = shared::dynamic() + channel * ROW_STRIDE + column;
+    let to = codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64;
+    let channels_at_a_time = const {
+        let channels = TOKEN_LANES * threads_per_row(HEAD_DIM) / CHUNKS_PER_ROW;
+        assert!(channels.is_multiple_of(swizzle::PERIOD));
+        channels
+    };
+    for step in 0..HEAD_DIM / channels_at_a_time {
+        let channels_before = step * channels_at_a_time;
         // SAFETY: all rows were written before the barrier; the output holds this tile.
         unsafe {
-            let mut row = shared::load_u32x4(shared::dynamic() + channel * ROW_STRIDE + column);
+            let mut row = shared::load_u32x4(from + channels_before * ROW_STRIDE);
             if tokens < KEY_TILE {
                 for word in 0..4 {
                     row[word] &= present(tokens, column + 4 * word as u32);
                 }
             }
-            let at = codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64;
-            global::store_u32x4_hint(at, row, CachePolicy::evict_first());
+            let to = to + (channels_before * VALUE_ROW_BYTES) as u64;
+            global::store_u32x4_hint(to, row, CachePolicy::evict_first());
         }
-        piece += TOKEN_LANES * threads_per_row(HEAD_DIM);
     }
 }
 
