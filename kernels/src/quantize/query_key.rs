@@ -224,8 +224,8 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
 
     // SAFETY: all lanes' maxima were written before the barrier.
     let load = |lane: u32| unsafe { shared::load_f32(lane_amax(lane)) };
-    let first = lane % 8 / 2 * 2;
-    let mut largest = max_abs(max_abs(load(first), load(first + 1)), max_abs(load(first + 8), load(first + 9)));
+    let pair = lane % 8 / 2 * 2;
+    let mut largest = max_abs(max_abs(load(pair), load(pair + 1)), max_abs(load(pair + 8), load(pair + 9)));
     if params.granularity != PER_THREAD {
         for lane in 0..TOKEN_LANES {
             largest = max_abs(largest, load(lane));
