@@ -3,12 +3,14 @@
 //! ```text
 //! counters = 0 ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
+//!
+//! With [`PvMode::F16`](crate::PvMode::F16) the last is `AttentionF16`.
 
 use crate::gpu::GpuBuffers;
 use crate::options::Mask;
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
-use crate::workspace::Region;
+use crate::workspace::{Region, Values};
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
 use sage_layout::schedule::{Order, TilesPerHead, counter};
@@ -48,7 +50,10 @@ impl Call<'_> {
         let key_tiles = tile::key_tiles(key.tokens);
         let tiles = TilesPerHead {
             key_statistics: if options.smooth_k { key_tiles } else { 0 },
-            value_statistics: key_tiles,
+            value_statistics: match workspace.values {
+                Values::Fp8 { .. } => key_tiles,
+                Values::F16 { .. } => 0,
+            },
             query: query_tiles * self.heads_per_key_head(),
             key: key_tiles,
             value: key_tiles,
@@ -63,11 +68,11 @@ impl Call<'_> {
             key_codes: self.address(workspace.key_codes),
             key_scales: self.address(workspace.key_scales),
             key_mean: self.address_if(workspace.key_mean),
-            value_codes: self.address(workspace.value_codes),
-            value_scale: self.address(workspace.value_scale),
-            value_inverse_scale: self.address(workspace.value_inverse_scale),
-            value_mean: self.address(workspace.value_mean),
-            value_mean_codes: self.address(workspace.value_mean_codes),
+            value_tiles: 0,
+            value_scale: 0,
+            value_inverse_scale: 0,
+            value_mean: 0,
+            value_mean_codes: 0,
             log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
             counters: self.address(workspace.counters),
             order,
@@ -79,6 +84,17 @@ impl Call<'_> {
             query_tiles,
             key_tiles,
             segments: tile::segments(key.tokens),
+        };
+        let params = match workspace.values {
+            Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => QuantizeParams {
+                value_tiles: self.address(codes),
+                value_scale: self.address(scale),
+                value_inverse_scale: self.address(inverse_scale),
+                value_mean: self.address(mean),
+                value_mean_codes: self.address(mean_codes),
+                ..params
+            },
+            Values::F16 { tiles } => QuantizeParams { value_tiles: self.address(tiles), ..params },
         };
         launch(Family::Quantize, [order.items.min(resident), 1, 1], params.into())
     }
@@ -92,11 +108,11 @@ impl Call<'_> {
         let params = AttentionParams {
             query: self.address(workspace.query_codes),
             key: self.address(workspace.key_codes),
-            value: self.address(workspace.value_codes),
+            value: 0,
             query_scale: self.address(workspace.query_scales),
             key_scale: self.address(workspace.key_scales),
-            value_scale: self.address(workspace.value_scale),
-            value_mean_codes: self.address(workspace.value_mean_codes),
+            value_scale: 0,
+            value_mean_codes: 0,
             log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
             log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
             claimed_items: self.address(workspace.counters) + 4 * counter::ATTENTION_CLAIMS,
@@ -105,13 +121,29 @@ impl Call<'_> {
             diagonal: resolved.diagonal,
             heads_per_key_head: self.heads_per_key_head(),
             items,
-            tiles_per_flush: match resolved.smooth_v {
-                true => tile::SEGMENT_TILES,
-                false => tile::UNSMOOTHED_TILES_PER_FLUSH,
-            },
+            tiles_per_flush: 0,
             heads_per_group: self.heads_per_group(),
         };
-        launch(Family::Attention, [items.min(self.multiprocessors), 1, 1], params.into())
+        let (family, params) = match workspace.values {
+            Values::Fp8 { codes, scale, mean_codes, .. } => {
+                let params = AttentionParams {
+                    value: self.address(codes),
+                    value_scale: self.address(scale),
+                    value_mean_codes: self.address(mean_codes),
+                    tiles_per_flush: match resolved.smooth_v {
+                        true => tile::TILES_PER_FLUSH,
+                        false => tile::UNSMOOTHED_TILES_PER_FLUSH,
+                    },
+                    ..params
+                };
+                (Family::Attention, Params::Attention(params))
+            }
+            Values::F16 { tiles } => {
+                let params = AttentionParams { value: self.address(tiles), ..params };
+                (Family::AttentionF16, Params::AttentionF16(params))
+            }
+        };
+        launch(family, [items.min(self.multiprocessors), 1, 1], params)
     }
 
     /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
@@ -125,7 +157,7 @@ impl Call<'_> {
                 (problem.batch * problem.query_heads) as u32,
                 self.heads_per_key_head(),
                 problem.key_len as u32,
-                resolved.padded_head_dim,
+                resolved.tile_bytes(),
             ),
         }
     }

@@ -1,8 +1,10 @@
-//! SageAttention in pure Rust: attention with INT8 Q·Kᵀ and FP8 P·V on NVIDIA GPUs, and the same call on the CPU.
+//! SageAttention in pure Rust: attention with INT8 Q·Kᵀ and FP8 or 16-bit P·V on NVIDIA GPUs, and the same call on the
+//! CPU.
 //!
 //! Queries and keys are quantized to INT8 and values to FP8 (e4m3) on the fly, after the keys and values were smoothed,
 //! so that the result stays close to exact attention ([SageAttention](https://arxiv.org/abs/2410.02367),
-//! [SageAttention2](https://arxiv.org/abs/2411.10958)). For inference: there is no backward pass.
+//! [SageAttention2](https://arxiv.org/abs/2411.10958)); or values stay as they are ([`PvMode::F16`]). For inference: there is
+//! no backward pass.
 //!
 //! # On tensors in host memory
 //!

@@ -1,7 +1,7 @@
 //! Checking a call, once, before anything runs: [`AttentionPlan`].
 
 use crate::error::{Error, Unsupported};
-use crate::options::{AttentionOptions, CausalAlign, Mask};
+use crate::options::{AttentionOptions, CausalAlign, Mask, PvMode};
 use crate::tensor::{AttentionProblem, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::tile;
@@ -24,11 +24,20 @@ pub(crate) struct Resolved {
     pub diagonal: i32,
     /// 64 or 128.
     pub padded_head_dim: u32,
-    /// The options' `smooth_v`, where there is more than one key tile: see there.
+    /// The options' `smooth_v`, where values are quantized and there is more than one key tile: see there.
     pub smooth_v: bool,
 }
 
 impl Resolved {
+    /// Bytes of a key tile and its value tile.
+    pub(crate) fn tile_bytes(&self) -> u32 {
+        let value = match self.options.pv_mode {
+            PvMode::Fp8 => tile::key_tile_bytes(self.padded_head_dim),
+            PvMode::F16 => tile::value_tile_bytes(self.padded_head_dim),
+        };
+        tile::key_tile_bytes(self.padded_head_dim) + value
+    }
+
     /// Derives what follows from a problem and options that are known to be valid.
     pub(crate) fn derive(problem: AttentionProblem, options: AttentionOptions) -> Self {
         let diagonal = match options.mask {
@@ -42,7 +51,7 @@ impl Resolved {
             softmax_scale: options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)),
             diagonal,
             padded_head_dim: tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
-            smooth_v: options.smooth_v && problem.key_len > tile::KEY_TILE as usize,
+            smooth_v: options.smooth_v && options.pv_mode == PvMode::Fp8 && problem.key_len > tile::KEY_TILE as usize,
         }
     }
 }

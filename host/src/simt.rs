@@ -57,7 +57,9 @@ impl Execution {
             let kernel = Kernel::find(family, resolved.padded_head_dim, resolved.problem.dtype.into());
             let kernel = kernel.expect("the kernel table has every family");
             let found = sage_kernels::entry::launch(kernel, grid, &params, &memory, execution);
-            synchronisations.extend(found.map_err(|report| (kernel, report))?.into_iter().map(|place| (kernel, place)));
+            synchronisations.extend(
+                found.map_err(|report| (kernel, report))?.synchronisations.into_iter().map(|place| (kernel, place)),
+            );
             Ok(())
         };
         let call = Call { plan: &plan, buffers: &buffers, multiprocessors: MULTIPROCESSORS };

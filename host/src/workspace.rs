@@ -1,5 +1,6 @@
 //! The workspace: where in it the kernels keep what.
 
+use crate::options::PvMode;
 use crate::plan::Resolved;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
@@ -36,11 +37,7 @@ pub(crate) struct Workspace {
     pub query_scales: Region,
     pub key_codes: Region,
     pub key_scales: Region,
-    pub value_codes: Region,
-    pub value_scale: Region,
-    pub value_inverse_scale: Region,
-    pub value_mean: Region,
-    pub value_mean_codes: Region,
+    pub values: Values,
     /// With `smooth_k`.
     pub key_mean: Option<Region>,
     /// With `smooth_k` and `return_lse`.
@@ -49,6 +46,15 @@ pub(crate) struct Workspace {
     pub counters: Region,
     /// All of it.
     pub bytes: u64,
+}
+
+/// The values' buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// [`PvMode::Fp8`]
+    Fp8 { codes: Region, scale: Region, inverse_scale: Region, mean: Region, mean_codes: Region },
+    /// [`PvMode::F16`]
+    F16 { tiles: Region },
 }
 
 impl Workspace {
@@ -81,11 +87,18 @@ impl Workspace {
             query_scales: region([query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
             key_codes: region(key_codes),
             key_scales: region([key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
-            value_codes: region(key_codes),
-            value_scale: region(channels),
-            value_inverse_scale: region(channels),
-            value_mean: region(segment_channels),
-            value_mean_codes: region(segment_channels),
+            values: match options.pv_mode {
+                PvMode::Fp8 => Values::Fp8 {
+                    codes: region(key_codes),
+                    scale: region(channels),
+                    inverse_scale: region(channels),
+                    mean: region(segment_channels),
+                    mean_codes: region(segment_channels),
+                },
+                PvMode::F16 => {
+                    Values::F16 { tiles: region([key_heads, key_tiles, tile::value_tile_bytes(head_dim) as u64]) }
+                }
+            },
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: (options.smooth_k && options.return_lse)
                 .then(|| region([query_heads, padded_queries as u64, 4])),
@@ -97,22 +110,32 @@ impl Workspace {
 
     /// Name, offset and length in bytes of every region that there is.
     pub(crate) fn regions(&self) -> Vec<(&'static str, Range<u64>)> {
-        [
+        let values = match self.values {
+            Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => vec![
+                ("value_codes", Some(codes)),
+                ("value_scale", Some(scale)),
+                ("value_inverse_scale", Some(inverse_scale)),
+                ("value_mean", Some(mean)),
+                ("value_mean_codes", Some(mean_codes)),
+            ],
+            Values::F16 { tiles } => vec![("value_tiles", Some(tiles))],
+        };
+        let queries_and_keys = [
             ("query_codes", Some(self.query_codes)),
             ("query_scales", Some(self.query_scales)),
             ("key_codes", Some(self.key_codes)),
             ("key_scales", Some(self.key_scales)),
-            ("value_codes", Some(self.value_codes)),
-            ("value_scale", Some(self.value_scale)),
-            ("value_inverse_scale", Some(self.value_inverse_scale)),
-            ("value_mean", Some(self.value_mean)),
-            ("value_mean_codes", Some(self.value_mean_codes)),
+        ];
+        let rest = [
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
             ("counters", Some(self.counters)),
-        ]
-        .into_iter()
-        .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))
-        .collect()
+        ];
+        queries_and_keys
+            .into_iter()
+            .chain(values)
+            .chain(rest)
+            .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))
+            .collect()
     }
 }

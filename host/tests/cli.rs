@@ -186,6 +186,18 @@ fn compare_prints_a_line_a_head() {
     assert_eq!(heads, ["0", "1", "2", "3", "4", "5"]);
 }
 
+/// 16-bit values are more exact, on real tensors and in the table that says so.
+#[test]
+fn compare_shows_what_16_bit_values_gain() {
+    let relative_l1 = ["fp8", "f16"].map(|mode| {
+        let names = ["--q", "causal.q", "--k", "causal.k", "--v", "causal.v", "--causal", "--pv-mode", mode];
+        let (out, _) = succeed(&[&["compare", &whisper(), "--device", "cpu"], &names[..]].concat());
+        let all = out.lines().last().expect("a table").to_owned();
+        all.split_whitespace().nth(3).and_then(|cell| cell.parse::<f64>().ok()).expect("relative L1")
+    });
+    assert!(relative_l1[1] < 0.5 * relative_l1[0], "{relative_l1:?}");
+}
+
 #[test]
 fn f32_is_rounded_and_comes_out_as_f32() {
     let folder = Folder::new();
@@ -277,6 +289,7 @@ fn options_are_heeded() {
         &["--granularity", "per-warp"],
         &["--no-smooth-k"],
         &["--no-smooth-v"],
+        &["--pv-mode", "f16"],
         &["--scale", "0.5"],
         &["--causal"],
     ] {

@@ -1,9 +1,15 @@
 //! The caller's element types.
 
+use simt::wgmma::{self, Operands};
 use simt::{convert, math};
 
 /// A 16-bit floating-point format.
 pub trait Element {
+    /// The tensor cores' word for it.
+    type Operands: Operands;
+    /// log₂ of the largest sum of probabilities of 16 keys, a whole number, from −126 on: all of them must be numbers of the
+    /// format, and their products with values f32.
+    const LOG2_LARGEST_SUM: f32;
     /// Two infinities.
     const INFINITY_PAIR: u32;
     /// Two negative infinities.
@@ -36,6 +42,9 @@ pub struct F16;
 pub struct Bf16;
 
 impl Element for F16 {
+    type Operands = wgmma::F16;
+    // 65536 would be an infinity, and smaller ones may add up to it
+    const LOG2_LARGEST_SUM: f32 = 15.0;
     const INFINITY_PAIR: u32 = 0x7c00_7c00;
 
     #[inline(always)]
@@ -70,6 +79,9 @@ impl Element for F16 {
 }
 
 impl Element for Bf16 {
+    type Operands = wgmma::Bf16;
+    // values may be as large as f32's: their sums, weighted with this, must be too
+    const LOG2_LARGEST_SUM: f32 = -10.0;
     const INFINITY_PAIR: u32 = 0x7f80_7f80;
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
 #[cfg(not(target_arch = "nvptx64"))]
-use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Synchronisation};
+use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 
 use crate::element::{Bf16, F16};
 use crate::{attention::hopper, quantize};
@@ -17,6 +17,9 @@ macro_rules! params {
     (Attention) => {
         AttentionParams
     };
+    (AttentionF16) => {
+        AttentionParams
+    };
 }
 
 macro_rules! program {
@@ -24,10 +27,16 @@ macro_rules! program {
         quantize::quantize::<$element, $head_dim>
     };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<$element, 36>
+        hopper::attention::<hopper::E4m3Values<$element, 36>>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<$element, 68>
+        hopper::attention::<hopper::E4m3Values<$element, 68>>
+    };
+    (AttentionF16, 64, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, 64, 32>>
+    };
+    (AttentionF16, 128, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, 128, 64>>
     };
 }
 
@@ -51,7 +60,7 @@ sage_layout::for_each_kernel!(define_entries);
 #[cfg(not(target_arch = "nvptx64"))]
 macro_rules! define_launch {
     ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => {
-        /// Runs a kernel in the SIMT executor, with the launch shape of the kernel table. Returns where it synchronises.
+        /// Runs a kernel in the SIMT executor, with the launch shape of the kernel table.
         ///
         /// # Errors
         ///
@@ -62,7 +71,7 @@ macro_rules! define_launch {
             params: &Params,
             memory: &Memory,
             options: &Options,
-        ) -> Result<Vec<Synchronisation>, Report> {
+        ) -> Result<Trace, Report> {
             let shape = Launch {
                 grid,
                 threads: kernel.threads(),
@@ -70,7 +79,7 @@ macro_rules! define_launch {
                 // blocks claim work from each other; those of the quantizer also wait for each other
                 blocks: match kernel.family() {
                     Family::Quantize => Blocks::Together,
-                    Family::Attention => Blocks::InOrder,
+                    Family::Attention | Family::AttentionF16 => Blocks::InOrder,
                 },
             };
             match (kernel, params) {

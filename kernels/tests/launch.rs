@@ -39,7 +39,7 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         key_codes: allocate("key_codes", 128 * 64),
         key_scales: allocate("key_scales", 4 * 4),
         key_mean: allocate("key_mean", 64 * 4),
-        value_codes: allocate("value_codes", 128 * 64),
+        value_tiles: allocate("value_tiles", 128 * 64),
         value_scale: allocate("value_scale", 64 * 4),
         value_inverse_scale: allocate("value_inverse_scale", 64 * 4),
         value_mean: allocate("value_mean", 64 * 4),

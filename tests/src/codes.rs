@@ -3,7 +3,7 @@
 use sageattention::testing::Quantized;
 
 /// The CPU's quantization as the bytes of the workspace's regions. Regions that a plan does not have are empty.
-pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 10] {
+pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 11] {
     let bytes = |scales: &[f32]| bytemuck::cast_slice(scales).to_vec();
     [
         ("query_codes", quantized.query_tiles()),
@@ -15,6 +15,7 @@ pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 10] 
         ("value_scale", bytes(&quantized.value_scales)),
         ("value_mean_codes", bytes(&quantized.value_mean_codes)),
         ("value_codes", quantized.value_tiles()),
+        ("value_tiles", quantized.value_element_tiles()),
         ("log_sum_exp_shift", bytes(&quantized.log_sum_exp_shift)),
     ]
 }

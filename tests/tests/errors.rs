@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, DType, Device, Error, Gpu, GpuBuffers, Mask,
-    Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
+    PvMode, Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -37,10 +37,15 @@ fn a_good_problem_is_planned() -> Result<(), Error> {
 
 #[test]
 fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
-    for (smooth_k, return_lse, count) in [(true, true, 12), (true, false, 11), (false, true, 10), (false, false, 10)] {
-        let plan = AttentionPlan::new(problem(), AttentionOptions { smooth_k, return_lse, ..Default::default() })?;
+    let counts = [(true, true, 12), (true, false, 11), (false, true, 10), (false, false, 10)];
+    // with 16-bit values, their tiles are all that there is of them
+    let modes = [(PvMode::Fp8, 0), (PvMode::F16, 4)];
+    let each = counts.into_iter().flat_map(|count| modes.map(|mode| (count, mode)));
+    for ((smooth_k, return_lse, count), (pv_mode, less)) in each {
+        let options = AttentionOptions { pv_mode, smooth_k, return_lse, ..Default::default() };
+        let plan = AttentionPlan::new(problem(), options)?;
         let regions = plan.workspace_regions();
-        assert_eq!(regions.len(), count);
+        assert_eq!(regions.len(), count - less);
         let mut end = 0;
         for (name, region) in regions {
             assert!(region.start >= end && region.start % 256 == 0 && !region.is_empty(), "{name}");
@@ -49,6 +54,20 @@ fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
         assert!(end <= plan.workspace_bytes());
     }
     Ok(())
+}
+
+/// Both modes take the same problems. How values would be smoothed is no question where they are not quantized.
+#[test]
+fn modes() {
+    for (pv_mode, smooth_v) in [(PvMode::Fp8, true), (PvMode::F16, true), (PvMode::F16, false)] {
+        let options = AttentionOptions { pv_mode, smooth_v, ..Default::default() };
+        assert_eq!(supports(&problem(), &options), Ok(()));
+    }
+    let [default, f16] = [PvMode::Fp8, PvMode::F16].map(|pv_mode| AttentionOptions { pv_mode, ..Default::default() });
+    assert_eq!(default, AttentionOptions::default());
+    let tensor = vec![f16::ONE; 4 * 100 * 64];
+    let call = |options| attention(Device::Cpu, problem(), options, &tensor, &tensor, &tensor);
+    assert_eq!(call(f16), call(AttentionOptions { smooth_v: false, ..f16 }));
 }
 
 #[test]

@@ -4,9 +4,9 @@ use half::f16;
 use proptest::prelude::*;
 use sage_layout::round::{e4m3_from_f32, f32_from_e4m3};
 use sage_layout::scale::{self, int8_scale};
-use sage_layout::{swizzle, tile, token_order};
+use sage_layout::{swizzle, tile, token_order, value_tile};
 use sage_tests::tensor::{Inputs, offset};
-use sageattention::{AttentionOptions, AttentionProblem, DType, QuantGranularity, TensorLayout, testing};
+use sageattention::{AttentionOptions, AttentionProblem, DType, PvMode, QuantGranularity, TensorLayout, testing};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
@@ -161,6 +161,34 @@ fn buffers_follow_the_layout_maps() {
             let token = token_order::token_at(position) as usize;
             quantized.value_codes[(tile * 128 + token) * head_dim + channel as usize]
         });
+        assert!(quantized.value_element_tiles().is_empty());
+    }
+}
+
+/// 16-bit values are moved, not changed, and what pads them is zero.
+#[test]
+fn values_of_16_bits_are_as_they_were() {
+    for head_dim in [64, 128, 40] {
+        let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::F16, [2, 2, 10, head_dim], [2, 200]);
+        let inputs = Inputs::<f16>::random(&problem, 4);
+        let options = AttentionOptions { pv_mode: PvMode::F16, ..Default::default() };
+        let quantized = testing::quantize(&problem, &options, inputs.slices());
+        assert!(quantized.value_codes.is_empty() && quantized.value_scales.is_empty());
+        assert!(quantized.value_means.is_empty() && quantized.value_mean_codes.is_empty());
+        let tiles = quantized.value_element_tiles();
+        let tile_bytes = tile::value_tile_bytes(quantized.width as u32) as usize;
+        assert_eq!(tiles.len(), 2 * 2 * 2 * tile_bytes);
+        for (place, bytes) in tiles.chunks_exact(2).enumerate() {
+            let (tile, place) = (2 * place / tile_bytes, 2 * place % tile_bytes);
+            let (channel, key) = value_tile::position(place as u32);
+            let (head, token, channel) = (tile / 2, tile % 2 * 128 + key as usize, channel as usize);
+            let expected = if token < 200 && channel < head_dim {
+                inputs.value[offset(problem.value_strides, [head / 2, head % 2, token, channel])]
+            } else {
+                f16::ZERO
+            };
+            assert_eq!(bytes, expected.to_le_bytes());
+        }
     }
 }
 

@@ -11,14 +11,22 @@ use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::testing::quantize;
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, QuantGranularity,
-    TensorLayout, attention,
+    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, PvMode,
+    QuantGranularity, TensorLayout, attention,
 };
 
 /// Executes all kernels of a call, and compares all that they write with the CPU engine.
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
+    check_inputs(problem, options, execution, &Inputs::<T>::random(problem, seed));
+}
+
+fn check_inputs<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    execution: &Options,
+    inputs: &Inputs<T>,
+) {
     let what = format!("{problem:?}\n{options:?}\n{execution:?}");
-    let inputs = Inputs::<T>::random(problem, seed);
     let result = Execution::new(problem, options, inputs.slices(), execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
 
@@ -33,7 +41,7 @@ fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, exe
     let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
     assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
     let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
-    assert_near(&outputs, &attend(problem, options, &inputs), problem.head_dim, &what);
+    assert_near(&outputs, &attend(problem, options, inputs), problem.head_dim, options.pv_mode, &what);
 }
 
 fn check_dtype(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
@@ -45,6 +53,11 @@ fn check_dtype(problem: &AttentionProblem, options: &AttentionOptions, execution
 
 fn with_lse() -> AttentionOptions {
     AttentionOptions { return_lse: true, ..Default::default() }
+}
+
+/// The same in each mode.
+fn modes() -> [AttentionOptions; 2] {
+    PvMode::ALL.map(|pv_mode| AttentionOptions { pv_mode, ..with_lse() })
 }
 
 /// The schedules to try; or the one to replay.
@@ -60,7 +73,9 @@ fn every_schedule() {
     for head_dim in [64, 128] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 3, 200, head_dim], [1, 300]);
         for schedule in schedules((0..4).map(Schedule::Random)) {
-            check::<f16>(&problem, &with_lse(), &Options::new(schedule), 1);
+            for options in modes() {
+                check::<f16>(&problem, &options, &Options::new(schedule), 1);
+            }
         }
     }
 }
@@ -80,7 +95,9 @@ fn every_schedule_of_threads() {
     for head_dim in [64, 128] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
         for schedule in schedules((0..6).map(Schedule::Random)) {
-            check::<f16>(&problem, &with_lse(), &Options::new(schedule), 1);
+            for options in modes() {
+                check::<f16>(&problem, &options, &Options::new(schedule), 1);
+            }
         }
     }
 }
@@ -91,7 +108,9 @@ fn every_schedule_of_threads() {
 fn lanes_that_fall_behind() {
     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]);
     for seed in 0..10 {
-        check::<f16>(&problem, &with_lse(), &Options::new(Schedule::Random(seed)), 7);
+        for options in modes() {
+            check::<f16>(&problem, &options, &Options::new(Schedule::Random(seed)), 7);
+        }
     }
 }
 
@@ -108,20 +127,22 @@ fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
         Mask::CausalAligned(CausalAlign::BottomRight),
     ]);
     let granularity = prop::sample::select(QuantGranularity::ALL.to_vec());
+    let pv_mode = prop::sample::select(PvMode::ALL.to_vec());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (lengths, heads, head_dim, layout, dtype, mask, granularity, flags).prop_map(
-        |((queries, keys), (query_heads, key_heads), head_dim, layout, dtype, mask, granularity, flags)| {
+    (lengths, heads, head_dim, layout, dtype, mask, granularity, (pv_mode, flags)).prop_map(
+        |((queries, keys), (query_heads, key_heads), head_dim, layout, dtype, mask, granularity, (pv_mode, flags))| {
             let problem =
                 AttentionProblem::cross(layout, dtype, [1, query_heads, queries, head_dim], [key_heads, keys]);
             let (smooth_k, smooth_v, return_lse) = flags;
-            let options = AttentionOptions { mask, granularity, smooth_k, smooth_v, return_lse, ..Default::default() };
+            let options =
+                AttentionOptions { pv_mode, mask, granularity, smooth_k, smooth_v, return_lse, ..Default::default() };
             (problem, options)
         },
     )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_calls_and_schedules((problem, options) in calls(), seed: u64, schedule in 0u64..1000, truncated: bool) {
@@ -143,7 +164,9 @@ fn strides() {
         problem.value_strides.token += padding;
         problem.value_strides.batch *= 2;
         problem.output_strides = problem.query_strides;
-        check::<bf16>(&problem, &with_lse(), &Options::new(schedule), 5);
+        for options in modes() {
+            check::<bf16>(&problem, &options, &Options::new(schedule), 5);
+        }
     }
 }
 
@@ -151,10 +174,29 @@ fn strides() {
 #[test]
 fn two_segments() {
     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 1100]);
-    for smooth_v in [true, false] {
-        let options = AttentionOptions { smooth_v, ..with_lse() };
+    for (pv_mode, smooth_v) in [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)] {
+        let options = AttentionOptions { pv_mode, smooth_v, ..with_lse() };
         check::<f16>(&problem, &options, &Options::new(Schedule::Random(3)), 6);
     }
+}
+
+/// Scores that rise along the keys: references are replaced, and everything so far must follow.
+#[test]
+fn rising_scores() {
+    for (head_dim, dtype) in [(64, DType::F16), (128, DType::Bf16)] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 1, 20, head_dim], [1, 700]);
+        for options in modes() {
+            let options = AttentionOptions { smooth_k: false, ..options };
+            match dtype {
+                DType::F16 => check_inputs(&problem, &options, &in_order(), &Inputs::<f16>::rising(&problem, 9)),
+                _ => check_inputs(&problem, &options, &in_order(), &Inputs::<bf16>::rising(&problem, 9)),
+            }
+        }
+    }
+}
+
+fn in_order() -> Options {
+    Options::new(Schedule::InOrder)
 }
 
 /// The library's call, as on any other device.
@@ -173,5 +215,5 @@ fn device() {
     let (simt, cpu) = (call(Device::Simt), call(Device::Cpu));
     let gaps = |result: &AttentionOutput<f16>| result.output.iter().filter(|element| element.to_bits() == 0).count();
     assert_eq!(gaps(&simt), gaps(&cpu));
-    assert_near(&outputs(simt), &outputs(cpu), problem.head_dim, "Device::Simt");
+    assert_near(&outputs(simt), &outputs(cpu), problem.head_dim, PvMode::Fp8, "Device::Simt");
 }

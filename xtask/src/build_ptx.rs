@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Folder for the kernels [default: SAGE_PTX_DIR or target/ptx, from where the library embeds them]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Write the machine code as text too, to KERNEL.sass
+    /// Write the machine code as text too, to KERNEL.sass, as check-ptx does
     #[arg(long)]
     pub sass: bool,
 }
@@ -166,8 +166,8 @@ impl Ptxas {
             return Ok(built(report, false));
         }
         // The report is written last: a run that is cut off leaves none, and the next one starts again.
-        if report.exists() {
-            fs::remove_file(&report)?;
+        for old in [report.clone(), file("sass")].iter().filter(|old| old.exists()) {
+            fs::remove_file(old)?;
         }
         fs::write(&ptx, text)?;
         let said = stamp + &ptxas::assemble(&self.path, architecture, &ptx, &cubin)?;
@@ -191,15 +191,22 @@ fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-fn disassemble(kernel: &Built) -> Result<()> {
-    let nvdisasm = cuda_tools::NVDISASM.find()?;
-    let sass = process::read(Command::new(nvdisasm).arg("--print-code").arg(&kernel.cubin))?;
-    fs::write(kernel.cubin.with_extension("sass"), sass)?;
-    Ok(())
+/// A kernel's machine code as text, which is kept beside its cubin.
+pub fn disassemble(kernel: &Built) -> Result<String> {
+    let file = kernel.cubin.with_extension("sass");
+    if let Ok(text) = fs::read_to_string(&file) {
+        return Ok(text);
+    }
+    let text = process::read(Command::new(cuda_tools::NVDISASM.find()?).arg("--print-code").arg(&kernel.cubin))?;
+    // Written beside and then renamed: what is interrupted is not taken for complete.
+    let partial = file.with_extension("partial");
+    fs::write(&partial, &text)?;
+    fs::rename(&partial, &file)?;
+    Ok(text)
 }
 
 /// Does the work for every item, on all cores; results in the items' order. Reports every failure, not just the first.
-fn in_parallel<Item: Sync, Done: Send>(
+pub fn in_parallel<Item: Sync, Done: Send>(
     items: &[Item],
     work: impl Fn(&Item) -> Result<Done> + Sync,
 ) -> Result<Vec<Done>> {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs this bundle: ./run.sh [demo|test|bench] [arguments]. Needs no Rust; uses the GPU if its driver is there.
+#   ./run.sh bench [--quick] [--filter TEXT]... [--out DIR] [--peers [--python PROGRAM]]
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-cd "$here"
 # Where the programs find their tensors, and the tests find the command line.
 export SAGE_DATA_DIR="$here/data"
 export SAGE_PROGRAM="$here/bin/sage"
@@ -13,9 +13,10 @@ verb=${1:-demo}
 
 case $verb in
 demo)
-    exec bin/sage demo "$@"
+    exec "$here/bin/sage" demo "$@"
     ;;
 test)
+    cd "$here"
     failed=()
     for test in tests/*; do
         echo "== $test"
@@ -28,10 +29,10 @@ test)
     echo "all test programs passed"
     ;;
 bench)
-    for bench in benches/*; do
-        [ -e "$bench" ] || continue
-        echo "== $bench"
-        "$bench" --bench "$@"
+    # In the caller's folder, as --out may be relative to it.
+    for bench in "$here"/benches/*; do
+        echo "== ${bench##*/}"
+        "$bench" "$@"
     done
     ;;
 *)

@@ -1,14 +1,27 @@
 //! `cargo xtask check-ptx`: does the compiled code keep what the kernel table promises?
 //!
-//! None of it needs a GPU: it reads the PTX and ptxas's report.
+//! None of it needs a GPU: it reads the PTX, ptxas's report, and the machine code.
 
-use anyhow::{Result, bail};
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
 use sage_layout::kernel::{Architecture, Kernel};
 
-use crate::build_ptx::{self, Arguments, Built};
-use crate::device_compiler;
-use crate::ptx;
+use crate::budget::{self, Budgets, Difference};
+use crate::build_ptx::{self, Built};
 use crate::ptxas::Usage;
+use crate::{cuda_tools, device_compiler, project, ptx};
+
+/// Arguments of the verb.
+#[derive(Default, clap::Args)]
+#[group(skip)]
+pub struct Arguments {
+    #[command(flatten)]
+    build: build_ptx::Arguments,
+    /// Make the budgets of registers and instructions what the kernels have now, and print the differences
+    #[arg(long)]
+    update: bool,
+}
 
 /// What a kernel's row in the table says about its compiled code.
 #[derive(Clone, Copy)]
@@ -33,21 +46,84 @@ impl From<Kernel> for Promise {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut problems = Vec::new();
-    for (architecture, built) in build_ptx::build(arguments)? {
+    for (architecture, built) in build_ptx::build(&arguments.build)? {
         print_table(architecture, &built);
         problems.extend(check(&built));
+        let found = count(&built)?;
+        if arguments.update {
+            update(architecture, &found)?;
+        } else {
+            problems.extend(check_budgets(architecture, &found)?);
+        }
     }
     if !problems.is_empty() {
         let doubt = device_compiler::find()?.doubt().map_or(String::new(), |doubt| format!("\n{doubt}"));
         bail!("check-ptx found {} problems{}{doubt}", problems.len(), grouped(&problems));
     }
-    println!("check-ptx: every kernel is as the kernel table says");
+    println!("check-ptx: every kernel is as the kernel table says, and within its budgets");
     Ok(())
 }
 
 /// Builds and checks the kernels of every architecture for the host library to embed.
 pub fn for_the_library() -> Result<()> {
     run(&Arguments::default())
+}
+
+/// Registers and instructions of the kernels.
+fn count(built: &[Built]) -> Result<Budgets> {
+    let compiler = device_compiler::find()?;
+    let mut found = Budgets::new(format!("rustc {}, ptxas {}", compiler.version, cuda_tools::PTXAS.version()?));
+    let listings = build_ptx::in_parallel(built, build_ptx::disassemble)?;
+    for (kernel, listing) in built.iter().zip(listings) {
+        found.add(&kernel.symbol, Usage::parse(&kernel.report).unwrap_or_default().registers, &listing)?;
+    }
+    Ok(found)
+}
+
+fn read_budgets(architecture: Architecture) -> Result<Budgets> {
+    let path = budget::path(architecture);
+    let text = fs::read_to_string(&path);
+    let budgets = text.map_err(anyhow::Error::from).and_then(|text| Budgets::parse(&text));
+    budgets.with_context(|| format!("{}: run `cargo xtask check-ptx --update`", project::display(&path)))
+}
+
+/// What is over budget. Says what is far below it; and, with other compilers than the budgets', only says.
+fn check_budgets(architecture: Architecture, found: &Budgets) -> Result<Vec<Problem>> {
+    let budgets = read_budgets(architecture)?;
+    let differences = budgets.compare(found);
+    if budgets.compilers != found.compilers && !differences.is_empty() {
+        println!("check-ptx: these kernels are of {}, the budgets of {}:", found.compilers, budgets.compilers);
+        differences.iter().for_each(|Difference { kernel, text, .. }| println!("  {kernel} {text}"));
+        return Ok(Vec::new());
+    }
+    let (worse, better): (Vec<_>, Vec<_>) = differences.into_iter().partition(|difference| difference.is_worse);
+    if !better.is_empty() {
+        println!("check-ptx: far below budget; keep it so with `cargo xtask check-ptx --update`:");
+        better.iter().for_each(|Difference { kernel, text, .. }| println!("  {kernel} {text}"));
+    }
+    let problem = |Difference { kernel, text, .. }| Problem {
+        kernel,
+        text: format!("{text}: measure, and if it is worth it, accept it with `cargo xtask check-ptx --update`"),
+    };
+    Ok(worse.into_iter().map(problem).collect())
+}
+
+/// Makes what was found the budgets.
+fn update(architecture: Architecture, found: &Budgets) -> Result<()> {
+    let pinned = device_compiler::find()?.doubt().is_none() && cuda_tools::PTXAS.is_pinned();
+    ensure!(pinned, "budgets are of the compilers that `cargo xtask setup` installs, these are {}", found.compilers);
+    let path = budget::path(architecture);
+    // Budgets that can't be read have nothing to compare.
+    let old = read_budgets(architecture).unwrap_or_default();
+    for (place, numbers) in old.changes(found) {
+        println!("{place}: {numbers}");
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(&path, found.to_string()).with_context(|| format!("could not write {}", path.display()))?;
+    println!("check-ptx: budgets written to {}", project::display(&path));
+    Ok(())
 }
 
 /// Something that is wrong with a kernel.

@@ -50,6 +50,11 @@ impl Tool {
         Ok(version.with_context(|| format!("{} doesn't say its version", self.program))?.to_string())
     }
 
+    /// Whether the tool says that it is the version that [`install`] would install.
+    pub fn is_pinned(&self) -> bool {
+        self.version().is_ok_and(|version| version == self.version)
+    }
+
     fn wheel_is_installed(&self) -> bool {
         let metadata = format!("{}-{}.dist-info", self.package.replace('-', "_"), self.version);
         install_dir().join(metadata).is_dir()

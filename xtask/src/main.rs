@@ -1,6 +1,7 @@
 //! The project's verbs: `cargo xtask <verb>`. One file a verb; `docs/architecture.md` says how they fit together.
 
 mod bench;
+mod budget;
 mod build_ptx;
 mod bundle;
 mod check_ptx;
@@ -13,6 +14,7 @@ mod process;
 mod project;
 mod ptx;
 mod ptxas;
+mod sass;
 mod setup;
 mod test;
 
@@ -54,9 +56,10 @@ enum Verb {
     /// Build the GPU kernels, and check that the compiled code is as it must be
     ///
     /// Each kernel against its row in the kernel table (kernels/layout/src/kernel.rs): launch bounds, barriers, stack and
-    /// spills; and no panics, calls or arrays in local memory. CONTRIBUTING.md says how to read the report. Needs no
-    /// GPU; `cargo xtask setup` must have been run once.
-    CheckPtx(build_ptx::Arguments),
+    /// spills; against its budgets (kernels/budgets): registers, and instructions of the main loops; and no panics, calls
+    /// or arrays in local memory. CONTRIBUTING.md says how to read the report. Needs no GPU; `cargo xtask setup` must
+    /// have been run once.
+    CheckPtx(check_ptx::Arguments),
     /// Set up, build, and run attention on real tensors: on the GPU if there is one, else on the CPU
     ///
     /// Prints accuracy and time. The first run builds for some minutes.
@@ -66,6 +69,9 @@ enum Verb {
     /// Where there is no GPU, the GPU tests say that they were skipped; with SAGE_REQUIRE_GPU=1 they fail instead.
     Test(test::Arguments),
     /// Set up, build the kernels, and run the benchmarks
+    ///
+    /// On the GPU: the attention kernel, the quantization, and the whole call, in bursts and sustained; on the CPU: the
+    /// engine against candle, and the SIMT executor. Prints tables, and writes JSON, CSV and charts (SVG) to --out.
     Bench(bench::Arguments),
     /// Make a folder that runs demo, tests and benchmarks on a machine that has no Rust
     ///

@@ -7,18 +7,27 @@ use sage_layout::scale::{self, E4M3_MAX, KEY_SCALES_PER_TILE};
 use sage_layout::tile::{SEGMENT_TILES, key_tiles, padded_queries, segments};
 use sage_layout::visibility::visible_keys;
 
-use super::quantize::{QUERY_TILE, Quantized, TILE, quantize};
-use super::simd::{InstructionSet, Matrix, QUAD, ROWS};
+use super::quantize::{MAX_WIDTH, QUERY_TILE, Quantized, TILE, quantize};
+use super::simd::{InstructionSet, Matrix, ProbabilityFormat, QUAD, ROWS};
 use super::{view, zeroed};
 use crate::element::Element;
 use crate::error::Error;
+use crate::options::PvMode;
 use crate::plan::Resolved;
+use crate::tensor::DType;
 
-/// Octaves between a row's largest probability and e4m3's largest number.
+/// log₂ of a row's largest probability.
 ///
-/// The GPU keeps a row's reference until a probability saturates, so its largest lies anywhere in these octaves; the CPU
-/// keeps it at their lower end.
-const HEADROOM: f32 = 3.0;
+/// The GPU keeps a row's reference until a probability saturates, so its largest lies anywhere in some octaves from here on;
+/// the CPU keeps it at their lower end.
+fn ceiling(format: ProbabilityFormat) -> f32 {
+    match format {
+        ProbabilityFormat::E4m3 => E4M3_MAX.log2() - 3.0,
+        ProbabilityFormat::F16 => 5.0,
+        // products with values as large as f32's must add up to numbers
+        ProbabilityFormat::Bf16 => -20.0,
+    }
+}
 
 /// Quantized attention (SageAttention2, algorithm 1).
 ///
@@ -35,7 +44,12 @@ pub(crate) fn attend<T: Element>(
 ) -> Result<(), Error> {
     let problem = &plan.problem;
     let quantized = quantize(plan, query, key, value)?;
-    let operands = Operands { keys: interleave_keys(&quantized)?, plan, quantized };
+    let format = match (plan.options.pv_mode, T::DTYPE) {
+        (PvMode::Fp8, _) => ProbabilityFormat::E4m3,
+        (PvMode::F16, DType::F16) => ProbabilityFormat::F16,
+        (PvMode::F16, DType::Bf16) => ProbabilityFormat::Bf16,
+    };
+    let operands = Operands { keys: interleave_keys(&quantized)?, plan, format, quantized };
     let tiles = problem.query_len.div_ceil(QUERY_TILE);
     // Held only while a finished tile is copied out.
     let destination = Mutex::new((output, log_sum_exp));
@@ -45,7 +59,7 @@ pub(crate) fn attend<T: Element>(
             // late tiles of a causal mask see the most keys: they go first
             let (batch_head, tile) = (item / tiles, tiles - 1 - item % tiles);
             let first = tile * QUERY_TILE;
-            operands.attend_tile(scratch, batch_head, first);
+            operands.attend_tile::<T>(scratch, batch_head, first);
             let mut destination = destination.lock().unwrap_or_else(PoisonError::into_inner);
             let (output, log_sum_exp) = &mut *destination;
             let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
@@ -124,13 +138,14 @@ impl Scratch {
 
 struct Operands<'a> {
     plan: &'a Resolved,
+    format: ProbabilityFormat,
     quantized: Quantized,
     keys: Vec<i8>,
 }
 
 impl Operands<'_> {
     /// Attention of the 64 queries from `first` on; result and log-sum-exp are left in `scratch`.
-    fn attend_tile(&self, scratch: &mut Scratch, batch_head: usize, first: usize) {
+    fn attend_tile<T: Element>(&self, scratch: &mut Scratch, batch_head: usize, first: usize) {
         let (plan, quantized, width) = (self.plan, &self.quantized, self.quantized.width);
         let problem = &plan.problem;
         let instructions = InstructionSet::detect();
@@ -146,8 +161,11 @@ impl Operands<'_> {
         for tile in 0..visible_tiles {
             let tile_index = key_head * tile_count + tile;
             let keys = &self.keys[tile_index * TILE * width..][..TILE * width];
-            let values = &quantized.value_codes[tile_index * TILE * width..][..TILE * width];
-            instructions.decode_e4m3(values, &mut scratch.values);
+            let values = tile_index * TILE * width..(tile_index + 1) * TILE * width;
+            match plan.options.pv_mode {
+                PvMode::Fp8 => instructions.decode_e4m3(&quantized.value_codes[values], &mut scratch.values),
+                PvMode::F16 => T::widen(bytemuck::cast_slice(&quantized.value_elements[values]), &mut scratch.values),
+            }
             let stored = &quantized.key_scales[tile_index * KEY_SCALES_PER_TILE as usize..];
             let key_scales = std::array::from_fn(|key| stored[scale::key_scale_index(key as u32) as usize]);
             let visible_here = |row: usize| visible(row).saturating_sub(tile * TILE).min(TILE);
@@ -180,7 +198,8 @@ impl Operands<'_> {
                             *sum *= factor;
                         }
                     }
-                    state.segment_sum += instructions.probabilities(probabilities, exponent_offset() - state.reference);
+                    let offset = ceiling(self.format) - state.reference;
+                    state.segment_sum += instructions.probabilities(self.format, probabilities, offset);
                 }
                 instructions.multiply_accumulate_f32(
                     Matrix { elements: &scratch.probabilities, stride: TILE },
@@ -192,14 +211,15 @@ impl Operands<'_> {
 
             let segment = tile / SEGMENT_TILES as usize;
             if tile + 1 == visible_tiles || (tile + 1).is_multiple_of(SEGMENT_TILES as usize) {
-                let means = &quantized.value_mean_codes[(key_head * segment_count + segment) * width..][..width];
-                scratch.finish_segment(means);
+                let means = quantized.value_mean_codes.get((key_head * segment_count + segment) * width..);
+                scratch
+                    .finish_segment(means.and_then(|means| means.get(..width)).unwrap_or(&[0.0; MAX_WIDTH][..width]));
             }
         }
-        let scales = &quantized.value_scales[key_head * width..][..width];
+        let scales = quantized.value_scales.get(key_head * width..).and_then(|scales| scales.get(..width));
         let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
         let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
-        scratch.finish(scales, shifts);
+        scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), shifts, ceiling(self.format));
     }
 
     fn query_scale(&self, batch_head: usize, row: usize) -> f32 {
@@ -224,19 +244,14 @@ impl Scratch {
     }
 
     /// Turns sums into the output, and into natural log-sum-exps; a query that sees no key gets zeros and −∞.
-    fn finish(&mut self, scales: &[f32], shifts: &[f32]) {
+    fn finish(&mut self, scales: &[f32], shifts: &[f32], ceiling: f32) {
         for (index, (row, output)) in self.rows.iter_mut().zip(self.output.chunks_exact_mut(scales.len())).enumerate() {
             for (output, scale) in output.iter_mut().zip(scales) {
                 *output = if row.sum == 0.0 { 0.0 } else { *output * scale / row.sum };
             }
-            let octaves = row.sum.log2() - exponent_offset() + row.reference;
+            let octaves = row.sum.log2() - ceiling + row.reference;
             let shift = shifts.get(index).copied().unwrap_or(0.0);
             row.log_sum_exp = if row.sum == 0.0 { f32::NEG_INFINITY } else { octaves * std::f32::consts::LN_2 + shift };
         }
     }
-}
-
-/// What is added to `score - reference` before the exponential, so that the largest probability is 448 · 2^-[`HEADROOM`].
-fn exponent_offset() -> f32 {
-    E4M3_MAX.log2() - HEADROOM
 }

@@ -16,12 +16,13 @@ use super::view::View;
 use super::zeroed;
 use crate::element::Element;
 use crate::error::Error;
+use crate::options::PvMode;
 use crate::plan::Resolved;
 
 pub(super) const QUERY_TILE: usize = WARPGROUP_ROWS as usize;
 pub(super) const TILE: usize = KEY_TILE as usize;
 const SEGMENT: usize = SEGMENT_KEYS as usize;
-const MAX_WIDTH: usize = 128;
+pub(super) const MAX_WIDTH: usize = 128;
 
 /// Quantized queries, keys and values (SageAttention2, section 3).
 ///
@@ -40,6 +41,8 @@ pub struct Quantized {
     pub key_codes: Vec<i8>,
     /// `[key heads][key tiles · 4]`, by [`scale::key_scale_index`].
     pub key_scales: Vec<f32>,
+    /// With [`PvMode::F16`]: the values' bits, `[key heads][key tiles · 128][width]`; and the next four are empty.
+    pub value_elements: Vec<u16>,
     /// e4m3 `[key heads][key tiles · 128][width]`: of the values less their segment's mean.
     pub value_codes: Vec<u8>,
     /// `[key heads][width]`.
@@ -68,12 +71,24 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
     let padded_keys = key_tiles(problem.key_len as u32) as usize * TILE;
     let mut query_codes = zeroed("query codes", problem.batch * problem.query_heads * padded_queries * width)?;
     let mut key_codes = zeroed("key codes", problem.batch * problem.key_heads * padded_keys * width)?;
-    let mut value_codes = zeroed("value codes", problem.batch * problem.key_heads * padded_keys * width)?;
+    let values = problem.batch * problem.key_heads * padded_keys * width;
+    let [value_codes_len, value_elements_len] = match options.pv_mode {
+        PvMode::Fp8 => [values, 0],
+        PvMode::F16 => [0, values],
+    };
+    let mut value_codes = zeroed("value codes", value_codes_len)?;
+    let mut value_elements = zeroed("padded values", value_elements_len)?;
 
     let key_mean = if options.smooth_k { key_mean(plan, &key) } else { Vec::new() };
     let key_scales = quantize_key(plan, &key, &key_mean, &mut key_codes);
-    let ValueScales { scales, inverses, means, mean_codes } = value_scales(plan, &value);
-    quantize_value(plan, &value, &inverses, &means, &mut value_codes);
+    let ValueScales { scales, inverses, means, mean_codes } = match options.pv_mode {
+        PvMode::Fp8 => value_scales(plan, &value),
+        PvMode::F16 => ValueScales::default(),
+    };
+    match options.pv_mode {
+        PvMode::Fp8 => quantize_value(plan, &value, &inverses, &means, &mut value_codes),
+        PvMode::F16 => pad_value(plan, &value, &mut value_elements),
+    }
     let query_scales = quantize_query(plan, &query, &mut query_codes);
     let log_sum_exp_shift =
         if options.smooth_k && options.return_lse { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
@@ -83,6 +98,7 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
         query_scales,
         key_codes,
         key_scales,
+        value_elements,
         value_codes,
         value_scales: scales,
         value_means: means,
@@ -156,6 +172,7 @@ fn key_mean<T: Element>(plan: &Resolved, key: &View<T>) -> Vec<f32> {
 }
 
 /// What [`Quantized`] calls `value_scales`, `value_means` and `value_mean_codes`.
+#[derive(Default)]
 struct ValueScales {
     scales: Vec<f32>,
     /// `[key heads][width]`: what values are multiplied by before they are rounded.
@@ -212,6 +229,19 @@ fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32]
             for channel in 0..width {
                 codes[channel] = e4m3_from_f32((row[channel] - mean[channel]) * inverse[channel]);
             }
+        }
+    });
+}
+
+/// Writes [`Quantized::value_elements`].
+fn pad_value<T: Element>(plan: &Resolved, value: &View<T>, elements: &mut [u16]) {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let tokens = key_tiles(problem.key_len as u32) as usize * TILE;
+    elements.par_chunks_exact_mut(tokens * width).enumerate().for_each(|(head, elements)| {
+        let (batch, head) = (head / problem.key_heads, head % problem.key_heads);
+        for (token, row) in elements.chunks_exact_mut(width).enumerate().take(problem.key_len) {
+            let bits: &[u16] = bytemuck::cast_slice(value.row([batch, head, token]));
+            row[..problem.head_dim].copy_from_slice(bits);
         }
     });
 }

@@ -1,6 +1,6 @@
 //! [`Quantized`] as the bytes of the GPU's operand buffers.
 
-use sage_layout::{swizzle, tile, token_order};
+use sage_layout::{swizzle, tile, token_order, value_tile};
 
 use super::quantize::{QUERY_TILE, Quantized, TILE};
 
@@ -25,6 +25,21 @@ impl Quantized {
                 for (channel, &code) in (0..).zip(row) {
                     let position = token_order::position_of(token);
                     bytes[swizzle::offset(channel, position, tile::VALUE_ROW_BYTES) as usize] = code;
+                }
+            }
+        }
+        bytes
+    }
+
+    /// The 16-bit values as the GPU's buffer: `[key heads][key tiles][width · 128]`, each tile as [`value_tile`] says.
+    pub fn value_element_tiles(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 2 * self.value_elements.len()];
+        let tiles = self.value_elements.chunks_exact(TILE * self.width);
+        for (elements, bytes) in tiles.zip(bytes.chunks_exact_mut(2 * TILE * self.width)) {
+            for (token, row) in (0..).zip(elements.chunks_exact(self.width)) {
+                for (channel, &element) in (0..).zip(row) {
+                    let place = value_tile::offset(channel, token) as usize;
+                    bytes[place..place + 2].copy_from_slice(&element.to_le_bytes());
                 }
             }
         }

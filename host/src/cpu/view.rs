@@ -15,8 +15,13 @@ pub(crate) struct View<'a, T> {
 impl<T: Element> View<'_, T> {
     /// Widens a row into the front of `destination`, and leaves what follows as it is.
     pub fn read_row(&self, [batch, head, token]: [usize; 3], destination: &mut [f32]) {
+        T::widen(self.row([batch, head, token]), &mut destination[..self.head_dim]);
+    }
+
+    /// A row's elements.
+    pub fn row(&self, [batch, head, token]: [usize; 3]) -> &[T] {
         let start = offset(self.strides, [batch, head, token]);
-        T::widen(&self.elements[start..start + self.head_dim], &mut destination[..self.head_dim]);
+        &self.elements[start..start + self.head_dim]
     }
 }
 

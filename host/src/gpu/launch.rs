@@ -5,6 +5,7 @@ use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
 use crate::kernels::Call;
+use crate::options::PvMode;
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
@@ -46,6 +47,7 @@ pub struct PreparedPlan {
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
     quantize: Function,
+    /// Of the mode.
     attention: Function,
 }
 
@@ -54,7 +56,7 @@ impl Kernels {
     fn of(&self, family: Family) -> Function {
         match family {
             Family::Quantize => self.quantize,
-            Family::Attention => self.attention,
+            Family::Attention | Family::AttentionF16 => self.attention,
         }
     }
 }
@@ -84,7 +86,11 @@ impl AttentionPlan {
             let kernel = Kernel::find(family, head_dim, dtype.into());
             gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
         };
-        let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(Family::Attention)? };
+        let attention = match self.options().pv_mode {
+            PvMode::Fp8 => Family::Attention,
+            PvMode::F16 => Family::AttentionF16,
+        };
+        let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(attention)? };
         Ok(PreparedPlan { plan: *self, gpu, kernels })
     }
 

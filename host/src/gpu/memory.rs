@@ -1,11 +1,11 @@
-//! Device memory and streams of our own: for the call on host tensors, and for tests and measurements.
+//! Device memory, streams and events of our own: for the call on host tensors, and for tests and measurements.
 
 use super::Gpu;
 use super::driver::cuda;
 use crate::error::Error;
 use cust::error::CudaError;
 use cust::stream::StreamFlags;
-use cust::sys::CUstream;
+use cust::sys::{CUevent, CUstream};
 use std::ffi::c_void;
 
 /// A stream that does not wait for the default stream, nor it for this one.
@@ -50,6 +50,49 @@ impl Drop for Stream {
             // Work that is still on the stream will be finished. An error here is one of earlier work.
             // SAFETY: the stream is alive, and the GPU's context is current.
             let _ = unsafe { cuda!(cuStreamDestroy_v2(self.raw)) };
+        }
+    }
+}
+
+/// A moment in a stream's work.
+#[derive(Debug)]
+pub struct Event {
+    gpu: &'static Gpu,
+    raw: CUevent,
+}
+
+impl Event {
+    /// The moment when the stream's work so far is done.
+    pub fn record(stream: &Stream) -> Result<Self, Error> {
+        let _current = stream.gpu.enter()?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the GPU's context is current.
+        unsafe { cuda!(cuEventCreate(&mut raw, 0))? };
+        let event = Self { gpu: stream.gpu, raw };
+        // SAFETY: event and stream are alive, and the GPU's context is current.
+        unsafe { cuda!(cuEventRecord(event.raw, stream.raw))? };
+        Ok(event)
+    }
+
+    /// Milliseconds from `start` to this event; waits for it.
+    pub fn milliseconds_since(&self, start: &Self) -> Result<f32, Error> {
+        let _current = self.gpu.enter()?;
+        let mut milliseconds = 0.0;
+        // SAFETY: both events are alive and recorded, and the GPU's context is current.
+        unsafe {
+            cuda!(cuEventSynchronize(self.raw))?;
+            cuda!(cuEventElapsedTime(&mut milliseconds, start.raw, self.raw))?;
+        }
+        Ok(milliseconds)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.gpu.enter() {
+            // An error here is one of earlier work.
+            // SAFETY: the event is alive, and the GPU's context is current.
+            let _ = unsafe { cuda!(cuEventDestroy_v2(self.raw)) };
         }
     }
 }

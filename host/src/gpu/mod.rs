@@ -217,6 +217,8 @@ pub struct GpuInfo {
     pub capability: (i32, i32),
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// The highest clock of its multiprocessors, in kHz.
+    pub clock_khz: u32,
     /// Memory, in bytes.
     pub memory_bytes: u64,
     /// Whether [`Gpu::open`] would open it, as far as can be told without doing so.
@@ -230,6 +232,7 @@ pub fn devices() -> Vec<GpuInfo> {
         Ok(GpuInfo {
             ordinal,
             multiprocessors: found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            clock_khz: found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as u32,
             memory_bytes: found.memory_bytes()?,
             usable: found.architecture().and_then(module::complete),
             name: found.name,

@@ -3,7 +3,9 @@
 //! [`for_each_kernel!`](crate::for_each_kernel) is the one list. This module makes [`Kernel`] of it, `sage-kernels`
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
-use crate::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, key_tile_bytes, query_tile_bytes};
+use crate::tile::{
+    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes, query_tile_bytes, value_tile_bytes,
+};
 
 /// A GPU architecture that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,10 +52,12 @@ pub enum ElementType {
 /// What a kernel does; its instantiations differ in head dimension and element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Queries and keys to INT8 tiles, values to transposed e4m3 tiles, with the statistics that takes.
+    /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
     Quantize,
-    /// Attention on the quantized tiles.
+    /// Attention on INT8 queries and keys and e4m3 values.
     Attention,
+    /// Attention on INT8 queries and keys and 16-bit values.
+    AttentionF16,
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
@@ -69,6 +73,10 @@ macro_rules! for_each_kernel {
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
             AttentionD128Bf16 = "sage_attention_hopper_d128_bf16": Attention, 128, Bf16;
+            AttentionF16D64F16 = "sage_attention_hopper_f16_d64_f16": AttentionF16, 64, F16;
+            AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
+            AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
+            AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
         }
     };
 }
@@ -128,7 +136,7 @@ impl Kernel {
     pub const fn threads(self) -> u32 {
         match self.family() {
             Family::Quantize => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
-            Family::Attention => (1 + CONSUMER_WARPGROUPS) * 128,
+            Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
         }
     }
 
@@ -137,7 +145,7 @@ impl Kernel {
         match self.family() {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             Family::Quantize => 1024 / self.threads(),
-            Family::Attention => 1,
+            Family::Attention | Family::AttentionF16 => 1,
         }
     }
 
@@ -146,26 +154,27 @@ impl Kernel {
         match self.family() {
             Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::new(self.head_dim()).bytes,
+            Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
         }
     }
 
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 19,
-            Family::Attention => 1,
+            Family::Quantize => 20,
+            Family::Attention | Family::AttentionF16 => 1,
         }
     }
 
     /// Bytes of stack, of spill stores and of spill loads that the kernel may have, each: 0, unless a measurement stands
     /// beside it.
     ///
-    /// Attention with 128 channels fills its 160 registers. ptxas puts five values on the stack that are used once an
+    /// Attention with 128 channels fills its 160 registers. ptxas puts eight values on the stack that are used once an
     /// item or once a segment; the main loops do not touch local memory, and the kernel runs at the speeds of
     /// `docs/performance.md` with them.
     pub const fn stack_budget(self) -> u32 {
         match (self.family(), self.head_dim()) {
-            (Family::Attention, 128) => 24,
+            (Family::Attention, 128) => 40,
             _ => 0,
         }
     }
@@ -206,11 +215,14 @@ pub struct AttentionShared {
     pub query: u32,
     /// Ring of key tiles.
     pub key: u32,
-    /// Ring of value tiles, each followed by [`Self::ONES_BYTES`] of ones.
+    /// Ring of value tiles; those of e4m3 are each followed by [`Self::ONES_BYTES`] of ones.
     pub value: u32,
+    /// Bytes of a value tile.
+    pub value_bytes: u32,
     /// Distance of the value ring's slots.
     pub value_stride: u32,
-    /// f32 output sums of finished segments, and row sums: one region a consumer warp.
+    /// One region a consumer warp: with e4m3 values, f32 output sums of finished segments, and row sums; with both kinds,
+    /// rows of the output on their way to memory.
     pub master: u32,
     /// Distance of the warps' regions.
     pub master_stride: u32,
@@ -228,21 +240,36 @@ impl AttentionShared {
     /// mbarriers: query full and empty for each warpgroup, slot full and empty for each stage.
     pub const BARRIERS: u32 = 2 * CONSUMER_WARPGROUPS + 2 * PIPELINE_STAGES;
 
-    /// The layout for a padded head dimension.
+    /// Bytes after each row of the output in a warp's region, against bank conflicts.
+    pub const OUTPUT_PADDING: u32 = 16;
+
+    /// The layout with e4m3 values, for a padded head dimension.
     pub const fn new(padded_head_dim: u32) -> Self {
+        let value_bytes = key_tile_bytes(padded_head_dim);
+        // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
+        let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
+        Self::with_values(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, master_stride)
+    }
+
+    /// The layout with 16-bit values, for a padded head dimension.
+    pub const fn f16(padded_head_dim: u32) -> Self {
+        let value_bytes = value_tile_bytes(padded_head_dim);
+        let output_bytes = WARP_ROWS * (2 * padded_head_dim + Self::OUTPUT_PADDING);
+        Self::with_values(padded_head_dim, value_bytes, value_bytes, output_bytes)
+    }
+
+    const fn with_values(padded_head_dim: u32, value_bytes: u32, value_stride: u32, master_stride: u32) -> Self {
         let query = 0;
         let key = query + CONSUMER_WARPGROUPS * query_tile_bytes(padded_head_dim);
         let value = key + PIPELINE_STAGES * key_tile_bytes(padded_head_dim);
-        let value_stride = key_tile_bytes(padded_head_dim) + Self::ONES_BYTES;
         let master = value + PIPELINE_STAGES * value_stride;
-        // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
-        let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
-        let barriers = master + CTA_QUERIES / crate::tile::WARP_ROWS * master_stride;
+        let barriers = master + CTA_QUERIES / WARP_ROWS * master_stride;
         let items = barriers + 8 * Self::BARRIERS;
         Self {
             query,
             key,
             value,
+            value_bytes,
             value_stride,
             master,
             master_stride,
@@ -275,11 +302,12 @@ mod tests {
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
             assert!(QuantizeShared::new(head_dim).item >= WARPGROUP_ROWS * 4);
-            let shared = AttentionShared::new(head_dim);
-            for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
-                assert_eq!(offset % 1024, 0);
+            for shared in [AttentionShared::new(head_dim), AttentionShared::f16(head_dim)] {
+                for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
+                    assert_eq!(offset % 1024, 0);
+                }
+                assert_eq!((shared.master % 16, shared.master_stride % 16, shared.barriers % 8), (0, 0, 0));
             }
-            assert_eq!(shared.barriers % 8, 0);
         }
     }
 }

@@ -9,7 +9,8 @@
 //! | [`tile`] | tile sizes, padded lengths, byte sizes of the operand buffers |
 //! | [`swizzle`] | where byte `(row, column)` of a tile lies in shared memory |
 //! | [`fragment`] | which lane of a warp holds which element of a tensor-core tile |
-//! | [`token_order`] | the order of tokens inside a value tile |
+//! | [`token_order`] | the order of tokens inside an e4m3 value tile |
+//! | [`value_tile`] | how a 16-bit value tile lies in memory |
 //! | [`scale`] | quantization groups and their scales |
 //! | [`round`] | e4m3, f16 and bf16 rounding, bit-exact |
 //! | [`statistics`] | the order of summation of channel statistics |
@@ -29,4 +30,5 @@ pub mod statistics;
 pub mod swizzle;
 pub mod tile;
 pub mod token_order;
+pub mod value_tile;
 pub mod visibility;

@@ -63,9 +63,10 @@ pub struct QuantizeParams {
     pub key_scales: Address,
     /// f32 `[batch · key heads][padded head_dim]`: what is subtracted from keys; 0 for nothing.
     pub key_mean: Address,
-    /// e4m3 `[batch · key heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled.
-    pub value_codes: Address,
-    /// f32 `[batch · key heads][padded head_dim]`: scales.
+    /// e4m3 `[batch · key heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled. Without
+    /// `value_scale`, values in 16 bits, as in [`value_tile`](crate::value_tile).
+    pub value_tiles: Address,
+    /// f32 `[batch · key heads][padded head_dim]`: scales; 0 for values in 16 bits, then so are the next three.
     pub value_scale: Address,
     /// The same shape: what values are multiplied by before they are rounded.
     pub value_inverse_scale: Address,
@@ -97,7 +98,7 @@ pub struct QuantizeParams {
     pub segments: u32,
 }
 
-/// `Attention`: grid (at most one CTA a multiprocessor, and at most one an item).
+/// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
 ///
 /// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
 /// nobody has.
@@ -108,15 +109,15 @@ pub struct AttentionParams {
     pub query: Address,
     /// Key codes; see [`QuantizeParams::key_codes`].
     pub key: Address,
-    /// Value codes; see [`QuantizeParams::value_codes`].
+    /// Value codes, or for `AttentionF16` tiles; see [`QuantizeParams::value_tiles`].
     pub value: Address,
     /// Query scales.
     pub query_scale: Address,
     /// Key scales.
     pub key_scale: Address,
-    /// Value scales.
+    /// Value scales; 0 for `AttentionF16`.
     pub value_scale: Address,
-    /// Segment means of the values, in units of the value scales.
+    /// Segment means of the values, in units of the value scales; 0 for `AttentionF16`.
     pub value_mean_codes: Address,
     /// `log_sum_exp` less this is what the softmax computed; 0 for nothing.
     pub log_sum_exp_shift: Address,
@@ -134,8 +135,8 @@ pub struct AttentionParams {
     pub heads_per_key_head: u32,
     /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
     pub items: u32,
-    /// Key tiles after which the FP8 accumulators are emptied into f32; divides
-    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES).
+    /// Key tiles after which the FP8 accumulators are emptied into f32: a divisor or a multiple of
+    /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH). 0 for `AttentionF16`.
     pub tiles_per_flush: u32,
     /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
     /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.
@@ -143,7 +144,7 @@ pub struct AttentionParams {
 }
 
 macro_rules! define_params {
-    ($($family:ident: $params:ident;)*) => {
+    ($($family:ident: $params:ident $($from:ident)?;)*) => {
         /// The parameters of some kernel.
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)]
@@ -161,17 +162,20 @@ macro_rules! define_params {
             }
         }
 
-        $(impl From<$params> for Params {
+        $($(impl $from<$params> for Params {
             fn from(params: $params) -> Self {
                 Self::$family(params)
             }
-        })*
+        })?)*
     };
 }
 
+// `From` where the struct tells the family.
+
 define_params! {
-    Quantize: QuantizeParams;
+    Quantize: QuantizeParams From;
     Attention: AttentionParams;
+    AttentionF16: AttentionParams;
 }
 
 const _: () = {

@@ -15,9 +15,14 @@ pub const CTA_QUERIES: u32 = CONSUMER_WARPGROUPS * WARPGROUP_ROWS;
 pub const KEY_TILE: u32 = 128;
 /// Keys whose scores a warpgroup holds in registers at a time.
 pub const KEY_CHUNK: u32 = 64;
-/// Key tiles of one *segment*: the tensor cores' FP8 accumulators are emptied into f32 after each, and the value's
-/// channel mean is taken over each (see `docs/numerics.md`, "Two-level accumulation").
+/// Key tiles of one *segment*: the values' channel mean is taken over each (see `docs/numerics.md`, "Two-level
+/// accumulation").
 pub const SEGMENT_TILES: u32 = 8;
+/// Segments after which the tensor cores' FP8 accumulators are emptied into f32: as many as lanes share rows, since each
+/// keeps the row sums of one segment.
+pub const SEGMENTS_PER_FLUSH: u32 = 4;
+/// How often the accumulators are emptied.
+pub const TILES_PER_FLUSH: u32 = SEGMENTS_PER_FLUSH * SEGMENT_TILES;
 /// How often the accumulators are emptied if the values keep their mean, which makes truncation add up: SageAttention2's
 /// own form.
 pub const UNSMOOTHED_TILES_PER_FLUSH: u32 = 1;
@@ -68,13 +73,18 @@ pub const fn key_tile_bytes(padded_head_dim: u32) -> u32 {
     KEY_TILE * padded_head_dim
 }
 
+/// Bytes of one 16-bit value tile (128 keys).
+pub const fn value_tile_bytes(padded_head_dim: u32) -> u32 {
+    2 * KEY_TILE * padded_head_dim
+}
+
 /// Bytes of keys and values that the L2 cache keeps while the CTAs that share them run.
 const CACHED_BYTES: u64 = 32 << 20;
 
 /// How many of `heads` query heads (over all batches) have keys and values that fit the L2 cache together; at least one
-/// key head's.
-pub const fn cached_heads(heads: u32, heads_per_key_head: u32, key_len: u32, padded_head_dim: u32) -> u32 {
-    let head_bytes = 2 * key_tiles(key_len) as u64 * key_tile_bytes(padded_head_dim) as u64;
+/// key head's. `tile_bytes` are those of a key tile and its value tile.
+pub const fn cached_heads(heads: u32, heads_per_key_head: u32, key_len: u32, tile_bytes: u32) -> u32 {
+    let head_bytes = key_tiles(key_len) as u64 * tile_bytes as u64;
     let key_heads = if head_bytes < CACHED_BYTES { CACHED_BYTES / head_bytes } else { 1 };
     let group = key_heads * heads_per_key_head as u64;
     if group < heads as u64 { group as u32 } else { heads }
@@ -86,11 +96,12 @@ mod tests {
 
     #[test]
     fn groups_fit_the_cache() {
-        assert_eq!(cached_heads(512, 1, 1024, 128), 128);
-        assert_eq!(cached_heads(16, 1, 1024, 128), 16);
-        assert_eq!(cached_heads(64, 8, 16384, 128), 64);
-        assert_eq!(cached_heads(64, 4, 1 << 29, 128), 4);
-        assert_eq!(cached_heads(1, 1, 1, 64), 1);
+        let e4m3 = 2 * key_tile_bytes(128);
+        assert_eq!(cached_heads(512, 1, 1024, e4m3), 128);
+        assert_eq!(cached_heads(16, 1, 1024, e4m3), 16);
+        assert_eq!(cached_heads(64, 8, 16384, e4m3), 64);
+        assert_eq!(cached_heads(64, 4, 1 << 29, e4m3), 4);
+        assert_eq!(cached_heads(1, 1, 1, e4m3 / 2), 1);
     }
 
     #[test]

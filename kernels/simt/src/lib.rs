@@ -9,7 +9,7 @@
 //!
 //! Collective operations (`.sync.aligned` in PTX; but for `setmaxnreg`, which stands alone) are LLVM intrinsics, which are
 //! *convergent*: the compiler may not duplicate them into two arms of a branch. `asm!` is not convergent, so [`wgmma`]'s
-//! multiplications must stand in one basic block with a [`wgmma::fence`].
+//! multiplications must stand in one basic block with a [`wgmma::fence`], and [`mma`]'s in one with a barrier.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, link_llvm_intrinsics))]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
@@ -28,6 +28,7 @@ pub mod copy;
 pub mod global;
 pub mod math;
 pub mod mbarrier;
+pub mod mma;
 pub mod shared;
 pub mod thread;
 pub mod warp;

@@ -14,8 +14,8 @@
 
 use crate::arch;
 
-/// How a tile lies in shared memory: rows of `ROW_BYTES` in groups of eight, chunks swizzled
-/// (`sage_layout::swizzle`), groups one after the other.
+/// How a tile lies in shared memory: rows of 64 or 128 bytes in groups of eight, chunks swizzled
+/// (`sage_layout::swizzle`), groups one after the other or further apart.
 #[derive(Clone, Copy)]
 pub struct Descriptor(pub u64);
 
@@ -23,8 +23,14 @@ impl Descriptor {
     /// Describes a tile with rows of 64 or 128 bytes at `address`, which must be a multiple of 1024.
     #[inline(always)]
     pub const fn new(address: u32, row_bytes: u32) -> Self {
+        Self::with_stride(address, row_bytes, 8 * row_bytes)
+    }
+
+    /// The same, with groups of rows `group_stride` bytes apart, a multiple of 1024.
+    #[inline(always)]
+    pub const fn with_stride(address: u32, row_bytes: u32, group_stride: u32) -> Self {
         let swizzle: u64 = if row_bytes == 128 { 1 } else { 2 };
-        let group_stride = (8 * row_bytes / 16) as u64;
+        let group_stride = (group_stride / 16) as u64;
         Self(((address & 0x3_ffff) >> 4) as u64 | 1 << 16 | group_stride << 32 | swizzle << 62)
     }
 
@@ -83,10 +89,24 @@ pub unsafe fn m64n64k32_s32_s8<const ACCUMULATE: bool>(scores: &mut [i32; 32], q
     unsafe { arch::wgmma::m64n64k32_s32_s8::<ACCUMULATE>(scores, query.0, key.0) }
 }
 
+/// What the operands of a product of probabilities and values are.
+pub trait Operands {}
+
+/// e4m3: a register holds four, an instruction takes 32 keys.
+pub struct E4m3;
+/// IEEE binary16: a register holds two, an instruction takes 16 keys.
+pub struct F16;
+/// bfloat16: a register holds two, an instruction takes 16 keys.
+pub struct Bf16;
+
+impl Operands for E4m3 {}
+impl Operands for F16 {}
+impl Operands for Bf16 {}
+
 /// An accumulator of probabilities times values.
-pub trait ValueAccumulator: Accumulator {
-    /// 64×N products of e4m3: `self` += probabilities · value over 32 keys; probabilities in registers, value in
-    /// shared memory (`m64nNk32.f32.e4m3.e4m3`).
+pub trait ValueAccumulator<O: Operands>: Accumulator {
+    /// 64×N products: `self` += probabilities · value over 32 bytes of keys; probabilities in registers, value in shared
+    /// memory, channels as rows (`m64nNk32.f32.e4m3.e4m3`, `m64nNk16.f32.f16.f16`, `m64nNk16.f32.bf16.bf16`).
     ///
     /// # Safety
     ///
@@ -94,46 +114,37 @@ pub trait ValueAccumulator: Accumulator {
     unsafe fn multiply_accumulate(&mut self, probabilities: &[u32; 4], value: Descriptor);
 }
 
-impl Accumulator for [i32; 32] {
-    #[inline(always)]
-    #[track_caller]
-    fn settle(&mut self) {
-        arch::wgmma::settle_scores(self)
-    }
+macro_rules! accumulators {
+    ($($(#[$doc:meta])* [$element:ty; $registers:literal], $settle:ident $(, $operands:ident $multiply:ident)*;)*) => { $(
+        $(#[$doc])*
+        impl Accumulator for [$element; $registers] {
+            #[inline(always)]
+            #[track_caller]
+            fn settle(&mut self) {
+                arch::wgmma::$settle(self)
+            }
+        }
+
+        $(impl ValueAccumulator<$operands> for [$element; $registers] {
+            #[inline(always)]
+            #[track_caller]
+            unsafe fn multiply_accumulate(&mut self, probabilities: &[u32; 4], value: Descriptor) {
+                // SAFETY: forwarded contract.
+                unsafe { arch::wgmma::$multiply(self, probabilities, value.0) }
+            }
+        })*
+    )* };
 }
 
-/// 72 columns: 64 channels and 8 columns of ones.
-impl Accumulator for [f32; 36] {
-    #[inline(always)]
-    #[track_caller]
-    fn settle(&mut self) {
-        arch::wgmma::settle_n72(self)
-    }
-}
-
-impl ValueAccumulator for [f32; 36] {
-    #[inline(always)]
-    #[track_caller]
-    unsafe fn multiply_accumulate(&mut self, probabilities: &[u32; 4], value: Descriptor) {
-        // SAFETY: forwarded contract.
-        unsafe { arch::wgmma::m64n72k32_f32_e4m3(self, probabilities, value.0) }
-    }
-}
-
-/// 136 columns: 128 channels and 8 columns of ones.
-impl Accumulator for [f32; 68] {
-    #[inline(always)]
-    #[track_caller]
-    fn settle(&mut self) {
-        arch::wgmma::settle_n136(self)
-    }
-}
-
-impl ValueAccumulator for [f32; 68] {
-    #[inline(always)]
-    #[track_caller]
-    unsafe fn multiply_accumulate(&mut self, probabilities: &[u32; 4], value: Descriptor) {
-        // SAFETY: forwarded contract.
-        unsafe { arch::wgmma::m64n136k32_f32_e4m3(self, probabilities, value.0) }
-    }
+accumulators! {
+    /// Scores of 64 keys.
+    [i32; 32], settle_scores;
+    /// 64 channels.
+    [f32; 32], settle_n64, F16 m64n64k16_f32_f16, Bf16 m64n64k16_f32_bf16;
+    /// 128 channels.
+    [f32; 64], settle_n128, F16 m64n128k16_f32_f16, Bf16 m64n128k16_f32_bf16;
+    /// 64 channels and 8 columns of ones.
+    [f32; 36], settle_n72, E4m3 m64n72k32_f32_e4m3;
+    /// 128 channels and 8 columns of ones.
+    [f32; 68], settle_n136, E4m3 m64n136k32_f32_e4m3;
 }

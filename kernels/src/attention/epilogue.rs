@@ -1,13 +1,11 @@
 //! The output's way to memory: 16 rows of a warp, through its shared memory, in whole rows.
 
+use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::WARP_ROWS;
+use sage_layout::tile::{WARP_ROWS, padded_queries};
 use simt::{global, shared, warp};
 
 use crate::element::Element;
-
-/// Bytes of padding after a row in shared memory, against bank conflicts.
-const PADDING: u32 = 16;
 
 /// Writes a warp's output: `values(element)` is accumulator register `element`.
 ///
@@ -26,7 +24,7 @@ pub unsafe fn store_rows<E: Element>(
     values: impl Fn(usize) -> f32,
 ) {
     let output = &params.output;
-    let stride = 2 * head_dim + PADDING;
+    let stride = 2 * head_dim + AttentionShared::OUTPUT_PADDING;
     let place = buffer + lane / 4 * stride + 4 * (lane % 4);
     for group in 0..head_dim / 8 {
         let element = 4 * group as usize;
@@ -73,4 +71,38 @@ pub unsafe fn store_rows<E: Element>(
         }
     }
     warp::sync_warp();
+}
+
+/// Writes the log-sum-exps of a warp's rows, if they are wanted: `softmax(row)` is what the softmax computed for the lane's
+/// two rows.
+///
+/// # Safety
+///
+/// The parameters' buffers are there.
+#[inline(always)]
+pub unsafe fn store_log_sum_exp(
+    params: &AttentionParams,
+    head: u32,
+    first_row: u32,
+    lane: u32,
+    softmax: impl Fn(usize) -> f32,
+) {
+    if params.log_sum_exp != 0 && lane.is_multiple_of(4) {
+        for row in 0..2 {
+            let query = first_row + lane / 4 + 8 * row as u32;
+            if query < params.output.tokens {
+                let mut log_sum_exp = softmax(row);
+                // SAFETY: the query is one of the head's.
+                unsafe {
+                    if params.log_sum_exp_shift != 0 {
+                        let padded = padded_queries(params.output.tokens) as u64;
+                        let at = params.log_sum_exp_shift + 4 * (head as u64 * padded + query as u64);
+                        log_sum_exp += global::load_f32(at);
+                    }
+                    let at = head as u64 * params.output.tokens as u64 + query as u64;
+                    global::store_f32(params.log_sum_exp + 4 * at, log_sum_exp);
+                }
+            }
+        }
+    }
 }

@@ -2,34 +2,165 @@
 //!
 //! A probability is `P = 2^(s − reference) · 2^CEILING`, where `s` is the score in base 2. The exact softmax needs
 //! `reference` only to keep numbers in range, so it may be *stale*: exponentials start at once with the reference of
-//! earlier keys. e4m3 conversion saturates at 448, and a saturated code (`0x7e`) in the result tells that some score was
-//! too far above the reference. Only then is the true maximum taken, everything so far rescaled, and the chunk done
-//! again from its scores, which are still in registers. Some headroom below saturation
-//! makes that rare.
+//! earlier keys. The result tells whether some score was too far above the reference: by a saturated e4m3 code, or by a
+//! sum that is too large. Only then is the true maximum taken, everything so far rescaled, and the chunk done
+//! again from its scores, which are still in registers. Some headroom makes that rare.
+
+use core::marker::PhantomData;
 
 use simt::{convert, math, warp};
 
 use super::mask::ChunkMask;
+use crate::element::Element;
 
 /// Scores of 64 queries and 64 keys: this lane's part of 32 registers.
 pub type Scores = [i32; 32];
 
-/// Probabilities of the same, in e4m3: two operands of 32 keys.
-pub type Probabilities = [[u32; 4]; 2];
+/// Probabilities of the same, as operands of P·V.
+pub trait Probabilities: Copy {
+    /// log₂ of the probability of a fresh row maximum.
+    const CEILING: f32;
+    /// Nothing set.
+    const ZERO: Self;
+    /// A score, as the exponentials leave it.
+    type Largest: Copy;
+
+    /// Sets those of keys `16 · group` on: eight accumulator registers, two for each row and half.
+    fn set(&mut self, group: usize, values: &[f32; 8]);
+
+    /// Whether one of the lane's was too large, or NaN.
+    fn saturated(&self) -> bool;
+
+    /// The lane's largest visible score of each row.
+    fn largest(scores: &Scores, visible: Visible) -> [Self::Largest; 2];
+
+    /// The base-2 score, −∞ if the lane sees none.
+    fn maximum(largest: Self::Largest, scale: f32) -> f32;
+}
+
+/// In e4m3: two operands of 32 keys, in the order of `sage_layout::token_order`.
+pub type E4m3Probabilities = [[u32; 4]; 2];
 
 /// log₂ of the largest e4m3 number.
 const LOG2_E4M3_MAX: f32 = 8.807_355;
 /// Octaves between a fresh row maximum's probability and saturation.
 const HEADROOM: f32 = 4.0;
-/// log₂ of the probability of a fresh row maximum.
-const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
+
+impl Probabilities for E4m3Probabilities {
+    type Largest = i32;
+    const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
+    const ZERO: Self = [[0; 4]; 2];
+
+    #[inline(always)]
+    fn set(&mut self, group: usize, values: &[f32; 8]) {
+        let operand = &mut self[group / 2];
+        operand[group % 2 * 2] = convert::e4m3x4([values[0], values[1], values[4], values[5]]);
+        operand[group % 2 * 2 + 1] = convert::e4m3x4([values[2], values[3], values[6], values[7]]);
+    }
+
+    #[inline(always)]
+    fn saturated(&self) -> bool {
+        // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN)
+        let mut sum = 0;
+        for operand in self {
+            let [a, b, c, d] = operand.map(|codes| codes.wrapping_add(0x0202_0202));
+            sum = math::or3(math::or3(sum, a, b), c, d);
+        }
+        sum & 0x8080_8080 != 0
+    }
+
+    #[inline(always)]
+    fn largest(scores: &Scores, visible: Visible) -> [i32; 2] {
+        let mut largest = [i32::MIN; 2];
+        for (element, &score) in scores.iter().enumerate() {
+            let row = element / 2 % 2;
+            if visible.shows(element) && score > largest[row] {
+                largest[row] = score;
+            }
+        }
+        largest
+    }
+
+    #[inline(always)]
+    fn maximum(largest: i32, scale: f32) -> f32 {
+        let seen = largest > i32::MIN;
+        if seen { largest as f32 * scale } else { f32::NEG_INFINITY }
+    }
+}
+
+/// In 16 bits: four operands of 16 keys in their order (`sage_layout::fragment::a_operand`), and their sums.
+///
+/// The sums also tell whether a probability was too large: a lane has 16 of a row, so that [`CEILING`] may be exceeded by
+/// `HALF_HEADROOM` octaves by all of them together.
+///
+/// [`CEILING`]: Probabilities::CEILING
+pub struct HalfProbabilities<E> {
+    /// Packed.
+    pub operands: [[u32; 4]; 4],
+    /// Sums of the lane's two rows, before rounding to 16 bits.
+    pub sums: [f32; 2],
+    element: PhantomData<E>,
+}
+
+/// Octaves between a fresh row maximum's probability and a sum that is too large.
+const HALF_HEADROOM: f32 = 10.0;
+
+impl<E> Clone for HalfProbabilities<E> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for HalfProbabilities<E> {}
+
+impl<E: Element> Probabilities for HalfProbabilities<E> {
+    type Largest = f32;
+    const CEILING: f32 = E::LOG2_LARGEST_SUM - HALF_HEADROOM;
+    const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], element: PhantomData };
+
+    #[inline(always)]
+    fn set(&mut self, group: usize, values: &[f32; 8]) {
+        for row in 0..2 {
+            let [a, b, c, d] = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
+            self.operands[group][row] = E::pack([a, b]);
+            self.operands[group][row + 2] = E::pack([c, d]);
+            self.sums[row] = self.sums[row] + a + b + c + d;
+        }
+    }
+
+    #[inline(always)]
+    fn saturated(&self) -> bool {
+        const LARGEST_EXPONENT: f32 = 127.0;
+        // 2^LOG2_LARGEST_SUM
+        let largest = const { f32::from_bits(((E::LOG2_LARGEST_SUM + LARGEST_EXPONENT) as u32) << 23) };
+        !(self.sums[0] < largest && self.sums[1] < largest)
+    }
+
+    /// Of the scores as f32, which the exponentials made: of integers and f32, one kind is kept in registers.
+    #[inline(always)]
+    fn largest(scores: &Scores, visible: Visible) -> [f32; 2] {
+        let mut largest = [f32::NEG_INFINITY; 2];
+        for (element, &score) in scores.iter().enumerate() {
+            let row = element / 2 % 2;
+            largest[row] = largest[row].max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
+        }
+        largest
+    }
+
+    #[inline(always)]
+    fn maximum(largest: f32, scale: f32) -> f32 {
+        if largest > f32::NEG_INFINITY { largest * scale } else { f32::NEG_INFINITY }
+    }
+}
+
 /// `CEILING − reference` before any score was seen: every probability saturates.
 const NO_REFERENCE: f32 = 1e30;
 
 /// Per row: what is added to a score before the exponential.
 #[derive(Clone, Copy)]
 pub struct OnlineSoftmax {
-    /// `CEILING − reference` of the lane's two rows.
+    /// [`Probabilities::CEILING`] `− reference` of the lane's two rows.
     pub offset: [f32; 2],
 }
 
@@ -63,56 +194,48 @@ impl OnlineSoftmax {
     ///
     /// `scale` turns this lane's integer scores into base-2 scores.
     #[inline(always)]
-    pub fn probabilities(&self, scores: &Scores, scale: f32, visible: Visible) -> (Probabilities, bool) {
-        let probabilities = self.exponentials(scores, scale, visible);
-        // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN)
-        let mut sum = 0;
-        for operand in &probabilities {
-            let [a, b, c, d] = operand.map(|codes| codes.wrapping_add(0x0202_0202));
-            sum = math::or3(math::or3(sum, a, b), c, d);
-        }
-        (probabilities, warp::any(sum & 0x8080_8080 != 0))
+    pub fn probabilities<P: Probabilities>(&self, scores: &Scores, scale: f32, visible: Visible) -> (P, bool) {
+        let probabilities: P = self.exponentials(scores, scale, visible);
+        (probabilities, warp::any(probabilities.saturated()))
     }
 
     /// Takes the true row maxima of `scores` into the reference. Returns the probabilities against it, and what
     /// everything accumulated so far must be multiplied by.
     #[inline(always)]
-    pub fn rebase(&mut self, scores: &Scores, scale: f32, visible: Visible) -> (Probabilities, [f32; 2]) {
-        let mut largest = [i32::MIN; 2];
-        for (element, &score) in scores.iter().enumerate() {
-            let row = element / 2 % 2;
-            if visible.shows(element) && score > largest[row] {
-                largest[row] = score;
-            }
-        }
-        let mut rescale = [1.0; 2];
-        for row in 0..2 {
-            let seen = largest[row] > i32::MIN;
-            let mut maximum = if seen { largest[row] as f32 * scale } else { f32::NEG_INFINITY };
-            maximum = maximum.max(warp::shuffle_xor(maximum, 1));
-            maximum = maximum.max(warp::shuffle_xor(maximum, 2));
-            let offset = self.offset[row].min(CEILING - maximum);
-            rescale[row] = math::exp2(offset - self.offset[row]);
-            self.offset[row] = offset;
-        }
+    pub fn rebase<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> (P, [f32; 2]) {
+        let rescale = self.raise_reference::<P>(scores, scale, visible);
         (self.exponentials(scores, scale, visible), rescale)
     }
 
-    /// `2^(score · scale + offset)` in e4m3, packed as the P·V operand (`sage_layout::token_order`).
+    /// Takes the true row maxima of `scores` into the reference. Returns what everything accumulated so far must be
+    /// multiplied by.
     #[inline(always)]
-    fn exponentials(&self, scores: &Scores, scale: f32, visible: Visible) -> Probabilities {
-        let mut probabilities = [[0; 4]; 2];
-        for keys in 0..4 {
-            // 16 keys: eight registers, two for each row and half
+    pub fn raise_reference<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+        let largest = P::largest(scores, visible);
+        let mut rescale = [1.0; 2];
+        for row in 0..2 {
+            let mut maximum = P::maximum(largest[row], scale);
+            maximum = maximum.max(warp::shuffle_xor(maximum, 1));
+            maximum = maximum.max(warp::shuffle_xor(maximum, 2));
+            let offset = self.offset[row].min(P::CEILING - maximum);
+            rescale[row] = math::exp2(offset - self.offset[row]);
+            self.offset[row] = offset;
+        }
+        rescale
+    }
+
+    /// `2^(score · scale + offset)`.
+    #[inline(always)]
+    fn exponentials<P: Probabilities>(&self, scores: &Scores, scale: f32, visible: Visible) -> P {
+        let mut probabilities = P::ZERO;
+        for group in 0..4 {
             let mut values = [0.0; 8];
             for (index, value) in values.iter_mut().enumerate() {
-                let element = 8 * keys + index;
+                let element = 8 * group + index;
                 let exponent = math::fma(scores[element] as f32, scale, self.offset[index / 2 % 2]);
                 *value = math::exp2(if visible.shows(element) { exponent } else { f32::NEG_INFINITY });
             }
-            let operand = &mut probabilities[keys / 2];
-            operand[keys % 2 * 2] = convert::e4m3x4([values[0], values[1], values[4], values[5]]);
-            operand[keys % 2 * 2 + 1] = convert::e4m3x4([values[2], values[3], values[6], values[7]]);
+            probabilities.set(group, &values);
         }
         probabilities
     }

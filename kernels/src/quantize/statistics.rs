@@ -64,7 +64,7 @@ pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.value_codes, params.key_tiles, head);
+    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, params.key_tiles, head);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     let segments = params.segments;
     let segment_place =

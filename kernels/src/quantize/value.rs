@@ -1,12 +1,13 @@
-//! Values to transposed e4m3 tiles (SageAttention2, section 3.4).
+//! Values to transposed tiles: in e4m3 (SageAttention2, section 3.4), or in the 16 bits that they have.
 
 use sage_layout::kernel::{QuantizeShared, threads_per_row};
 use sage_layout::params::QuantizeParams;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
-use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes};
+use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, value_tile_bytes};
 use sage_layout::token_order::token_at;
+use sage_layout::value_tile;
 use simt::global::CachePolicy;
 use simt::{convert, global, shared, thread};
 
@@ -84,7 +85,7 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     thread::sync_threads();
 
     let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
-    let codes = params.value_codes + tile_index * key_tile_bytes(HEAD_DIM) as u64;
+    let codes = params.value_tiles + tile_index * key_tile_bytes(HEAD_DIM) as u64;
     let tokens = input.tokens - tile * KEY_TILE;
     let thread = thread_of_item();
     let (channel, column) = (thread / CHUNKS_PER_ROW, thread % CHUNKS_PER_ROW * CHUNK_BYTES);
@@ -119,4 +120,43 @@ fn present(tokens: u32, position: u32) -> u32 {
         mask |= if token_at(position + code) < tokens { 0xff << (8 * code) } else { 0 };
     }
     mask
+}
+
+/// Tokens of a 16-bit chunk.
+const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
+
+/// One 16-bit value tile of one head.
+///
+/// A thread turns eight channels of eight tokens round and writes a chunk of each channel; the chunks that a warp writes at a
+/// time are whole rows of the tile.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn tile_value<const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+    let input = &params.value;
+    let head = Head::new(input, head_index);
+    let groups = KEY_TILE / TOKENS as u32;
+
+    let thread = thread_of_item();
+    // two neighbouring lanes read 32 neighbouring bytes
+    let (group, chunk) = (thread / 2 % groups, thread / (2 * groups) * 2 + thread % 2);
+    let first_key = group * TOKENS as u32;
+    let first = tile * KEY_TILE + first_key;
+    // SAFETY: the input is readable. What pads the tile is zero.
+    let rows = unsafe { head.load_chunks::<TOKENS, false>(input, first, |index| index as u32, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
+    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
+    let tiles = params.value_tiles + tile_index * value_tile_bytes(HEAD_DIM) as u64;
+    for index in 0..CHUNK {
+        let half = |token: usize| rows[token].0[index / 2] >> (16 * (index % 2)) & 0xffff;
+        let pairs = [0, 2, 4, 6].map(|token: usize| half(token) | half(token + 1) << 16);
+        let place = value_tile::offset(chunk * CHUNK as u32 + index as u32, first_key);
+        // SAFETY: the output holds this tile, and the chunk is this thread's own.
+        unsafe { global::store_u32x4_hint(tiles + place as u64, pairs, CachePolicy::evict_first()) };
+    }
+    // before the next item's place is written
+    thread::sync_threads();
 }

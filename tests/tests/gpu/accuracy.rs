@@ -1,6 +1,6 @@
 //! Near exact attention, at any length.
 
-use crate::{DTYPES, with_lse};
+use crate::{DTYPES, modes, with_lse};
 use half::f16;
 use sage_tests::data::{BARS, Layer, whisper};
 use sage_tests::error::Accuracy;
@@ -40,10 +40,11 @@ fn relative_l1(
 #[test]
 fn normal_values() {
     let Some(gpu) = gpu() else { return };
-    for (head_dim, bound) in [(64, 0.041), (128, 0.0395)] {
+    let [fp8, f16] = modes();
+    for (options, head_dim, bound) in [(fp8, 64, 0.041), (fp8, 128, 0.0395), (f16, 64, 0.012), (f16, 128, 0.012)] {
         for key_len in [1536, 16384] {
-            let error = relative_l1(gpu, [FEW, key_len, head_dim], &with_lse(), |normal, _| normal);
-            assert!(error <= bound, "head_dim {head_dim}, key_len {key_len}: {error}");
+            let error = relative_l1(gpu, [FEW, key_len, head_dim], &options, |normal, _| normal);
+            assert!(error <= bound, "{:?}, head_dim {head_dim}, key_len {key_len}: {error}", options.pv_mode);
         }
     }
 }
@@ -75,8 +76,8 @@ fn real_data() {
     for (name, cosine, relative_l1) in BARS {
         let Layer { problem, inputs, .. } = whisper(name);
         let mask = if name == "causal" { Mask::Causal } else { Mask::None };
-        for granularity in QuantGranularity::ALL {
-            let options = AttentionOptions { mask, granularity, ..with_lse() };
+        for (granularity, mode) in QuantGranularity::ALL.into_iter().flat_map(|one| modes().map(|mode| (one, mode))) {
+            let options = AttentionOptions { mask, granularity, ..mode };
             let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
             let [gpu, cpu] =
                 [attend(gpu, &problem, &options, &inputs), sage_tests::tensor::attend(&problem, &options, &inputs)]

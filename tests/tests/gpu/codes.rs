@@ -1,6 +1,6 @@
 //! Codes and scales: the GPU's bits are the CPU engine's.
 
-use crate::{DTYPES, LAYOUTS, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, gpu};
 use sage_tests::tensor::Inputs;
@@ -42,11 +42,11 @@ fn are_bit_equal_for_every_granularity_dtype_layout_and_smoothing() -> Result<()
     let Some(gpu) = gpu() else { return Ok(()) };
     for (index, head_dim) in [64, 128, 40, 72, 96, 1, 127].into_iter().enumerate() {
         for granularity in QuantGranularity::ALL {
-            for (smooth_k, smooth_v) in [(true, true), (true, false), (false, true), (false, false)] {
+            for (smooth_k, (pv_mode, smooth_v)) in [true, false].into_iter().flat_map(|k| SMOOTHINGS.map(|v| (k, v))) {
                 for dtype in DTYPES {
                     let layout = pick(&LAYOUTS, index + usize::from(smooth_k));
                     let problem = AttentionProblem::cross(layout, dtype, [2, 4, 200, head_dim], [2, 333]);
-                    let options = AttentionOptions { granularity, smooth_k, smooth_v, ..with_lse() };
+                    let options = AttentionOptions { granularity, pv_mode, smooth_k, smooth_v, ..with_lse() };
                     with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
                 }
             }
@@ -65,8 +65,10 @@ fn are_bit_equal_for_every_kind_of_length() -> Result<(), Error> {
         let dtype = pick(&DTYPES, index);
         let head_dim = pick(&[64, 128, 80], index);
         let problem = AttentionProblem::new(pick(&LAYOUTS, index / 2), dtype, [1, 2, length, head_dim]);
-        let options = AttentionOptions { granularity: pick(&QuantGranularity::ALL, index), ..with_lse() };
-        with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
+        for mode in modes() {
+            let options = AttentionOptions { granularity: pick(&QuantGranularity::ALL, index), ..mode };
+            with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
+        }
     }
     Ok(())
 }

@@ -6,12 +6,13 @@
 
 mod accuracy;
 mod codes;
+mod executor;
 mod memory;
 mod properties;
 mod shapes;
 mod streams;
 
-use sageattention::{AttentionOptions, AttentionProblem, DType, Mask, QuantGranularity, TensorLayout};
+use sageattention::{AttentionOptions, AttentionProblem, DType, Mask, PvMode, QuantGranularity, TensorLayout};
 
 /// Evaluates with `$T` the Rust type of a problem's elements.
 macro_rules! with_element {
@@ -39,13 +40,28 @@ fn with_lse() -> AttentionOptions {
     AttentionOptions { return_lse: true, ..Default::default() }
 }
 
-/// Runs on the GPU and on the CPU, and compares.
+/// The same in each mode.
+fn modes() -> [AttentionOptions; 2] {
+    PvMode::ALL.map(|pv_mode| AttentionOptions { pv_mode, ..with_lse() })
+}
+
+/// Modes, each with the smoothing of values that it has.
+const SMOOTHINGS: [(PvMode, bool); 3] = [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)];
+
+/// Runs on the GPU and on the CPU in each mode, and compares. The options' mode does not matter.
 fn compare(gpu: &'static sageattention::Gpu, problem: &AttentionProblem, options: &AttentionOptions, seed: u64) {
+    for pv_mode in PvMode::ALL {
+        compare_mode(gpu, problem, &AttentionOptions { pv_mode, ..*options }, seed);
+    }
+}
+
+fn compare_mode(gpu: &'static sageattention::Gpu, problem: &AttentionProblem, options: &AttentionOptions, seed: u64) {
     with_element!(problem.dtype, T => {
         let inputs = sage_tests::tensor::Inputs::<T>::random(problem, seed);
         let result = sage_tests::gpu::attend(gpu, problem, options, &inputs);
         let expected = sage_tests::tensor::attend(problem, options, &inputs);
-        sage_tests::gpu::assert_near(&result, &expected, problem.head_dim, format_args!("{problem:?}\n{options:?}"));
+        let what = format_args!("{problem:?}\n{options:?}");
+        sage_tests::gpu::assert_near(&result, &expected, problem.head_dim, options.pv_mode, what);
     });
 }
 
@@ -61,6 +77,7 @@ fn mixed_options(index: usize) -> AttentionOptions {
         mask: pick(&[Mask::None, Mask::Causal], index),
         smooth_k: !index.is_multiple_of(5),
         smooth_v: !index.is_multiple_of(7),
+        pv_mode: pick(&PvMode::ALL, index / 2),
         ..with_lse()
     }
 }

@@ -1,11 +1,11 @@
 //! Addresses: strides of every kind, offsets over 32 bits, and buffers that a call refuses.
 
-use crate::{DTYPES, LAYOUTS, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, modes, with_element, with_lse};
 use half::f16;
 use sage_tests::gpu::{Call, NAN_POISON, attend, gpu, skip};
 use sage_tests::tensor::{Inputs, gather, key_shape, query_shape, span, tensor};
 use sageattention::gpu::memory::{DeviceMemory, Stream};
-use sageattention::{AttentionPlan, AttentionProblem, Element, Error, GpuBuffers, Strides};
+use sageattention::{AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, Strides};
 
 /// Normal tensors whose elements don't depend on their strides, with NaN between the rows.
 fn inputs<T: Element>(problem: &AttentionProblem) -> Inputs<T> {
@@ -19,8 +19,8 @@ fn strided_equals_contiguous() {
     for dtype in DTYPES {
         for head_dim in [64, 40, 127] {
             let contiguous = AttentionProblem::cross(LAYOUTS[0], dtype, [2, 4, 150, head_dim], [2, 270]);
-            with_element!(dtype, T => {
-                let expected = attend(gpu, &contiguous, &with_lse(), &inputs::<T>(&contiguous));
+            with_element!(dtype, T => for options in modes() {
+                let expected = attend(gpu, &contiguous, &options, &inputs::<T>(&contiguous));
                 for gap in [0, 8, 3] {
                     let pitch = (head_dim + gap) as i64;
                     let strided = AttentionProblem {
@@ -30,8 +30,8 @@ fn strided_equals_contiguous() {
                         output_strides: Strides { batch: 4 * pitch, head: pitch, token: 8 * pitch },
                         ..contiguous
                     };
-                    let result = attend(gpu, &strided, &with_lse(), &inputs::<T>(&strided));
-                    assert!(result == expected, "{strided:?}");
+                    let result = attend(gpu, &strided, &options, &inputs::<T>(&strided));
+                    assert!(result == expected, "{strided:?}\n{options:?}");
                 }
             });
         }
@@ -46,7 +46,9 @@ fn broadcast_equals_copies() {
     let shared = AttentionProblem { key_strides: broadcast, value_strides: broadcast, ..copies };
     let once = inputs::<f16>(&shared);
     let repeated = Inputs { key: once.key.repeat(3), value: once.value.repeat(3), ..once.clone() };
-    assert!(attend(gpu, &shared, &with_lse(), &once) == attend(gpu, &copies, &with_lse(), &repeated));
+    for options in modes() {
+        assert!(attend(gpu, &shared, &options, &once) == attend(gpu, &copies, &options, &repeated));
+    }
 }
 
 /// More than 2³¹ elements between two batches, and between two heads: all four tensors lie in the first and the last
@@ -54,6 +56,10 @@ fn broadcast_equals_copies() {
 #[test]
 fn offsets_over_32_bits() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
+    modes().into_iter().try_for_each(|options| check_far_offsets(gpu, options))
+}
+
+fn check_far_offsets(gpu: &'static Gpu, options: AttentionOptions) -> Result<(), Error> {
     let far = (1i64 << 31) + (1 << 20);
     for far_axis in ["batch", "head"] {
         let near = AttentionProblem::new(
@@ -62,7 +68,7 @@ fn offsets_over_32_bits() -> Result<(), Error> {
             if far_axis == "batch" { [2, 1, 300, 64] } else { [1, 2, 300, 64] },
         );
         let inputs = inputs::<f16>(&near);
-        let expected = attend(gpu, &near, &with_lse(), &inputs);
+        let expected = attend(gpu, &near, &options, &inputs);
 
         let strides = Strides { batch: far, head: far, token: 64 };
         let problem = AttentionProblem {
@@ -88,7 +94,7 @@ fn offsets_over_32_bits() -> Result<(), Error> {
                 memory.write(place(index, part), bytemuck::cast_slice(elements), &stream)?;
             }
         }
-        let plan = AttentionPlan::new(problem, with_lse())?;
+        let plan = AttentionPlan::new(problem, options)?;
         let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
         let log_sum_exp = DeviceMemory::new(gpu, "log_sum_exp", plan.log_sum_exp_len() * 4)?;
         let address = |tensor| memory.address() + place(tensor, 0) as u64;

@@ -1,11 +1,11 @@
 //! What attention must satisfy whatever the numbers are.
 
-use crate::{DTYPES, LAYOUTS, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
 use half::f16;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::gpu::{assert_near, attend, gpu};
 use sage_tests::tensor::{Inputs, Outputs, Random, indices, key_shape, offset, query_shape, tensor};
-use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Mask, QuantGranularity};
+use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Mask, PvMode, QuantGranularity};
 
 fn problem(head_dim: usize) -> AttentionProblem {
     AttentionProblem::new(LAYOUTS[0], DTYPES[0], [2, 4, 300, head_dim])
@@ -28,13 +28,14 @@ fn shifted_keys() {
                 *element = f16::from_f32(element.to_f32() + shift);
             }
         }
-        let mut expected = attend(gpu, &problem, &with_lse(), &inputs);
         let softmax_scale = (head_dim as f32).powf(-0.5);
+        let mut expected = attend(gpu, &problem, &with_lse(), &inputs);
         for (query, log_sum_exp) in inputs.query.chunks_exact(head_dim).zip(&mut expected.log_sum_exp) {
             let score: f32 = query.iter().zip(&row).map(|(element, shift)| element.to_f32() * shift).sum();
             *log_sum_exp += softmax_scale * score;
         }
-        assert_near(&attend(gpu, &problem, &with_lse(), &shifted), &expected, head_dim, "shifted keys");
+        let result = attend(gpu, &problem, &with_lse(), &shifted);
+        assert_near(&result, &expected, head_dim, PvMode::Fp8, "shifted keys");
     }
 }
 
@@ -47,11 +48,13 @@ fn permuted_heads() {
     let permute =
         |tensor: &[f16]| [2, 0, 3, 1].iter().flat_map(|&from| &tensor[from * head..][..head]).copied().collect();
     let permuted = Inputs { query: permute(&inputs.query), key: permute(&inputs.key), value: permute(&inputs.value) };
-    let expected = attend(gpu, &problem, &with_lse(), &inputs);
-    let result = attend(gpu, &problem, &with_lse(), &permuted);
-    for (to, from) in [2, 0, 3, 1].into_iter().enumerate() {
-        assert!(result.output[to * head..][..head] == expected.output[from * head..][..head]);
-        assert!(result.log_sum_exp[to * 300..][..300] == expected.log_sum_exp[from * 300..][..300]);
+    for options in modes() {
+        let expected = attend(gpu, &problem, &options, &inputs);
+        let result = attend(gpu, &problem, &options, &permuted);
+        for (to, from) in [2, 0, 3, 1].into_iter().enumerate() {
+            assert!(result.output[to * head..][..head] == expected.output[from * head..][..head]);
+            assert!(result.log_sum_exp[to * 300..][..300] == expected.log_sum_exp[from * 300..][..300]);
+        }
     }
 }
 
@@ -60,9 +63,10 @@ fn permuted_heads() {
 fn values_of_ones() {
     let Some(gpu) = gpu() else { return };
     for dtype in DTYPES {
-        for (smooth_v, mask) in [(true, Mask::None), (false, Mask::None), (true, Mask::Causal), (false, Mask::Causal)] {
+        let each = SMOOTHINGS.into_iter().flat_map(|mode| [(mode, Mask::None), (mode, Mask::Causal)]);
+        for ((pv_mode, smooth_v), mask) in each {
             let problem = AttentionProblem { dtype, ..problem(128) };
-            let options = AttentionOptions { smooth_v, mask, ..with_lse() };
+            let options = AttentionOptions { pv_mode, smooth_v, mask, ..with_lse() };
             with_element!(dtype, T => {
                 let value = tensor(problem.value_strides, key_shape(&problem), |_| 1.0);
                 let inputs = Inputs::<T> { value, ..Inputs::random(&problem, 33) };
@@ -113,9 +117,9 @@ fn causal_ignores_later_keys() {
 #[test]
 fn later_tiles_leave_no_trace() {
     let Some(gpu) = gpu() else { return };
-    for head_dim in [64, 128] {
+    for (head_dim, mode) in [64, 128].into_iter().flat_map(|head_dim| modes().map(|mode| (head_dim, mode))) {
         let problem = AttentionProblem::new(LAYOUTS[1], DTYPES[0], [1, 2, 400, head_dim]);
-        let options = AttentionOptions { mask: Mask::Causal, smooth_k: false, smooth_v: false, ..with_lse() };
+        let options = AttentionOptions { mask: Mask::Causal, smooth_k: false, smooth_v: false, ..mode };
         let mut inputs = Inputs::<f16>::random(&problem, 40);
         // The channels' largest values come first.
         for (channel, value) in inputs.value.iter_mut().take(2 * head_dim).enumerate() {
@@ -145,9 +149,10 @@ fn later_tiles_leave_no_trace() {
 fn rising_scores() {
     let Some(gpu) = gpu() else { return };
     for head_dim in [64, 128] {
-        for (smooth_v, mask) in [(true, Mask::None), (false, Mask::None), (true, Mask::Causal), (false, Mask::Causal)] {
+        let each = SMOOTHINGS.into_iter().flat_map(|mode| [(mode, Mask::None), (mode, Mask::Causal)]);
+        for ((pv_mode, smooth_v), mask) in each {
             let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [1, 2, 3000, head_dim]);
-            let options = AttentionOptions { mask, smooth_k: false, smooth_v, ..with_lse() };
+            let options = AttentionOptions { pv_mode, mask, smooth_k: false, smooth_v, ..with_lse() };
             let inputs = Inputs::<f16>::rising(&problem, 42);
             let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
             let result = attend(gpu, &problem, &options, &inputs);
@@ -167,7 +172,9 @@ fn shared_key_heads_equal_repeated_ones() {
     let inputs = Inputs::<f16>::random(&shared, 36);
     let repeat = |tensor: &[f16]| tensor.chunks_exact(333 * 64).flat_map(|head| head.repeat(3)).collect();
     let copies = Inputs { query: inputs.query.clone(), key: repeat(&inputs.key), value: repeat(&inputs.value) };
-    assert!(attend(gpu, &shared, &with_lse(), &inputs) == attend(gpu, &repeated, &with_lse(), &copies));
+    for options in modes() {
+        assert!(attend(gpu, &shared, &options, &inputs) == attend(gpu, &repeated, &options, &copies));
+    }
 }
 
 /// Attention over two halves of the keys, weighted by their sums of exponentials, is attention over all.
@@ -225,12 +232,14 @@ fn layouts_are_equal() {
     let Some(gpu) = gpu() else { return };
     for (index, granularity) in QuantGranularity::ALL.into_iter().enumerate() {
         let head_dim = pick(&[64, 128, 40], index);
-        let options = AttentionOptions { granularity, ..with_lse() };
-        let [hnd, nhd] = LAYOUTS.map(|layout| {
-            let problem = AttentionProblem::cross(layout, DTYPES[1], [2, 4, 130, head_dim], [2, 260]);
-            attend(gpu, &problem, &options, &Inputs::<half::bf16>::random(&problem, 38))
-        });
-        assert!(hnd == nhd, "{granularity:?}");
+        for mode in modes() {
+            let options = AttentionOptions { granularity, ..mode };
+            let [hnd, nhd] = LAYOUTS.map(|layout| {
+                let problem = AttentionProblem::cross(layout, DTYPES[1], [2, 4, 130, head_dim], [2, 260]);
+                attend(gpu, &problem, &options, &Inputs::<half::bf16>::random(&problem, 38))
+            });
+            assert!(hnd == nhd, "{options:?}");
+        }
     }
 }
 
@@ -241,7 +250,22 @@ fn zeros() {
     let problem = problem(64);
     let zeros = || vec![f16::ZERO; 2 * 4 * 300 * 64];
     let inputs = Inputs { query: zeros(), key: zeros(), value: zeros() };
-    let result = attend(gpu, &problem, &with_lse(), &inputs);
-    assert!(result.output.iter().all(|&element| element == 0.0));
-    assert!(result.log_sum_exp.iter().all(|&value| (value - 300f32.ln()).abs() < 1e-3));
+    for options in modes() {
+        let result = attend(gpu, &problem, &options, &inputs);
+        assert!(result.output.iter().all(|&element| element == 0.0));
+        assert!(result.log_sum_exp.iter().all(|&value| (value - 300f32.ln()).abs() < 1e-3));
+    }
+}
+
+/// bf16 holds values as large as f32, whose sums must be numbers too.
+#[test]
+fn the_largest_values() {
+    let Some(gpu) = gpu() else { return };
+    let problem = AttentionProblem::cross(LAYOUTS[0], DTYPES[1], [1, 2, 100, 128], [2, 2000]);
+    let options = AttentionOptions { pv_mode: PvMode::F16, ..with_lse() };
+    let mut inputs = Inputs::<half::bf16>::random(&problem, 43);
+    inputs.value.fill(half::bf16::MAX);
+    let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
+    let accuracy = Accuracy::of(attend(gpu, &problem, &options, &inputs).output, &exact.output);
+    assert!(accuracy.relative_l1 < 0.004, "{accuracy:?}");
 }

@@ -1,12 +1,12 @@
 //! Streams, repetition and CUDA graphs.
 
-use crate::{DTYPES, LAYOUTS, mixed_options, with_lse};
+use crate::{DTYPES, LAYOUTS, mixed_options, modes, with_lse};
 use cust::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode};
 use half::f16;
 use sage_tests::gpu::{Call, attend, gpu};
 use sage_tests::tensor::Inputs;
 use sageattention::gpu::raw;
-use sageattention::{AttentionOptions, AttentionProblem, Error, Gpu, Mask};
+use sageattention::{AttentionOptions, AttentionProblem, Error, Gpu, Mask, PvMode};
 
 fn problem() -> AttentionProblem {
     AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [2, 8, 700, 128], [4, 1100])
@@ -18,11 +18,14 @@ fn twenty_repeats_are_bit_equal() -> Result<(), Error> {
     for (index, length) in [1500, 700].into_iter().enumerate() {
         let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [2, 16, length, [64, 128][index]]);
         let inputs = Inputs::<f16>::random(&problem, 9);
-        let first = attend(gpu, &problem, &mixed_options(3), &inputs);
-        let mut call = Call::new(gpu, &problem, &mixed_options(3), &inputs)?;
-        for _ in 0..20 {
-            call.enqueue()?;
-            assert!(call.outputs()? == first);
+        for pv_mode in PvMode::ALL {
+            let options = AttentionOptions { pv_mode, ..mixed_options(3) };
+            let first = attend(gpu, &problem, &options, &inputs);
+            let mut call = Call::new(gpu, &problem, &options, &inputs)?;
+            for _ in 0..20 {
+                call.enqueue()?;
+                assert!(call.outputs()? == first);
+            }
         }
     }
     Ok(())
@@ -34,16 +37,16 @@ fn twenty_repeats_are_bit_equal() -> Result<(), Error> {
 fn attention_alone_repeats() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for heads in [gpu.multiprocessors() as usize, 1] {
-        for mask in [Mask::None, Mask::Causal] {
+        for (mask, mode) in [Mask::None, Mask::Causal].into_iter().flat_map(|mask| modes().map(|mode| (mask, mode))) {
             let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [1, heads, 500, 64]);
-            let options = AttentionOptions { mask, ..with_lse() };
+            let options = AttentionOptions { mask, ..mode };
             let mut call = Call::new(gpu, &problem, &options, &Inputs::<f16>::random(&problem, 13))?;
             call.enqueue()?;
             let first = call.outputs()?;
             for _ in 0..2 {
                 assert_eq!(call.workspace("counters")?[..4], [0; 4]);
                 call.enqueue_attention()?;
-                assert!(call.outputs()? == first, "{heads} heads, {mask:?}");
+                assert!(call.outputs()? == first, "{heads} heads, {options:?}");
             }
         }
     }
@@ -54,7 +57,7 @@ fn attention_alone_repeats() -> Result<(), Error> {
 fn two_streams_at_once() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let problem = problem();
-    let options = [with_lse(), AttentionOptions { smooth_k: false, ..with_lse() }];
+    let options = [with_lse(), AttentionOptions { smooth_k: false, pv_mode: PvMode::F16, ..with_lse() }];
     let inputs = [10, 11].map(|seed| Inputs::<f16>::random(&problem, seed));
     let alone = [0, 1].map(|index| attend(gpu, &problem, &options[index], &inputs[index]));
     let mut first = Call::new(gpu, &problem, &options[0], &inputs[0])?;
@@ -131,7 +134,8 @@ fn success(code: u32) {
 #[test]
 fn a_graph_replays_with_new_values() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    for options in [with_lse(), AttentionOptions { mask: Mask::Causal, smooth_k: false, ..Default::default() }] {
+    let causal = AttentionOptions { mask: Mask::Causal, smooth_k: false, ..Default::default() };
+    for options in modes().into_iter().chain([causal]) {
         let problem = AttentionProblem::new(LAYOUTS[1], DTYPES[0], [1, 8, 900, 64]);
         let mut call = Call::new(gpu, &problem, &options, &Inputs::<f16>::random(&problem, 20))?;
         let graph = Graph::capture(gpu, &mut call)?;

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use sageattention::{
-    AttentionOptions, CausalAlign, DType, Device, Error, Mask, QuantGranularity, TensorLayout, Unsupported,
+    AttentionOptions, CausalAlign, DType, Device, Error, Mask, PvMode, QuantGranularity, TensorLayout, Unsupported,
 };
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -41,10 +41,13 @@ pub struct OptionArguments {
     /// How many queries and keys share an INT8 scale
     #[arg(long, value_enum, default_value_t = Granularity::Thread)]
     granularity: Granularity,
+    /// How probabilities are multiplied with values
+    #[arg(long, value_enum, default_value_t = Pv::Fp8)]
+    pv_mode: Pv,
     /// Leave the keys' channel mean in
     #[arg(long)]
     no_smooth_k: bool,
-    /// Leave the values' channel means in
+    /// Leave the values' channel means in (--pv-mode f16 always does)
     #[arg(long)]
     no_smooth_v: bool,
 }
@@ -57,6 +60,10 @@ impl OptionArguments {
                 Granularity::Block => QuantGranularity::PerBlock,
                 Granularity::Warp => QuantGranularity::PerWarp,
                 Granularity::Thread => QuantGranularity::PerThread,
+            },
+            pv_mode: match self.pv_mode {
+                Pv::Fp8 => PvMode::Fp8,
+                Pv::F16 => PvMode::F16,
             },
             smooth_k: !self.no_smooth_k,
             smooth_v: !self.no_smooth_v,
@@ -91,6 +98,14 @@ enum Granularity {
     /// 2 queries, 32 keys
     #[value(name = "per-thread")]
     Thread,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Pv {
+    /// Values in e4m3: fast
+    Fp8,
+    /// Values as they are, f16 or bf16: more exact
+    F16,
 }
 
 /// Order of a tensor's axes.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::multiply::{Matrix, multiply_accumulate, register_vector};
-use super::{QUAD, ROWS, TILE, softmax};
+use super::{ProbabilityFormat, QUAD, ROWS, TILE, softmax};
 
 /// Bytes × bytes to 16 bits (`vpmaddubsw`) to 32 bits (`vpmaddwd`). The first factor of `vpmaddubsw` is unsigned, so the
 /// query's sign moves to the key; two products of at most 127² fit into 16 bits.
@@ -59,8 +59,8 @@ pub(super) fn scores(
 }
 
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn probabilities(scores: &mut [f32; TILE], offset: f32) -> f32 {
-    softmax::probabilities::<true>(scores, offset)
+pub(super) fn probabilities(format: ProbabilityFormat, scores: &mut [f32; TILE], offset: f32) -> f32 {
+    softmax::probabilities::<true>(format, scores, offset)
 }
 
 #[target_feature(enable = "avx2,fma")]

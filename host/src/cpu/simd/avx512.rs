@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::multiply::{Matrix, multiply_accumulate, register_vector};
-use super::{QUAD, ROWS, TILE, softmax};
+use super::{ProbabilityFormat, QUAD, ROWS, TILE, softmax};
 
 /// Four products and their sum an instruction (`vpdpbusd`). Its first factor is unsigned, so that it gets the query plus
 /// 128, and 128 times the sum of the key's codes is taken off beforehand.
@@ -69,8 +69,8 @@ pub(super) fn scores(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-pub(super) fn probabilities(scores: &mut [f32; TILE], offset: f32) -> f32 {
-    softmax::probabilities::<true>(scores, offset)
+pub(super) fn probabilities(format: ProbabilityFormat, scores: &mut [f32; TILE], offset: f32) -> f32 {
+    softmax::probabilities::<true>(format, scores, offset)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]

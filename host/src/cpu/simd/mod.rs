@@ -30,6 +30,14 @@ pub(super) const TILE: usize = KEY_TILE as usize;
 /// Adjacent channels that an integer instruction multiplies and adds up.
 pub(super) const QUAD: usize = 4;
 
+/// What probabilities are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProbabilityFormat {
+    E4m3,
+    F16,
+    Bf16,
+}
+
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InstructionSet(Level);
@@ -114,9 +122,10 @@ impl InstructionSet {
         dispatch!(self, scores(dots, key_scales, query_scale, visible, scores))
     }
 
-    /// Replaces each score by `2^(score + offset)`, at most 448, rounded to e4m3. Returns their sum.
-    pub fn probabilities(self, scores: &mut [f32; TILE], offset: f32) -> f32 {
-        dispatch!(self, probabilities(scores, offset))
+    /// Replaces each score by `2^(score + offset)`, rounded. Returns their sum: in e4m3, where 448 is the largest, after
+    /// rounding, else before.
+    pub fn probabilities(self, format: ProbabilityFormat, scores: &mut [f32; TILE], offset: f32) -> f32 {
+        dispatch!(self, probabilities(format, scores, offset))
     }
 
     /// The numbers that e4m3 codes stand for.
@@ -228,14 +237,20 @@ mod tests {
         let dots: [i32; TILE] = std::array::from_fn(|_| noise() as i32 % 200_000 - 100_000);
         let key_scales: [f32; TILE] = std::array::from_fn(|key| [0.01, 0.02, 0.03, 0.015][key % 8 / 2]);
         for visible in [1, 2, 17, 127, 128] {
-            let mut expected = None;
-            for instructions in InstructionSet::available() {
-                let mut row = [0.0; TILE];
-                let max = instructions.scores(&dots, &key_scales, 0.005, visible, &mut row);
-                let sum = instructions.probabilities(&mut row, 5.8 - max);
-                assert!(row[visible..].iter().all(|&probability| probability == 0.0));
-                assert_eq!(row.iter().sum::<f32>(), sum);
-                assert_eq!(*expected.get_or_insert((row, max, sum)), (row, max, sum), "{instructions:?}");
+            for format in [ProbabilityFormat::E4m3, ProbabilityFormat::F16, ProbabilityFormat::Bf16] {
+                let mut expected = None;
+                for instructions in InstructionSet::available() {
+                    let mut row = [0.0; TILE];
+                    let max = instructions.scores(&dots, &key_scales, 0.005, visible, &mut row);
+                    let sum = instructions.probabilities(format, &mut row, 5.8 - max);
+                    assert!(row[visible..].iter().all(|&probability| probability == 0.0));
+                    let of_rounded = row.iter().sum::<f32>();
+                    if format == ProbabilityFormat::E4m3 {
+                        assert_eq!(of_rounded, sum);
+                        assert_eq!(*expected.get_or_insert((row, max, sum)), (row, max, sum), "{instructions:?}");
+                    }
+                    assert!((of_rounded - sum).abs() <= sum / 256.0, "{format:?}");
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! For any CPU.
 
 use super::multiply::{Matrix, Vector, multiply_accumulate};
-use super::{QUAD, ROWS, TILE, softmax};
+use super::{ProbabilityFormat, QUAD, ROWS, TILE, softmax};
 
 pub(super) use softmax::{decode_e4m3, scores};
 
@@ -19,8 +19,8 @@ pub(super) fn dots(queries: &[i8], keys: &[i8], dots: &mut [[i32; TILE]; ROWS]) 
     }
 }
 
-pub(super) fn probabilities(scores: &mut [f32; TILE], offset: f32) -> f32 {
-    softmax::probabilities::<false>(scores, offset)
+pub(super) fn probabilities(format: ProbabilityFormat, scores: &mut [f32; TILE], offset: f32) -> f32 {
+    softmax::probabilities::<false>(format, scores, offset)
 }
 
 pub(super) fn multiply_accumulate_f32(a: Matrix<&[f32]>, b: Matrix<&[f32]>, c: Matrix<&mut [f32]>, size: [usize; 2]) {

@@ -1,7 +1,7 @@
 //! Scores to probabilities, and e4m3 codes to numbers: plain loops over [`LANES`] elements at a time, which the compiler
 //! makes vectors of. `FUSED` says whether the CPU has a fused multiply-add instruction.
 
-use super::TILE;
+use super::{ProbabilityFormat, TILE};
 
 /// Elements that a loop's body treats alike: at least the widest vector.
 const LANES: usize = 16;
@@ -27,12 +27,31 @@ pub(super) fn scores(
 }
 
 #[inline(always)]
-pub(super) fn probabilities<const FUSED: bool>(scores: &mut [f32; TILE], offset: f32) -> f32 {
+pub(super) fn probabilities<const FUSED: bool>(
+    format: ProbabilityFormat,
+    scores: &mut [f32; TILE],
+    offset: f32,
+) -> f32 {
+    match format {
+        ProbabilityFormat::E4m3 => rounded::<FUSED, true>(scores, offset, round_to_e4m3),
+        ProbabilityFormat::F16 => rounded::<FUSED, false>(scores, offset, round_to_f16),
+        ProbabilityFormat::Bf16 => rounded::<FUSED, false>(scores, offset, round_to_bf16),
+    }
+}
+
+/// `SUM_ROUNDED` says whether the sum is that of the rounded numbers.
+#[inline(always)]
+fn rounded<const FUSED: bool, const SUM_ROUNDED: bool>(
+    scores: &mut [f32; TILE],
+    offset: f32,
+    round: impl Fn(f32) -> f32,
+) -> f32 {
     let mut sums = [0.0f32; LANES];
     for chunk in scores.chunks_exact_mut(LANES) {
         for (sum, score) in sums.iter_mut().zip(chunk) {
-            *score = round_to_e4m3(exp2::<FUSED>(*score + offset));
-            *sum += *score;
+            let exact = exp2::<FUSED>(*score + offset);
+            *score = round(exact);
+            *sum += if SUM_ROUNDED { *score } else { exact };
         }
     }
     sums.into_iter().sum()
@@ -56,17 +75,34 @@ fn exp2<const FUSED: bool>(x: f32) -> f32 {
 }
 
 /// The nearest e4m3 number, ties to even, of a number from 0 up; 448 for everything beyond.
-///
-/// A number 2²⁰ times as large as `value`'s power of two has `value`'s e4m3 step as its own last bit, so that adding and
-/// subtracting it rounds. Below 2⁻⁶ the step stays 2⁻⁹.
 #[inline(always)]
 fn round_to_e4m3(value: f32) -> f32 {
+    round::<3, -6>(if value < 448.0 { value } else { 448.0 })
+}
+
+/// The nearest f16, ties to even, of a number from 0 to 65504.
+#[inline(always)]
+fn round_to_f16(value: f32) -> f32 {
+    round::<10, -14>(value)
+}
+
+/// The nearest bf16, ties to even, of a number from 2⁻¹⁰⁰ to 2¹⁰⁰; 0 for 2⁻¹²⁶, which stands for masked scores.
+#[inline(always)]
+fn round_to_bf16(value: f32) -> f32 {
+    round::<7, -100>(value)
+}
+
+/// A number from 0 up, rounded to a mantissa of so many bits; below 2^`SMALLEST_NORMAL` the step stays.
+///
+/// A number 2^(23 − `BITS`) times as large as `value`'s power of two has `value`'s step as its own last bit, so that adding
+/// and subtracting it rounds.
+#[inline(always)]
+fn round<const BITS: u32, const SMALLEST_NORMAL: i32>(value: f32) -> f32 {
     const EXPONENT: u32 = 0x7f80_0000;
-    const SMALLEST_NORMAL: u32 = 0x3c80_0000;
-    let value = if value < 448.0 { value } else { 448.0 };
+    let smallest = ((SMALLEST_NORMAL + 127) as u32) << 23;
     let power = value.to_bits() & EXPONENT;
-    let power = if power > SMALLEST_NORMAL { power } else { SMALLEST_NORMAL };
-    let large = f32::from_bits(power + (20 << 23));
+    let power = if power > smallest { power } else { smallest };
+    let large = f32::from_bits(power + ((23 - BITS) << 23));
     (value + large) - large
 }
 
@@ -112,6 +148,20 @@ mod tests {
                 assert_eq!(round_to_e4m3(value), f32_from_e4m3(e4m3_from_f32(value)), "{value:e}");
             }
         }
+    }
+
+    #[test]
+    fn rounding_is_the_16_bit_formats() {
+        for bits in (0..0x7f00_0000).step_by(999) {
+            let value = f32::from_bits(bits);
+            if value <= 65504.0 {
+                assert_eq!(round_to_f16(value), half::f16::from_f32(value).to_f32(), "{value:e}");
+            }
+            if (2f32.powi(-100)..2f32.powi(100)).contains(&value) {
+                assert_eq!(round_to_bf16(value), half::bf16::from_f32(value).to_f32(), "{value:e}");
+            }
+        }
+        assert_eq!(round_to_bf16(f32::MIN_POSITIVE), 0.0);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Who knows of what: vector clocks.
 //!
-//! An *agent* is whatever accesses memory at its own pace: each thread, the tensor cores on behalf of each warp, and the
-//! copies that count towards each mbarrier. An access is stamped with its agent's time ([`Epoch`]); it is ordered before
-//! another one if that one's agent has heard of the time, through barriers, mbarriers, warp barriers or `wgmma.wait_group`.
+//! An *agent* is whatever accesses memory at its own pace: each thread, the tensor cores on behalf of each warp, the copies
+//! that count towards each mbarrier, and the `cp.async` of each thread. An access is stamped with its agent's time
+//! ([`Epoch`]); it is ordered before another one if that one's agent has heard of the time, through barriers, mbarriers,
+//! warp barriers, `wgmma.wait_group` or `cp.async.wait_group`.
 
 use super::blocks::Heard;
 
-/// An agent's index: threads first, then the warps' tensor cores, then mbarriers in the order of their initialisation.
+/// An agent's index: threads first, then the warps' tensor cores, then mbarriers and threads' copies in the order of their
+/// first use.
 pub type Agent = u16;
 
 /// A moment in an agent's life.

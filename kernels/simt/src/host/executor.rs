@@ -11,13 +11,14 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use rayon::prelude::*;
 
+use super::barrier::{BARRIERS, NamedBarrier};
 use super::blocks::SharedHistory;
-use super::clock::{Epoch, Knowledge};
-use super::copy::BulkCopy;
+use super::clock::{Agent, Epoch, Knowledge};
+use super::copy::{AsyncCopy, Groups};
 use super::mbarrier::MBarrier;
 use super::memory::Memory;
 use super::report::{Kind, Problem, Report, Site, ranges};
-use super::schedule::{Random, Schedule};
+use super::schedule::{Preemptions, Random, Schedule};
 use super::shared::{Access, Proxy, SharedMemory};
 use super::warp::Warp;
 use super::wgmma::{Accumulation, Warpgroup};
@@ -84,17 +85,32 @@ pub struct Synchronisation {
     pub site: &'static Location<'static>,
 }
 
-/// Runs a kernel to its end. Returns the places where it synchronises.
+/// What is known of a kernel that ran to its end.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// The places where it synchronises.
+    pub synchronisations: Vec<Synchronisation>,
+    /// Under [`Schedule::Preempted`], of the block with the most steps: for each step, how many other things could have
+    /// happened.
+    pub alternatives: Vec<u32>,
+}
+
+impl Trace {
+    /// Adds what is known of another block.
+    fn add(&mut self, other: Self) {
+        self.synchronisations.extend(other.synchronisations);
+        if other.alternatives.len() > self.alternatives.len() {
+            self.alternatives = other.alternatives;
+        }
+    }
+}
+
+/// Runs a kernel to its end.
 ///
 /// # Errors
 ///
 /// The first mistake of the first block that makes one.
-pub fn launch(
-    shape: Launch,
-    memory: &Memory,
-    options: &Options,
-    kernel: impl Fn() + Sync,
-) -> Result<Vec<Synchronisation>, Report> {
+pub fn launch(shape: Launch, memory: &Memory, options: &Options, kernel: impl Fn() + Sync) -> Result<Trace, Report> {
     let Launch { grid, threads, shared_bytes, blocks } = shape;
     let refuse = |message: String| {
         Err(Report { kind: Kind::Launch, message, block: [0; 3], thread: None, schedule: options.schedule })
@@ -110,16 +126,16 @@ pub fn launch(
     }
     assert!(CTA.with_borrow(Option::is_none), "a kernel cannot launch a kernel");
     memory.begin_launch();
-    let synchronisations = Mutex::new(Vec::new());
+    let trace = Mutex::new(Trace::default());
     let [x, y, z] = grid.map(u64::from);
     let count = x * y * z;
     let start = |index: u64, history: SharedHistory| {
         let block = [index % x, index / x % y, index / (x * y)].map(|index| index as u32);
         Run::new(Cta::new(shape, (block, index), memory, options, history), &kernel)
     };
+    let add = |found: Trace| trace.lock().expect("no thread panics with the lock").add(found);
     let alone = |index: u64| {
-        let found = start(index, None).finish()?;
-        synchronisations.lock().expect("no thread panics with the lock").extend(found);
+        add(start(index, None).finish()?);
         Ok(())
     };
     let failure = match blocks {
@@ -129,7 +145,7 @@ pub fn launch(
             let history = SharedHistory::Some(Rc::default());
             match run_together(count, options.schedule, |index| start(index, history.clone())) {
                 Ok(found) => {
-                    synchronisations.lock().expect("no thread panics with the lock").extend(found);
+                    add(found);
                     None
                 }
                 Err(report) => Some(report),
@@ -139,10 +155,10 @@ pub fn launch(
     match failure {
         Some(report) => Err(report),
         None => {
-            let mut found = synchronisations.into_inner().expect("no thread panics with the lock");
-            found.sort();
-            found.dedup();
-            Ok(found)
+            let mut trace = trace.into_inner().expect("no thread panics with the lock");
+            trace.synchronisations.sort();
+            trace.synchronisations.dedup();
+            Ok(trace)
         }
     }
 }
@@ -154,8 +170,8 @@ pub enum Waiting {
     Nothing,
     /// The other lanes of its warp.
     Lanes,
-    /// The other threads of the block.
-    Block,
+    /// Others that come to a barrier of the block.
+    Barrier { id: u32 },
     /// A phase of the mbarrier at an address.
     MBarrier { address: u32, parity: u32 },
     /// Registers that others give back.
@@ -174,6 +190,8 @@ pub struct Thread {
     pub site: Site,
     /// What the collective that it waited for gave it.
     pub result: u64,
+    /// Its `cp.async`.
+    pub copies: Groups,
     yielder: *const Yielder<(), ()>,
 }
 
@@ -203,6 +221,17 @@ impl ThreadSet {
     fn first_of_warp(&self, warp: u32) -> Option<u32> {
         let lanes = (self.0[warp as usize / 2] >> (warp % 2 * 32)) as u32;
         (lanes != 0).then(|| 32 * warp + lanes.trailing_zeros())
+    }
+
+    fn contains(&self, thread: u32) -> bool {
+        self.0[thread as usize / 64] >> (thread % 64) & 1 == 1
+    }
+
+    /// The first of a thread's warp, but for itself.
+    fn other_of_warp(&self, thread: u32) -> Option<u32> {
+        let mut others = Self(self.0);
+        others.remove(thread);
+        others.first_of_warp(thread / 32)
     }
 
     fn iter(&self) -> impl Iterator<Item = u32> {
@@ -250,12 +279,13 @@ pub struct Cta {
     pub warpgroups: Vec<Warpgroup>,
     pub shared: SharedMemory,
     pub mbarriers: BTreeMap<u32, MBarrier>,
-    pub copies: Vec<BulkCopy>,
-    /// Threads at the block barrier.
-    pub at_barrier: u32,
+    pub copies: Vec<AsyncCopy>,
+    pub barriers: [NamedBarrier; BARRIERS],
     /// Registers that no warp holds.
     pub free_registers: u32,
-    synchronisations: Vec<Synchronisation>,
+    /// Of [`new_agent`](Self::new_agent).
+    agents: u32,
+    trace: Trace,
     ready: ThreadSet,
     report: Option<Report>,
 }
@@ -281,13 +311,15 @@ impl Cta {
         let thread = |index: u32| {
             let mut knowledge = Knowledge::default();
             knowledge.seen.hear(Epoch { agent: index as u16, time: 1 });
-            Thread { knowledge, waiting: Waiting::Nothing, site: Location::caller(), result: 0, yielder: ptr::null() }
+            let site = Location::caller();
+            let (waiting, copies) = (Waiting::Nothing, Groups::default());
+            Thread { knowledge, waiting, site, result: 0, copies, yielder: ptr::null() }
         };
         let mut ready = ThreadSet::default();
         (0..threads).for_each(|thread| ready.insert(thread));
         let mut random = match options.schedule {
             Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, index)),
-            Schedule::InOrder | Schedule::Reverse => None,
+            Schedule::InOrder | Schedule::Reverse | Schedule::Preempted(_) => None,
         };
         let priorities = match (options.schedule, &mut random) {
             (Schedule::Random(seed), Some(random)) if seed % 2 == 1 => (0..threads).map(|_| random.bits()).collect(),
@@ -311,9 +343,10 @@ impl Cta {
             shared: SharedMemory::new(shared_bytes, threads),
             mbarriers: BTreeMap::new(),
             copies: Vec::new(),
-            at_barrier: 0,
+            barriers: Default::default(),
             free_registers: super::thread::REGISTERS - registers * threads,
-            synchronisations: Vec::new(),
+            agents: threads + threads / 32,
+            trace: Trace::default(),
             ready,
             report: None,
         }
@@ -324,10 +357,21 @@ impl Cta {
         &mut self.threads[self.current as usize]
     }
 
+    /// An agent beside threads and the warps' tensor cores.
+    pub fn new_agent(&mut self) -> Agent {
+        self.agents += 1;
+        (self.agents - 1) as Agent
+    }
+
     /// An access by the running thread.
     pub fn access(&self, site: Site) -> Access {
-        let agent = self.current as u16;
-        let time = self.threads[self.current as usize].knowledge.seen.time(agent);
+        self.access_of(self.current, site)
+    }
+
+    /// An access by a thread.
+    pub fn access_of(&self, thread: u32, site: Site) -> Access {
+        let agent = thread as Agent;
+        let time = self.threads[thread as usize].knowledge.seen.time(agent);
         Access { epoch: Epoch { agent, time }, proxy: Proxy::Generic, site }
     }
 
@@ -378,7 +422,28 @@ impl Cta {
                 Some(thread) => Some(Step::Run(thread)),
                 None => self.pick_any(),
             },
+            Schedule::Preempted(preemptions) => self.pick_or_preempt(&preemptions),
         }
+    }
+
+    fn pick_or_preempt(&mut self, preemptions: &Preemptions) -> Option<Step> {
+        let Self { current, ref ready, .. } = *self;
+        let own_warp = current / 32;
+        let other_warps = (0..self.warps.len() as u32).filter(|&warp| warp != own_warp);
+        let mut possible: Vec<Step> = [ready.contains(current).then_some(current), ready.other_of_warp(current)]
+            .into_iter()
+            .chain(other_warps.map(|warp| ready.first_of_warp(warp)))
+            .flatten()
+            .map(Step::Run)
+            .collect();
+        possible.extend((0..self.copies.len()).map(Step::Land));
+        if !possible.is_empty() {
+            let busy = self.warps.iter().enumerate().filter(|(_, warp)| warp.tensor.is_busy());
+            possible.extend(busy.map(|(index, _)| Step::Multiply(index)));
+        }
+        let choice = preemptions.choice(self.trace.alternatives.len() as u32) as usize;
+        self.trace.alternatives.push(possible.len().saturating_sub(1) as u32);
+        possible.into_iter().nth(choice)
     }
 
     fn pick_any(&mut self) -> Option<Step> {
@@ -429,7 +494,7 @@ impl Cta {
         }
         for warp in self.threads.chunks(32) {
             let collective = warp.iter().any(|lane| lane.waiting == Waiting::Lanes);
-            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Block));
+            let elsewhere = warp.iter().any(|lane| matches!(lane.waiting, Waiting::Over | Waiting::Barrier { .. }));
             if collective && elsewhere {
                 kind = Kind::Divergence;
             }
@@ -443,9 +508,9 @@ impl Cta {
                     let warp = &self.warps[threads[0] as usize / 32];
                     format!("wait for the other lanes of their warps in {} at {site}", warp.gathering())
                 }
-                Waiting::Block => {
-                    let missing = self.threads.len() as u32 - self.at_barrier;
-                    format!("wait for {missing} more threads in bar.sync at {site}")
+                Waiting::Barrier { id } => {
+                    let state = self.barriers[id as usize].describe();
+                    format!("wait at barrier {id} ({state}) in bar.sync at {site}")
                 }
                 Waiting::Registers => format!("wait for registers in setmaxnreg.inc at {site}"),
                 Waiting::Word { address, value } => {
@@ -469,8 +534,14 @@ impl Cta {
             let message = format!("the kernel ends while the copy issued at {} is in flight", copy.site);
             return Err(Problem::new(Kind::CopyInFlight, message));
         }
+        for (index, thread) in self.threads.iter().enumerate() {
+            thread.copies.check_end(index)?;
+        }
         for (&address, mbarrier) in &self.mbarriers {
             mbarrier.check_end(address)?;
+        }
+        for (id, barrier) in self.barriers.iter().enumerate() {
+            barrier.check_end(id)?;
         }
         for (index, warp) in self.warps.iter().enumerate() {
             warp.tensor.check_end(index)?;
@@ -515,13 +586,14 @@ pub fn suspend() {
     unsafe { (*yielder).suspend(()) };
 }
 
-/// Where threads are scheduled by chance, lets others run now and then.
+/// A place where others may run, if the schedule says so.
 pub fn hesitate() {
-    let by_chance = |cta: &mut Cta| {
-        let threads = matches!(cta.options.schedule, Schedule::Random(_));
-        threads && cta.random.as_mut().is_some_and(|random| random.below(2) == 0)
+    let interrupted = |cta: &mut Cta| match cta.options.schedule {
+        Schedule::Random(_) => cta.random.as_mut().is_some_and(|random| random.below(2) == 0),
+        Schedule::Preempted(_) => true,
+        Schedule::InOrder | Schedule::Reverse | Schedule::RandomWarps(_) => false,
     };
-    if run(|cta| Ok(by_chance(cta))) {
+    if run(|cta| Ok(interrupted(cta))) {
         suspend();
     }
 }
@@ -533,8 +605,9 @@ pub fn synchronises(instruction: &'static str, site: Site) -> bool {
         let same = |known: &Synchronisation| {
             ptr::eq(known.site, site) && ptr::eq(known.instruction, instruction) || *known == here
         };
-        if !cta.synchronisations.iter().any(same) {
-            cta.synchronisations.push(here);
+        let known = &mut cta.trace.synchronisations;
+        if !known.iter().any(same) {
+            known.push(here);
         }
         Ok(cta.options.without.as_ref().is_some_and(same))
     })
@@ -613,15 +686,15 @@ impl Run {
         progress
     }
 
-    /// Runs all threads to their end. Returns the places where they synchronise.
-    fn finish(mut self) -> Result<Vec<Synchronisation>, Report> {
+    /// Runs all threads to their end.
+    fn finish(mut self) -> Result<Trace, Report> {
         match self.advance(|| true)? {
             Progress::Stuck { report, .. } => return Err(report),
             Progress::Finished | Progress::Paused => {}
         }
         let cta = self.cta.as_mut().expect("it is not in the slot");
         match cta.check_end() {
-            Ok(()) => Ok(std::mem::take(&mut cta.synchronisations)),
+            Ok(()) => Ok(std::mem::take(&mut cta.trace)),
             Err(problem) => Err(cta.block_report(problem)),
         }
     }
@@ -640,10 +713,10 @@ impl Drop for Run {
 const STEPS_PER_TURN: usize = 64;
 
 /// Runs blocks that take turns. With the schedule in order, one is there at a time, in reverse all of them.
-fn run_together(count: u64, schedule: Schedule, start: impl Fn(u64) -> Run) -> Result<Vec<Synchronisation>, Report> {
+fn run_together(count: u64, schedule: Schedule, start: impl Fn(u64) -> Run) -> Result<Trace, Report> {
     let mut random = match schedule {
         Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, count)),
-        Schedule::InOrder | Schedule::Reverse => None,
+        Schedule::InOrder | Schedule::Reverse | Schedule::Preempted(_) => None,
     };
     let resident = match (&mut random, schedule) {
         (Some(random), _) => 1 + random.below(count as usize),
@@ -652,7 +725,7 @@ fn run_together(count: u64, schedule: Schedule, start: impl Fn(u64) -> Run) -> R
     };
     let mut blocks = 0..count;
     let mut runs: Vec<Run> = blocks.by_ref().take(resident).map(&start).collect();
-    let mut found = Vec::new();
+    let mut found = Trace::default();
     while !runs.is_empty() {
         let able: Vec<usize> = (0..runs.len()).filter(|&index| !runs[index].stuck).collect();
         let index = match &mut random {
@@ -672,7 +745,7 @@ fn run_together(count: u64, schedule: Schedule, start: impl Fn(u64) -> Run) -> R
             }
             Progress::Paused => runs.iter_mut().for_each(|run| run.stuck = false),
             Progress::Finished => {
-                found.extend(runs.remove(index).finish()?);
+                found.add(runs.remove(index).finish()?);
                 runs.extend(blocks.next().map(&start));
                 runs.iter_mut().for_each(|run| run.stuck = false);
             }

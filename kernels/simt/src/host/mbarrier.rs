@@ -90,7 +90,7 @@ impl Cta {
         let thread = &self.threads[self.current as usize];
         self.shared.write("mbarrier.init", (address, 8), access, &thread.knowledge, false)?;
         self.shared.place_mbarrier(address);
-        let agent = (self.threads.len() + self.warps.len() + self.mbarriers.len()) as Agent;
+        let agent = self.new_agent();
         let mbarrier = MBarrier {
             arrivals,
             missing: arrivals,

@@ -6,12 +6,12 @@
 //! | module | what |
 //! |---|---|
 //! | `executor` | blocks, fibers, the scheduler, deadlocks |
-//! | `schedule` | who goes next |
+//! | `schedule`, `search` | who goes next |
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
 //! | `blocks` | the same between blocks, in global memory |
-//! | `warp`, `mbarrier`, `copy`, `wgmma`, … | an instruction family each |
+//! | `warp`, `mbarrier`, `copy`, `mma`, `wgmma`, … | an instruction family each |
 //! | `poison` | what stands where a result is yet to come |
 //! | `report` | what is told about a mistake |
 
@@ -21,6 +21,7 @@ pub(crate) mod copy;
 pub(crate) mod global;
 pub(crate) mod math;
 pub(crate) mod mbarrier;
+pub(crate) mod mma;
 pub(crate) mod shared;
 pub(crate) mod thread;
 pub(crate) mod warp;
@@ -33,9 +34,11 @@ mod memory;
 mod poison;
 mod report;
 mod schedule;
+mod search;
 
-pub use executor::{Blocks, Launch, Options, Synchronisation, launch};
+pub use executor::{Blocks, Launch, Options, Synchronisation, Trace, launch};
 pub use memory::Memory;
 pub use report::{Kind, Report};
-pub use schedule::{SEED_VARIABLE, Schedule};
+pub use schedule::{Preemptions, SEED_VARIABLE, Schedule};
+pub use search::{Searched, search};
 pub use wgmma::Accumulation;

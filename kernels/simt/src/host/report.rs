@@ -29,6 +29,8 @@ pub enum Kind {
     ProxyFence,
     /// Memory that a copy is still writing is accessed, or a kernel ends before its copies.
     CopyInFlight,
+    /// A barrier of the block that is used in a way that its state does not allow.
+    Barrier,
     /// An mbarrier that is used in a way that its state does not allow.
     MBarrier,
     /// A product of the tensor cores that is not fenced, committed, waited for or settled as it must be.

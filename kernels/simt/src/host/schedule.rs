@@ -15,21 +15,83 @@ pub enum Schedule {
     Random(u64),
     /// All by chance, warp by warp: each warp's lanes go as far as they get before another warp's turn.
     RandomWarps(u64),
+    /// A thread goes as far as it gets, then the next of its warp, then the first that can; copies and products are done as
+    /// late as they may. At the given steps something else happens ([`search`](super::search) tries all).
+    Preempted(Preemptions),
 }
 
-/// The environment variable with the random schedule to replay: a seed, with `warps:` before it for
-/// [`Schedule::RandomWarps`].
+/// Steps of a block at which not the default happens, at most [`Self::MOST`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Preemptions([Option<Preemption>; Self::MOST]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Preemption {
+    step: u32,
+    /// Of what could happen there; 0 is the default.
+    choice: u32,
+}
+
+impl Preemptions {
+    /// The longest list.
+    pub const MOST: usize = 3;
+
+    /// One more, after the others; there must be room.
+    #[must_use]
+    pub fn and(mut self, step: u32, choice: u32) -> Self {
+        let room = self.0.iter_mut().find(|place| place.is_none()).expect("at most three preemptions");
+        *room = Some(Preemption { step, choice });
+        self
+    }
+
+    /// The step of the last one.
+    pub fn last_step(&self) -> Option<u32> {
+        self.0.iter().flatten().map(|preemption| preemption.step).max()
+    }
+
+    /// What is to happen at a step.
+    pub fn choice(&self, step: u32) -> u32 {
+        self.0.iter().flatten().find(|preemption| preemption.step == step).map_or(0, |preemption| preemption.choice)
+    }
+
+    /// From what [`Display`](fmt::Display) makes.
+    fn parse(text: &str) -> Option<Self> {
+        let mut preemptions = Self::default();
+        for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+            let (step, choice) = pair.split_once('.')?;
+            preemptions.0.last()?.is_none().then_some(())?;
+            preemptions = preemptions.and(step.parse().ok()?, choice.parse().ok()?);
+        }
+        Some(preemptions)
+    }
+}
+
+impl fmt::Display for Preemptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Preemption { step, choice }) in self.0.iter().flatten().enumerate() {
+            write!(formatter, "{}{step}.{choice}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// The environment variable with the schedule to replay: a seed, with `warps:` before it for
+/// [`Schedule::RandomWarps`]; or `preempted:` and a list of preemptions.
 pub const SEED_VARIABLE: &str = "SAGE_SIMT_SEED";
 
 impl Schedule {
     /// The schedule that the environment asks to replay.
     pub fn replayed() -> Option<Self> {
         let text = std::env::var(SEED_VARIABLE).ok()?;
-        let (kind, seed): (fn(u64) -> Self, _) = match text.strip_prefix("warps:") {
-            Some(seed) => (Self::RandomWarps, seed),
-            None => (Self::Random, text.as_str()),
-        };
-        Some(kind(seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE} is no seed: {text}"))))
+        Some(Self::parse(&text).unwrap_or_else(|| panic!("{SEED_VARIABLE} is no schedule: {text}")))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once(':') {
+            None => text.parse().ok().map(Self::Random),
+            Some(("warps", seed)) => seed.parse().ok().map(Self::RandomWarps),
+            Some(("preempted", list)) => Preemptions::parse(list).map(Self::Preempted),
+            Some(_) => None,
+        }
     }
 
     /// In order, reverse, and as many random ones of each kind; or the replayed one alone.
@@ -49,6 +111,7 @@ impl fmt::Display for Schedule {
             Self::Reverse => formatter.write_str("the reverse schedule"),
             Self::Random(seed) => write!(formatter, "{SEED_VARIABLE}={seed}"),
             Self::RandomWarps(seed) => write!(formatter, "{SEED_VARIABLE}=warps:{seed}"),
+            Self::Preempted(preemptions) => write!(formatter, "{SEED_VARIABLE}=preempted:{preemptions}"),
         }
     }
 }
@@ -75,5 +138,29 @@ impl Random {
     /// Uniform in `0 .. end`.
     pub fn below(&mut self, end: usize) -> usize {
         (((self.bits() >> 32) * end as u64) >> 32) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_report_shows_can_be_replayed() {
+        let preemptions = Preemptions::default().and(3, 1).and(17, 4);
+        for schedule in [
+            Schedule::Random(7),
+            Schedule::RandomWarps(u64::MAX),
+            Schedule::Preempted(Preemptions::default()),
+            Schedule::Preempted(preemptions),
+        ] {
+            let text = schedule.to_string();
+            let (_, value) = text.split_once('=').unwrap();
+            assert_eq!(Schedule::parse(value), Some(schedule));
+        }
+        for bad in ["", "x", "warps:", "threads:1", "preempted:1", "preempted:1.2,2.1,3.1,4.1", "preempted:1.-1"] {
+            assert_eq!(Schedule::parse(bad), None, "{bad}");
+        }
+        assert_eq!((preemptions.choice(17), preemptions.choice(4), preemptions.last_step()), (4, 0, Some(17)));
     }
 }

@@ -14,7 +14,7 @@ const CELL_BYTES: u32 = 2;
 /// The two ways to memory that only a proxy fence orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
-    /// Loads and stores of threads.
+    /// Loads and stores of threads, and `cp.async`.
     Generic,
     /// Bulk copies and tensor cores.
     Async,
@@ -102,7 +102,7 @@ impl SharedMemory {
         } else if agent < self.threads + warps {
             format!("the tensor cores for warp {}", agent - self.threads)
         } else {
-            "a bulk copy".to_owned()
+            "a copy".to_owned()
         }
     }
 

@@ -1,6 +1,7 @@
 use std::panic::Location;
 
-use super::executor::{Cta, Waiting, hesitate, run, suspend, synchronises};
+use super::barrier::sync_block;
+use super::executor::{Cta, run};
 use super::report::{Kind, Problem, Site};
 use super::warp::{Operation, collective};
 
@@ -36,15 +37,7 @@ pub fn grid_dim_x() -> u32 {
 
 #[track_caller]
 pub fn sync_threads() {
-    let site = Location::caller();
-    if synchronises("bar.sync", site) {
-        return;
-    }
-    if run(|cta| cta.arrive_at_barrier(site)) {
-        suspend();
-    } else {
-        hesitate();
-    }
+    sync_block(Location::caller());
 }
 
 #[track_caller]
@@ -58,45 +51,6 @@ pub unsafe fn increase_registers<const REGISTERS: u32>() {
 }
 
 impl Cta {
-    /// Whether the running thread must wait for others.
-    fn arrive_at_barrier(&mut self, site: Site) -> Result<bool, Problem> {
-        let first = self.current / 32 * 32;
-        for lane in first..first + 32 {
-            let other = &self.threads[lane as usize];
-            if other.waiting == Waiting::Block && other.site != site {
-                let message = format!(
-                    "lane {} is at bar.sync at {site}, lane {} at {}",
-                    self.current % 32,
-                    lane % 32,
-                    other.site
-                );
-                return Err(Problem::new(Kind::Divergence, message));
-            }
-        }
-        self.at_barrier += 1;
-        if (self.at_barrier as usize) < self.threads.len() {
-            self.block(Waiting::Block, site);
-            return Ok(true);
-        }
-        self.at_barrier = 0;
-        let threads = 0..self.threads.len() as u32;
-        self.meet(threads.clone());
-        threads.for_each(|thread| self.wake(thread));
-        Ok(false)
-    }
-
-    /// Tells each of some threads what the others know.
-    pub fn meet(&mut self, threads: std::ops::Range<u32>) {
-        let mut all = std::mem::take(&mut self.threads[threads.start as usize].knowledge);
-        for thread in threads.clone().skip(1) {
-            all.join(&self.threads[thread as usize].knowledge);
-        }
-        for thread in threads {
-            self.threads[thread as usize].knowledge.clone_from(&all);
-            self.tick(thread);
-        }
-    }
-
     /// `setmaxnreg` by a warp. Returns whether it must wait.
     pub fn set_registers(&mut self, warp: usize, count: u32, more: bool, site: Site) -> Result<bool, Problem> {
         let held = self.warps[warp].registers;

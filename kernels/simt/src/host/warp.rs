@@ -2,6 +2,7 @@ use std::panic::Location;
 
 use super::clock::Epoch;
 use super::executor::{Cta, Waiting, hesitate, run, suspend, synchronises};
+use super::mma;
 use super::poison;
 use super::report::{Kind, Problem, Site, ranges};
 use super::wgmma::{Shape, Tensor};
@@ -18,6 +19,9 @@ pub enum Operation {
     Commit,
     Wait { pending: u64 },
     Product { shape: Shape, accumulate: bool },
+    Barrier { id: u32, threads: u32, waits: bool },
+    LoadMatrices { matrices: u32, transposed: bool },
+    Multiply(mma::Shape),
 }
 
 impl Operation {
@@ -33,11 +37,15 @@ impl Operation {
             Self::Commit => "wgmma.commit_group",
             Self::Wait { .. } => "wgmma.wait_group",
             Self::Product { .. } => "wgmma.mma_async",
+            Self::LoadMatrices { .. } => "ldmatrix",
+            Self::Multiply(_) => "mma.sync",
+            Self::Barrier { waits: true, .. } => "bar.sync",
+            Self::Barrier { waits: false, .. } => "bar.arrive",
         }
     }
 
     fn synchronises(self) -> bool {
-        matches!(self, Self::SyncWarp | Self::Fence | Self::Commit | Self::Wait { .. })
+        matches!(self, Self::SyncWarp | Self::Fence | Self::Commit | Self::Wait { .. } | Self::Barrier { .. })
     }
 }
 
@@ -113,19 +121,20 @@ impl Cta {
         let gathering = self.warps[warp].gathering.take().expect("all lanes are there");
         let first = self.current - lane;
         let waits = self.complete(warp, &gathering)?;
-        if waits {
-            for thread in first..first + 32 {
-                self.threads[thread as usize].waiting = Waiting::Registers;
+        match waits {
+            Some(waiting) => {
+                for thread in first..first + 32 {
+                    self.threads[thread as usize].waiting = waiting;
+                }
+                self.block(waiting, site);
             }
-            self.block(Waiting::Registers, site);
-        } else {
-            (first..first + 32).for_each(|thread| self.wake(thread));
+            None => (first..first + 32).for_each(|thread| self.wake(thread)),
         }
-        Ok(waits)
+        Ok(waits.is_some())
     }
 
-    /// Does what the lanes came for. Returns whether they must wait on.
-    fn complete(&mut self, warp: usize, gathering: &Gathering) -> Result<bool, Problem> {
+    /// Does what the lanes came for. Returns what they must still wait for.
+    fn complete(&mut self, warp: usize, gathering: &Gathering) -> Result<Option<Waiting>, Problem> {
         let Gathering { operation, site, ref inputs, .. } = *gathering;
         let first = 32 * warp;
         let mut results = [0; 32];
@@ -136,7 +145,18 @@ impl Cta {
             Operation::ShuffleXor => {
                 results = std::array::from_fn(|lane| inputs[lane ^ (inputs[lane][1] & 31) as usize][0]);
             }
-            Operation::SetRegisters { count, more } => return self.set_registers(warp, count, more, site),
+            Operation::LoadMatrices { matrices, transposed } => {
+                self.load_matrices(warp, (matrices, transposed), inputs, site)?;
+            }
+            Operation::Multiply(shape) => shape.multiply(inputs, self.options.accumulation),
+            Operation::SetRegisters { count, more } => {
+                return Ok(self.set_registers(warp, count, more, site)?.then_some(Waiting::Registers));
+            }
+            Operation::Barrier { id, threads, waits } => {
+                if self.come_to_barrier(warp, (id, threads), waits, site)? {
+                    return Ok(Some(Waiting::Barrier { id }));
+                }
+            }
             Operation::Fence => self.warps[warp].tensor.fence(),
             Operation::Commit => self.warps[warp].tensor.commit(),
             Operation::Wait { pending } => self.wait_products(warp, pending),
@@ -146,11 +166,21 @@ impl Cta {
         for (thread, result) in self.threads[first..first + 32].iter_mut().zip(results) {
             thread.result = result;
         }
-        Ok(false)
+        Ok(None)
     }
-}
 
-impl Cta {
+    /// Tells each of some threads what the others know.
+    pub fn meet(&mut self, threads: std::ops::Range<u32>) {
+        let mut all = std::mem::take(&mut self.threads[threads.start as usize].knowledge);
+        for thread in threads.clone().skip(1) {
+            all.join(&self.threads[thread as usize].knowledge);
+        }
+        for thread in threads {
+            self.threads[thread as usize].knowledge.clone_from(&all);
+            self.tick(thread);
+        }
+    }
+
     /// Tells each of some threads that the others' reads are over.
     fn finish_reads(&mut self, threads: std::ops::Range<u32>) {
         for reader in threads.clone() {

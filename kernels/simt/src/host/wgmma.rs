@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::panic::Location;
 
-use sage_layout::round::f32_from_e4m3;
 use sage_layout::{fragment, swizzle};
 
 use super::clock::{Agent, Epoch, Knowledge};
 use super::executor::{Cta, run};
+use super::mma::{Factor, Format, Sum};
 use super::poison;
 use super::report::{Kind, Problem, Site};
 use super::schedule::Schedule;
@@ -24,46 +24,36 @@ const ROWS: usize = 16;
 const DEPTH: usize = 32;
 const LANES: usize = 32;
 
-/// How FP8 products are summed.
+/// How floating-point products are summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Accumulation {
-    /// The 32 products of an instruction exactly, then added to the accumulator with one rounding to f32.
+    /// The products of an instruction exactly, then added to the accumulator with one rounding to f32.
     #[default]
     Single,
-    /// As Hopper does: products and accumulator are aligned to the largest exponent among them, and what is below 13
-    /// bits after its leading one is cut off.
+    /// As Hopper does, to the bit (`docs/numerics.md`): products and accumulator are aligned to the largest exponent among
+    /// them and cut off 13 bits below it; so is their sum, 13 bits below its own. For 16-bit operands 25 bits are kept, which
+    /// was not measured.
     Truncated,
 }
 
-/// A multiplication instruction.
+/// A multiplication instruction of 64 rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// 64 columns, both operands in shared memory.
-    N64Int8,
-    /// 72 columns, A in registers.
-    N72E4m3,
-    /// 136 columns, A in registers.
-    N136E4m3,
+pub struct Shape {
+    /// Of both operands. Bytes have theirs in shared memory; otherwise A is in registers.
+    pub format: Format,
+    pub columns: usize,
 }
 
 impl Shape {
-    fn columns(self) -> usize {
-        match self {
-            Self::N64Int8 => 64,
-            Self::N72E4m3 => 72,
-            Self::N136E4m3 => 136,
-        }
-    }
-
     /// Accumulator registers of a lane.
     fn registers(self) -> usize {
-        self.columns() / 2
+        self.columns / 2
     }
 
     fn poison(self) -> u32 {
-        match self {
-            Self::N64Int8 => poison::INTEGER,
-            Self::N72E4m3 | Self::N136E4m3 => poison::FLOAT,
+        match self.format {
+            Format::Int8 => poison::INTEGER,
+            _ => poison::FLOAT,
         }
     }
 }
@@ -278,11 +268,11 @@ impl Cta {
         if inputs.iter().any(|input| input[2] != right) {
             return problem("lanes have different descriptors".to_owned());
         }
-        let left = match shape {
-            Shape::N64Int8 if inputs.iter().any(|input| input[1] != inputs[0][1]) => {
+        let left = match shape.format {
+            Format::Int8 if inputs.iter().any(|input| input[1] != inputs[0][1]) => {
                 return problem("lanes have different descriptors".to_owned());
             }
-            Shape::N64Int8 => Left::Shared(inputs[0][1]),
+            Format::Int8 => Left::Shared(inputs[0][1]),
             // SAFETY: the lanes passed addresses of their operands, and wait in the call that borrows them.
             _ => Left::Registers(Box::new(inputs.map(|input| unsafe { *(input[1] as *const [u32; 4]) }))),
         };
@@ -307,7 +297,7 @@ impl Cta {
             let rows = first..first + ROWS as u32;
             Rows::decode(descriptor, site)?.read(rows, &mut self.shared, access, &knowledge)?;
         }
-        Rows::decode(right, site)?.read(0..shape.columns() as u32, &mut self.shared, access, &knowledge)?;
+        Rows::decode(right, site)?.read(0..shape.columns as u32, &mut self.shared, access, &knowledge)?;
 
         // the accumulator
         let registers = shape.registers();
@@ -377,16 +367,18 @@ impl Cta {
         let site = Location::caller();
         let decode = |descriptor| Rows::decode(descriptor, site).expect("checked at issue");
         let right_rows = decode(right);
-        let right: Vec<[u8; DEPTH]> =
-            (0..shape.columns() as u32).map(|row| right_rows.load(row, &self.shared)).collect();
+        let right: Vec<[u8; DEPTH]> = (0..shape.columns as u32).map(|row| right_rows.load(row, &self.shared)).collect();
         let left: [[u8; DEPTH]; ROWS] = match left {
             Left::Shared(descriptor) => {
                 let rows = decode(descriptor);
                 std::array::from_fn(|row| rows.load(warp_of_group * ROWS as u32 + row as u32, &self.shared))
             }
             Left::Registers(registers) => std::array::from_fn(|row| {
-                std::array::from_fn(|k| {
-                    let (lane, register, byte) = fragment::a_operand_8bit_holder(row as u32, k as u32);
+                std::array::from_fn(|place| {
+                    let bytes = shape.format.bits() / 8;
+                    let (k, byte) = (place as u32 / bytes, place as u32 % bytes);
+                    let (lane, register, element) = fragment::a_operand_holder(4 / bytes, row as u32, k);
+                    let byte = element * bytes + byte;
                     registers[lane as usize][register as usize].to_le_bytes()[byte as usize]
                 })
             }),
@@ -394,9 +386,10 @@ impl Cta {
         let accumulators = &mut self.warps[warp].tensor.accumulators;
         let Some(accumulator) = accumulators.iter_mut().find(|known| known.id == accumulator) else { return };
         debug_assert_eq!(accumulator.shape, shape);
-        match shape {
-            Shape::N64Int8 => multiply_integers(&left, &right, accumulate, &mut accumulator.values),
-            _ => multiply_e4m3(&left, &right, self.options.accumulation, &mut accumulator.values),
+        let values = &mut accumulator.values;
+        match shape.format {
+            Format::Int8 => multiply_integers(&left, &right, accumulate, values),
+            format => multiply_floats(format, &left, &right, self.options.accumulation, values),
         }
     }
 
@@ -453,32 +446,23 @@ fn multiply_integers(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumula
     });
 }
 
-fn multiply_e4m3(left: &[[u8; DEPTH]; ROWS], right: &[[u8; DEPTH]], accumulation: Accumulation, values: &mut [u32]) {
-    let widen = |row: &[u8; DEPTH]| row.map(f32_from_e4m3);
-    let left = left.each_ref().map(widen);
-    let right: Vec<[f32; DEPTH]> = right.iter().map(widen).collect();
+fn multiply_floats(
+    format: Format,
+    left: &[[u8; DEPTH]; ROWS],
+    right: &[[u8; DEPTH]],
+    accumulation: Accumulation,
+    values: &mut [u32],
+) {
+    let decode = |row: &[u8; DEPTH]| -> Vec<Factor> {
+        let elements = row.chunks_exact(format.bits() as usize / 8);
+        elements.map(|bytes| format.decode(bytes.iter().rev().fold(0, |bits, &byte| bits << 8 | byte as u32))).collect()
+    };
+    let left = left.each_ref().map(decode);
+    let right: Vec<Vec<Factor>> = right.iter().map(decode).collect();
     for_each_element(right.len(), |index, row, column| {
-        let products: [f32; DEPTH] = std::array::from_fn(|k| left[row][k] * right[column][k]);
-        let old = f32::from_bits(values[index]);
-        let new = match accumulation {
-            Accumulation::Single => (products.iter().map(|&product| product as f64).sum::<f64>() + old as f64) as f32,
-            Accumulation::Truncated => add_truncated(&products, old),
-        };
-        values[index] = new.to_bits();
+        let factors = left[row].iter().copied().zip(right[column].iter().copied());
+        values[index] = Sum::F32.update(values[index], 0, format, factors, accumulation);
     });
-}
-
-/// See [`Accumulation::Truncated`].
-fn add_truncated(products: &[f32; DEPTH], accumulator: f32) -> f32 {
-    const KEPT_BITS: i32 = 13;
-    let all = || products.iter().copied().chain([accumulator]);
-    let largest = all().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    if largest == 0.0 || all().any(|value| !value.is_finite()) {
-        return all().sum();
-    }
-    let exponent = (largest.to_bits() >> 23) as i32 - 127;
-    let unit = 2f64.powi(exponent - KEPT_BITS);
-    (all().map(|value| (value as f64 / unit).trunc()).sum::<f64>() * unit) as f32
 }
 
 #[track_caller]
@@ -510,68 +494,85 @@ macro_rules! settle {
 
 settle! {
     settle_scores i32, 32;
+    settle_n64 f32, 32;
     settle_n72 f32, 36;
+    settle_n128 f32, 64;
     settle_n136 f32, 68;
 }
 
 /// The address of something that the tensor cores will access behind the compiler's back.
-fn exposed<T>(place: *const T) -> u64 {
+pub fn exposed<T>(place: *const T) -> u64 {
     place.expose_provenance() as u64
 }
 
 #[track_caller]
 pub unsafe fn m64n64k32_s32_s8<const ACCUMULATE: bool>(scores: &mut [i32; 32], query: u64, key: u64) {
-    let operation = Operation::Product { shape: Shape::N64Int8, accumulate: ACCUMULATE };
+    let shape = Shape { format: Format::Int8, columns: 64 };
+    let operation = Operation::Product { shape, accumulate: ACCUMULATE };
     collective(operation, [exposed(std::ptr::from_mut(scores)), query, key, 0], Location::caller());
 }
 
-macro_rules! multiply_e4m3 {
-    ($($name:ident $shape:ident, $count:literal;)*) => { $(
+macro_rules! multiply {
+    ($($name:ident $format:ident, $count:literal;)*) => { $(
         #[track_caller]
         pub unsafe fn $name(accumulator: &mut [f32; $count], probabilities: &[u32; 4], value: u64) {
-            let operation = Operation::Product { shape: Shape::$shape, accumulate: true };
+            let shape = Shape { format: Format::$format, columns: 2 * $count };
+            let operation = Operation::Product { shape, accumulate: true };
             let inputs = [exposed(std::ptr::from_mut(accumulator)), exposed(probabilities), value, 0];
             collective(operation, inputs, Location::caller());
         }
     )* };
 }
 
-multiply_e4m3! {
-    m64n72k32_f32_e4m3 N72E4m3, 36;
-    m64n136k32_f32_e4m3 N136E4m3, 68;
+multiply! {
+    m64n72k32_f32_e4m3 E4m3, 36;
+    m64n136k32_f32_e4m3 E4m3, 68;
+    m64n64k16_f32_f16 F16, 32;
+    m64n64k16_f32_bf16 Bf16, 32;
+    m64n128k16_f32_f16 F16, 64;
+    m64n128k16_f32_bf16 Bf16, 64;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// 2¹⁴ has 13 bits after its leading one, down to 2; 3 is cut to 2, and −3 to −2.
+    /// Sums that an H100 made: A's and B's codes, the accumulator before and after.
     #[test]
-    fn truncation_keeps_13_bits() {
-        let one = |product: f32, accumulator: f32| {
-            let mut products = [0.0; DEPTH];
-            products[5] = product;
-            add_truncated(&products, accumulator)
-        };
-        assert_eq!(one(1.0, 16384.0), 16384.0);
-        assert_eq!(one(3.0, 16384.0), 16386.0);
-        assert_eq!(one(-3.0, 16384.0), 16382.0);
-        assert_eq!(one(1.0, 8192.0), 8193.0);
-        assert_eq!(one(-0.5, 0.5), 0.0);
-        assert_eq!(one(0.0, 0.0), 0.0);
-        assert!(one(f32::NAN, 1.0).is_nan());
+    fn truncated_sums_are_the_hardware_s() {
+        for line in include_str!("../../tests/data/hopper_e4m3_sums.txt").lines().filter(|line| !line.starts_with('#'))
+        {
+            let [a, b, before, after] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let codes =
+                |text: &str| -> Vec<u8> { text.as_bytes().chunks(2).map(|digits| hexadecimal(digits) as u8).collect() };
+            let bits = |text: &str| hexadecimal(text.as_bytes());
+            let decode = |code| Format::E4m3.decode(code as u32);
+            let factors: Vec<_> = codes(a).into_iter().zip(codes(b)).map(|(a, b)| (decode(a), decode(b))).collect();
+            let factors = factors.iter().copied();
+            let sum = Sum::F32.update(bits(before), 0, Format::E4m3, factors, Accumulation::Truncated);
+            assert_eq!(sum, bits(after), "{line}");
+        }
     }
 
-    /// Codes of one and of two, so that every sum is known.
+    fn hexadecimal(digits: &[u8]) -> u32 {
+        u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+    }
+
+    /// Ones and twos, so that every sum is known.
     #[test]
-    fn products_are_sums_of_32() {
-        let (one, two) = (0x38, 0x40);
-        let left = [[one; DEPTH]; ROWS];
-        let right = vec![[two; DEPTH]; 72];
-        for accumulation in [Accumulation::Single, Accumulation::Truncated] {
-            let mut values = vec![3f32.to_bits(); 36 * LANES];
-            multiply_e4m3(&left, &right, accumulation, &mut values);
-            assert!(values.iter().all(|&value| f32::from_bits(value) == 67.0));
+    fn products_are_sums_over_the_depth() {
+        let formats = [
+            (Format::E4m3, [0x38, 0x38], [0x40, 0x40], 32.0),
+            (Format::F16, [0x00, 0x3c], [0x00, 0x40], 16.0),
+            (Format::Bf16, [0x80, 0x3f], [0x00, 0x40], 16.0),
+        ];
+        for (format, one, two, depth) in formats {
+            let row = |bytes: [u8; 2]| std::array::from_fn(|place| bytes[place % 2]);
+            for accumulation in [Accumulation::Single, Accumulation::Truncated] {
+                let mut values = vec![3f32.to_bits(); 36 * LANES];
+                multiply_floats(format, &[row(one); ROWS], &[row(two); 72], accumulation, &mut values);
+                assert!(values.iter().all(|&value| f32::from_bits(value) == 3.0 + 2.0 * depth), "{format:?}");
+            }
         }
         let mut values = vec![5; 32 * LANES];
         multiply_integers(&[[255; DEPTH]; ROWS], &[[2; DEPTH]; 64], true, &mut values);

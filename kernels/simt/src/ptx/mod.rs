@@ -6,6 +6,7 @@ pub mod copy;
 pub mod global;
 pub mod math;
 pub mod mbarrier;
+pub mod mma;
 pub mod shared;
 pub mod thread;
 pub mod warp;

@@ -57,7 +57,7 @@ macro_rules! shape {
             }
         }
     };
-    (registers $name:ident, $mnemonic:literal, $count:literal, $first:literal $($rest:literal)*) => {
+    (registers $name:ident, $mnemonic:literal, $flags:literal, $count:literal, $first:literal $($rest:literal)*) => {
         #[inline(always)]
         pub unsafe fn $name(accumulator: &mut [f32; $count], a: &[u32; 4], b: u64) {
             // SAFETY: the caller's contract is the instruction's.
@@ -67,7 +67,7 @@ macro_rules! shape {
                     "setp.eq.b32 accumulate, 0, 0;",
                     concat!(
                         $mnemonic, " {{{", $first, "}", $(", {", $rest, "}",)*
-                        "}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, accumulate, 1, 1;"
+                        "}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, accumulate, ", $flags, ";"
                     ),
                     "}}",
                     inout(reg32) accumulator[$first], $(inout(reg32) accumulator[$rest],)*
@@ -80,18 +80,38 @@ macro_rules! shape {
     };
 }
 
-shape!(settle settle_scores, i32, 32, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
-    31);
-shape!(settle settle_n72, f32, 36, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
-    32 33 34 35);
-shape!(settle settle_n136, f32, 68, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
-    32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67);
+/// All shapes. The flags after `accumulate` are the operands' signs, and for 16-bit operands whether B is transposed: no.
+macro_rules! shapes {
+    ($n64:tt $n72:tt $n128:tt $n136:tt) => {
+        shapes!(@ settle settle_scores, [i32, 32,] $n64);
+        shapes!(@ settle settle_n64, [f32, 32,] $n64);
+        shapes!(@ settle settle_n72, [f32, 36,] $n72);
+        shapes!(@ settle settle_n128, [f32, 64,] $n128);
+        shapes!(@ settle settle_n136, [f32, 68,] $n136);
+        shapes!(@ shared m64n64k32_s32_s8, ["wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8", 32,] $n64);
+        shapes!(@ registers m64n72k32_f32_e4m3,
+            ["wgmma.mma_async.sync.aligned.m64n72k32.f32.e4m3.e4m3", "1, 1", 36,] $n72);
+        shapes!(@ registers m64n136k32_f32_e4m3,
+            ["wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3", "1, 1", 68,] $n136);
+        shapes!(@ registers m64n64k16_f32_f16,
+            ["wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", "1, 1, 0", 32,] $n64);
+        shapes!(@ registers m64n64k16_f32_bf16,
+            ["wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16", "1, 1, 0", 32,] $n64);
+        shapes!(@ registers m64n128k16_f32_f16,
+            ["wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16", "1, 1, 0", 64,] $n128);
+        shapes!(@ registers m64n128k16_f32_bf16,
+            ["wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", "1, 1, 0", 64,] $n128);
+    };
+    (@ $kind:ident $name:ident, [$($head:tt)*] ($($register:literal)*)) => {
+        shape!($kind $name, $($head)* $($register)*);
+    };
+}
 
-shape!(shared m64n64k32_s32_s8, "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8", 32, 0 1 2 3 4 5 6 7 8 9 10 11 12 13
-    14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-
-shape!(registers m64n72k32_f32_e4m3, "wgmma.mma_async.sync.aligned.m64n72k32.f32.e4m3.e4m3", 36, 0 1 2 3 4 5 6 7 8 9 10
-    11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35);
-shape!(registers m64n136k32_f32_e4m3, "wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3", 68, 0 1 2 3 4 5 6 7 8 9 10
-    11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49
-    50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67);
+shapes! {
+    (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+    (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35)
+    (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 41
+        42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63)
+    (0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 41
+        42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67)
+}

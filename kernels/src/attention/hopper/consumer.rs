@@ -9,9 +9,9 @@
 //! tensor cores  │        Q·Kᵀ(B) P·V(A)     │         Q·Kᵀ(A') P·V(B) │
 //! ```
 //!
-//! The FP8 tensor cores keep about 13 bits of an accumulator. So the row sums are emptied into f32 after every tile, the
-//! output after every segment of 8 tiles, where the segment's value mean is put back too:
-//! `output += segment_output + current_row_sum · segment_mean` (`docs/numerics.md`, "Two-level accumulation").
+//! The FP8 tensor cores keep 13 bits of an accumulator. So the row sums are emptied into f32 after every tile, the output
+//! after every 32 tiles, and the value means of its four segments are put back first:
+//! `output += Σ row_sum[segment] · mean[segment]` (`docs/numerics.md`, "Two-level accumulation").
 
 use core::cmp::min;
 
@@ -19,10 +19,10 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::tile::{
-    KEY_CHUNK, SEGMENT_TILES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
-    segments,
+    KEY_CHUNK, SEGMENT_TILES, SEGMENTS_PER_FLUSH, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries,
+    query_tile_bytes, segments,
 };
-use simt::wgmma::{self, Descriptor, ValueAccumulator};
+use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{global, math, shared, thread, warp};
 
 use super::head_dim;
@@ -31,7 +31,7 @@ use super::producer::NO_ITEM;
 use crate::attention::epilogue;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
-use crate::attention::softmax::{OnlineSoftmax, Probabilities, Scores, Visible};
+use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
 
 /// Bytes between the registers of a lane in a warp's region of shared memory: lanes are adjacent.
@@ -48,8 +48,9 @@ struct Consumer<'a, const REGISTERS: usize> {
     /// Warp of the warpgroup.
     warp: u32,
     lane: u32,
-    /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the output, `N` and `N + 2` the flushed row
-    /// sums, `N + 1` and `N + 3` those since the last flush, where `N = REGISTERS − 4`.
+    /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the flushed output, `N` and `N + 2` the flushed row
+    /// sums, `N + 1` and `N + 3` those since the last flush, where `N = REGISTERS − 4`. Of the latter, the four lanes that
+    /// share rows hold those of a segment each.
     region: u32,
     position: Position,
 }
@@ -83,7 +84,7 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
     signals: Signals,
     warpgroup: u32,
 ) where
-    [f32; REGISTERS]: ValueAccumulator,
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     let memory = const { AttentionShared::new(head_dim(REGISTERS)) };
     let thread = thread::thread_idx_x() % 128;
@@ -118,7 +119,7 @@ pub unsafe fn consume<E: Element, const REGISTERS: usize>(
 
 impl<const REGISTERS: usize> Consumer<'_, REGISTERS>
 where
-    [f32; REGISTERS]: ValueAccumulator,
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     const HEAD_DIM: u32 = head_dim(REGISTERS);
     /// Registers of the output proper.
@@ -156,18 +157,21 @@ where
             self.clear_row_sums();
 
             if tiles.all > 0 {
+                let key_scale = global::load_f32(state.key_scale);
                 self.wait_tiles(self.position);
-                state.scale = state.query_scale * global::load_f32(state.key_scale);
                 wgmma::fence();
                 self.multiply_query_key(&mut state.scores, self.key_chunk(self.position, 0));
                 wgmma::commit();
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.scores);
+                state.scale = state.query_scale * key_scale;
+                let visible = Visible::Some(state.visible.of_chunk(0));
+                state.softmax.raise_reference::<E4m3Probabilities>(&state.scores, state.scale, visible);
 
                 let mut tile = 0;
-                while tile < tiles.all {
-                    let start = tile;
-                    let end = min(start + params.tiles_per_flush, tiles.all);
+                let mut flushed = 0;
+                loop {
+                    let end = min(tile + min(params.tiles_per_flush, SEGMENT_TILES), tiles.all);
                     while tile < min(end, tiles.whole) {
                         self.step::<false>(&mut state, tile, tiles.all);
                         tile += 1;
@@ -176,10 +180,21 @@ where
                         self.step::<true>(&mut state, tile, tiles.all);
                         tile += 1;
                     }
-                    self.flush(&mut state, item.key_head, start);
+                    self.empty_row_sums(&mut state.output, tile - 1);
+                    if tile == tiles.all {
+                        break;
+                    }
+                    if tile - flushed == params.tiles_per_flush {
+                        self.collect(&mut state, item.key_head, flushed, tile);
+                        self.flush(&mut state);
+                        flushed = tile;
+                    }
                 }
+                self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
+                self.collect(&mut state, item.key_head, flushed, tile);
+            } else {
+                self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
             }
-            self.signals.of(Signal::QueryEmpty(self.warpgroup)).arrive_if(self.lane == 0);
             for _ in tiles.all..item.key_tiles(params) {
                 self.wait_tiles(self.position);
                 // in `step` the products' waits keep the lanes together
@@ -187,7 +202,7 @@ where
                 self.release_tiles(self.position);
                 self.position.advance();
             }
-            self.finish::<E>(&state, item, first_row, tiles.all > 0);
+            self.finish::<E>(&state, item, first_row);
         }
     }
 
@@ -231,7 +246,8 @@ where
             if saturated {
                 self.rebase(state, second, &mut probabilities);
             }
-            self.empty_row_sums(&mut state.output);
+            // those of chunk B of the tile before, and of chunk A
+            self.empty_row_sums(&mut state.output, tile);
             wgmma::settle(&mut state.output);
             wgmma::fence();
             self.multiply_query_key(&mut state.scores, self.key_chunk(next, 0));
@@ -264,7 +280,7 @@ where
 
     /// `output` += probabilities · value for 64 keys.
     #[inline(always)]
-    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &Probabilities, value: Descriptor) {
+    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
         // SAFETY: see `attend`.
         unsafe {
             output.multiply_accumulate(&probabilities[0], value);
@@ -274,7 +290,7 @@ where
 
     /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
     #[inline(always)]
-    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut Probabilities) {
+    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut E4m3Probabilities) {
         let rescale;
         (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
         for (index, value) in state.output.iter_mut().enumerate() {
@@ -296,11 +312,6 @@ where
     }
 
     #[inline(always)]
-    fn flushed_row_sum(&self, row: usize) -> u32 {
-        self.register(Self::OUTPUTS + 2 * row)
-    }
-
-    #[inline(always)]
     fn current_row_sum(&self, row: usize) -> u32 {
         self.register(Self::OUTPUTS + 2 * row + 1)
     }
@@ -313,55 +324,74 @@ where
         }
     }
 
-    /// Adds the row sums out of the accumulator to those since the last flush, in f32.
+    /// Adds the row sums out of the accumulator to those since the last flush, in f32. The lane that keeps them is that of
+    /// the segment of `tile`.
     #[inline(always)]
-    unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS]) {
+    unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS], tile: u32) {
+        let segment = tile / SEGMENT_TILES;
+        let keeps = (segment ^ self.lane).is_multiple_of(SEGMENTS_PER_FLUSH);
         for row in 0..2 {
             let at = self.current_row_sum(row);
+            let sum = if keeps { output[Self::OUTPUTS + 2 * row] } else { 0.0 };
             // SAFETY: the lane's own region.
-            unsafe { shared::store_f32(at, shared::load_f32(at) + output[Self::OUTPUTS + 2 * row]) };
+            unsafe { shared::store_f32(at, shared::load_f32(at) + sum) };
         }
         output[Self::OUTPUTS..].fill(0.0);
     }
 
-    /// Empties the accumulators into the f32 sums, and puts the value mean back. `start` is the first tile that they
-    /// hold.
+    /// Makes the accumulators of tiles `start .. end` the sums over tiles `0 .. end`: adds the value means of the segments, the
+    /// row sums, and what was flushed.
     #[inline(always)]
-    unsafe fn flush(&self, state: &mut State<REGISTERS>, key_head: u32, start: u32) {
-        let flushed = start > 0;
-        let means = key_head as u64 * segments(self.params.key_len) as u64 + (start / SEGMENT_TILES) as u64;
-        let means = self.params.value_mean_codes + 4 * (means * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
+    unsafe fn collect(&self, state: &mut State<REGISTERS>, key_head: u32, start: u32, end: u32) {
+        let means = key_head as u64 * segments(self.params.key_len) as u64;
         // SAFETY: the lane's own region; means hold a row for each segment of each key head.
         unsafe {
-            self.empty_row_sums(&mut state.output);
-            let row_sum = [0, 1].map(|row| shared::load_f32(self.current_row_sum(row)));
-            for group in 0..Self::OUTPUTS / 4 {
-                let mean = global::load_f32x2(means + 32 * group as u64);
-                for part in 0..4 {
-                    let (index, row) = (4 * group + part, part / 2);
-                    let mut sum = math::fma(row_sum[row], mean[part % 2], state.output[index]);
-                    if flushed {
-                        sum = math::fma(shared::load_f32(self.register(index)), state.rescale[row], sum);
+            let kept = [0, 1].map(|row| shared::load_f32(self.current_row_sum(row)));
+            let mut segment = start / SEGMENT_TILES;
+            while segment * SEGMENT_TILES < end {
+                let means = (means + segment as u64) * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64;
+                let means = self.params.value_mean_codes + 4 * means;
+                let row_sum = kept.map(|sum| warp::shuffle_xor(sum, (segment ^ self.lane) % SEGMENTS_PER_FLUSH));
+                for group in 0..Self::OUTPUTS / 4 {
+                    let mean = global::load_f32x2(means + 32 * group as u64);
+                    for part in 0..4 {
+                        let sum = &mut state.output[4 * group + part];
+                        *sum = math::fma(row_sum[part / 2], mean[part % 2], *sum);
                     }
-                    shared::store_f32(self.register(index), sum);
+                }
+                for row in 0..2 {
+                    state.output[Self::OUTPUTS + 2 * row] += row_sum[row];
+                }
+                segment += 1;
+            }
+            if start > 0 {
+                for (index, sum) in state.output.iter_mut().enumerate() {
+                    // the two columns of row sums are equal, and the second's place is another's
+                    let at = self.register(if index < Self::OUTPUTS { index } else { index & !1 });
+                    *sum = math::fma(shared::load_f32(at), state.rescale[index / 2 % 2], *sum);
                 }
             }
-            for row in 0..2 {
-                let mut sum = row_sum[row];
-                if flushed {
-                    sum = math::fma(shared::load_f32(self.flushed_row_sum(row)), state.rescale[row], sum);
-                }
-                shared::store_f32(self.flushed_row_sum(row), sum);
-            }
-            self.clear_row_sums();
         }
-        state.output = [0.0; REGISTERS];
+    }
+
+    /// Empties the accumulators into shared memory.
+    #[inline(always)]
+    unsafe fn flush(&self, state: &mut State<REGISTERS>) {
+        for (index, sum) in state.output.iter_mut().enumerate() {
+            if index < Self::OUTPUTS || index % 2 == 0 {
+                // SAFETY: the lane's own region.
+                unsafe { shared::store_f32(self.register(index), *sum) };
+            }
+            *sum = 0.0;
+        }
         state.rescale = [1.0; 2];
+        // SAFETY: the lane's own region.
+        unsafe { self.clear_row_sums() };
     }
 
     /// Divides by the row sums, scales, and writes output and log-sum-exp.
     #[inline(always)]
-    unsafe fn finish<E: Element>(&self, state: &State<REGISTERS>, item: WorkItem, first_row: u32, any_keys: bool) {
+    unsafe fn finish<E: Element>(&self, state: &State<REGISTERS>, item: WorkItem, first_row: u32) {
         let params = self.params;
         if first_row >= params.output.tokens {
             return;
@@ -370,15 +400,14 @@ where
             params.value_scale + 4 * (item.key_head as u64 * Self::HEAD_DIM as u64 + 2 * (self.lane % 4) as u64);
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
-            let row_sum = [0, 1].map(|row| if any_keys { shared::load_f32(self.flushed_row_sum(row)) } else { 0.0 });
+            let row_sum = [0, 1].map(|row| state.output[Self::OUTPUTS + 2 * row]);
             let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
             let mut output = [0.0; REGISTERS];
             for group in 0..Self::OUTPUTS / 4 {
                 let scale = global::load_f32x2(scales + 32 * group as u64);
                 for part in 0..4 {
                     let index = 4 * group + part;
-                    let sum = if any_keys { shared::load_f32(self.register(index)) } else { 0.0 };
-                    output[index] = sum * inverse[part / 2] * scale[part % 2];
+                    output[index] = state.output[index] * inverse[part / 2] * scale[part % 2];
                 }
             }
             warp::sync_warp();

@@ -1,4 +1,4 @@
-//! SageAttention2 for Hopper: INT8 Q·Kᵀ and e4m3 P·V on `wgmma`, operands by bulk copies.
+//! SageAttention2 for Hopper: INT8 Q·Kᵀ and e4m3 or 16-bit P·V on `wgmma`, operands by bulk copies.
 //!
 //! ```text
 //!               ┌ producer warp ┐    ring of 3 slots (key tile, value tile)
@@ -13,13 +13,17 @@
 //! as far as slots are free, into the next item too. The consumers never wait for each other.
 
 pub mod consumer;
+pub mod consumer_f16;
 pub mod pipeline;
 pub mod producer;
+pub mod warpgroup;
+
+use core::marker::PhantomData;
 
 use sage_layout::kernel::{AttentionShared, PIPELINE_STAGES};
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{CONSUMER_WARPGROUPS, key_tile_bytes};
-use simt::wgmma::ValueAccumulator;
+use sage_layout::tile::CONSUMER_WARPGROUPS;
+use simt::wgmma::{E4m3, ValueAccumulator};
 use simt::{barrier, mbarrier, shared, thread, warp};
 
 use crate::element::Element;
@@ -37,19 +41,87 @@ pub const fn head_dim(registers: usize) -> u32 {
     2 * (registers as u32 - 4)
 }
 
-/// The kernel. `REGISTERS` is 36 for head dimension 64, 68 for 128.
+/// The kind of values, and who consumes them.
+pub trait Values {
+    /// Padded head dimension.
+    const HEAD_DIM: u32;
+    /// Where everything is in shared memory.
+    const MEMORY: AttentionShared;
+
+    /// Writes what is in shared memory from the beginning to the end, and lets the tensor cores see it.
+    ///
+    /// # Safety
+    ///
+    /// All threads call it, before the block barrier.
+    unsafe fn prepare(base: u32);
+
+    /// A consumer warpgroup's role.
+    ///
+    /// # Safety
+    ///
+    /// As for [`consumer::consume`].
+    unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32);
+}
+
+/// Values in e4m3. `REGISTERS` is 36 for head dimension 64, 68 for 128.
+pub struct E4m3Values<E, const REGISTERS: usize>(PhantomData<E>);
+
+/// Values in the caller's 16-bit type. `REGISTERS` is half of `HEAD_DIM`.
+pub struct HalfValues<E, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<E>);
+
+impl<E: Element, const REGISTERS: usize> Values for E4m3Values<E, REGISTERS>
+where
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
+{
+    const HEAD_DIM: u32 = head_dim(REGISTERS);
+    const MEMORY: AttentionShared = AttentionShared::new(Self::HEAD_DIM);
+
+    #[inline(always)]
+    unsafe fn prepare(base: u32) {
+        let thread = thread::thread_idx_x();
+        if thread < AttentionShared::ONES_BYTES / 4 {
+            for stage in 0..PIPELINE_STAGES {
+                let tile = base + Self::MEMORY.value + stage * Self::MEMORY.value_stride;
+                // SAFETY: each word has one writer.
+                unsafe { shared::store_u32(tile + Self::MEMORY.value_bytes + 4 * thread, ONES) };
+            }
+        }
+        barrier::fence_proxy_async();
+    }
+
+    #[inline(always)]
+    unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
+        // SAFETY: forwarded contract.
+        unsafe { consumer::consume::<E, REGISTERS>(params, base, signals, warpgroup) }
+    }
+}
+
+impl<E: Element, const HEAD_DIM: u32, const REGISTERS: usize> Values for HalfValues<E, HEAD_DIM, REGISTERS>
+where
+    [f32; REGISTERS]: ValueAccumulator<E::Operands>,
+{
+    const HEAD_DIM: u32 = HEAD_DIM;
+    const MEMORY: AttentionShared = AttentionShared::f16(HEAD_DIM);
+
+    #[inline(always)]
+    unsafe fn prepare(_: u32) {}
+
+    #[inline(always)]
+    unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
+        // SAFETY: forwarded contract.
+        unsafe { consumer_f16::consume::<E, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
+    }
+}
+
+/// The kernel.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn attention<E: Element, const REGISTERS: usize>(params: &AttentionParams)
-where
-    [f32; REGISTERS]: ValueAccumulator,
-{
-    let memory = const { AttentionShared::new(head_dim(REGISTERS)) };
+pub unsafe fn attention<V: Values>(params: &AttentionParams) {
     let base = shared::dynamic();
-    let signals = Signals { first: base + memory.barriers };
+    let signals = Signals { first: base + V::MEMORY.barriers };
     let thread = thread::thread_idx_x();
 
     // SAFETY: before the block barrier each place has one writer; after it, barriers are initialised.
@@ -58,24 +130,18 @@ where
             signals.init();
             mbarrier::fence_init();
         }
-        if thread < AttentionShared::ONES_BYTES / 4 {
-            for stage in 0..PIPELINE_STAGES {
-                let ones = base + memory.value + stage * memory.value_stride + key_tile_bytes(head_dim(REGISTERS));
-                shared::store_u32(ones + 4 * thread, ONES);
-            }
-        }
-        barrier::fence_proxy_async();
+        V::prepare(base);
         thread::sync_threads();
 
         let warpgroup = warp::broadcast(thread / 128);
         if warpgroup == CONSUMER_WARPGROUPS {
             thread::decrease_registers::<PRODUCER_REGISTERS>();
             if thread.is_multiple_of(128) {
-                producer::produce::<REGISTERS>(params, base, signals);
+                producer::produce::<V>(params, base, signals);
             }
         } else {
             thread::increase_registers::<CONSUMER_REGISTERS>();
-            consumer::consume::<E, REGISTERS>(params, base, signals, warpgroup);
+            V::consume(params, base, signals, warpgroup);
         }
     }
 }

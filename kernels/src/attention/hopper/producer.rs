@@ -2,7 +2,6 @@
 
 use core::cmp::min;
 
-use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{
     CONSUMER_WARPGROUPS, CTA_QUERIES, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
@@ -10,7 +9,7 @@ use sage_layout::tile::{
 use simt::copy::bulk_to_shared;
 use simt::{math, shared, thread};
 
-use super::head_dim;
+use super::Values;
 use super::pipeline::{Position, Signal, Signals};
 use crate::attention::schedule::{self, WorkItem};
 
@@ -26,10 +25,9 @@ pub const NO_ITEM: u32 = u32::MAX;
 ///
 /// One thread of the CTA calls it; barriers are initialised; the operands are as the parameters say.
 #[inline(always)]
-pub unsafe fn produce<const REGISTERS: usize>(params: &AttentionParams, base: u32, signals: Signals) {
-    let head_dim = const { head_dim(REGISTERS) };
-    let memory = const { AttentionShared::new(self::head_dim(REGISTERS)) };
-    let (query_bytes, key_bytes) = (query_tile_bytes(head_dim), key_tile_bytes(head_dim));
+pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: Signals) {
+    let memory = const { V::MEMORY };
+    let (query_bytes, key_bytes) = (query_tile_bytes(V::HEAD_DIM), key_tile_bytes(V::HEAD_DIM));
     let mut position = Position::new();
     let mut query_phase = 0;
 
@@ -67,12 +65,13 @@ pub unsafe fn produce<const REGISTERS: usize>(params: &AttentionParams, base: u3
                 if turn < tiles {
                     let full = signals.of(Signal::TilesFull(position.stage));
                     signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
-                    full.arrive_expect_bytes(2 * key_bytes);
-                    let source = (first_tile + turn) as u64 * key_bytes as u64;
+                    full.arrive_expect_bytes(key_bytes + memory.value_bytes);
+                    let tile = (first_tile + turn) as u64;
                     let key = base + memory.key + position.stage * key_bytes;
                     let value = base + memory.value + position.stage * memory.value_stride;
-                    bulk_to_shared(key, params.key + source, key_bytes, full);
-                    bulk_to_shared(value, params.value + source, key_bytes, full);
+                    bulk_to_shared(key, params.key + tile * key_bytes as u64, key_bytes, full);
+                    let source = params.value + tile * memory.value_bytes as u64;
+                    bulk_to_shared(value, source, memory.value_bytes, full);
                     position.advance();
                 }
             }

@@ -1,0 +1,326 @@
+//! Speed on the GPU: the attention kernel alone, the quantization alone, and the whole call; and how exact it is.
+//!
+//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 channels or 32 of 64. An
+//! operation is a multiplication or an addition of the two matrix products, half of them for a causal mask. For the
+//! quantization, gigabytes are those that it can't do without: each tensor read once, its codes written once.
+//!
+//! Each case is timed in two ways. In *bursts*: after 80 ms of rest and one call to warm up, about 12 ms of calls between
+//! two events, so that the power limit does not blur the comparison; the contenders take turns, burst by burst. After all
+//! of them, *sustained*: calls without a pause until the clock has settled, then a second more, a sample each 50 ms.
+
+mod contender;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use contender::{Contender, Tensors};
+use half::f16;
+use sage_measure::peers::{PEERS, Peer, Peers, Request, Timing};
+use sage_measure::{Accuracy, Arguments, Case, Device as Where, Measurement, Mode, Part, Report, table};
+use sage_tests::tensor::Inputs;
+use sageattention::{
+    AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask, TensorLayout,
+    attention, devices, testing,
+};
+
+/// A way to compute attention of ours.
+struct Variant {
+    name: &'static str,
+    options: fn() -> AttentionOptions,
+    /// Bytes of a code: of queries, keys and values.
+    code_bytes: [usize; 3],
+}
+
+const VARIANTS: &[Variant] = &[Variant { name: "int8-fp8", options: AttentionOptions::default, code_bytes: [1, 1, 1] }];
+
+/// Tokens of a batch, all sequences together.
+const TOKENS: usize = 32768;
+/// Head dimension, and how many heads.
+const HEADS: [(usize, usize); 2] = [(128, 16), (64, 32)];
+const MASKS: [(&str, Mask); 2] = [("full", Mask::None), ("causal", Mask::Causal)];
+/// The call whose result is compared with the exact one.
+const ACCURACY_HEADS: usize = 2;
+const ACCURACY_LENGTH: usize = 4096;
+
+const REST: Duration = Duration::from_millis(80);
+const BURST: Timing = Timing { warm_up_ms: 0.0, sample_ms: 12.0, samples: 1 };
+
+/// How much is measured.
+struct Effort {
+    lengths: &'static [usize],
+    bursts: usize,
+    sustained: Timing,
+}
+
+const FULL: Effort = Effort {
+    lengths: &[1024, 2048, 4096, 8192, 16384, 32768],
+    bursts: 7,
+    sustained: Timing { warm_up_ms: 300.0, sample_ms: 50.0, samples: 20 },
+};
+const QUICK: Effort = Effort {
+    lengths: &[1024, 4096, 16384],
+    bursts: 3,
+    sustained: Timing { warm_up_ms: 50.0, sample_ms: 25.0, samples: 6 },
+};
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let effort = if arguments.quick { QUICK } else { FULL };
+    let cases = arguments.choose("gpu", cases(&effort, arguments.peers), Case::name);
+    if cases.is_empty() {
+        return Ok(());
+    }
+    let gpu = match Gpu::open(0) {
+        Ok(gpu) => gpu,
+        Err(reason @ (SageError::NoGpu { .. } | SageError::UnsupportedGpu { .. })) => {
+            println!("gpu: nothing was measured on a GPU: {reason}");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let first_call = first_call(start, gpu)?;
+    arguments.make_out()?;
+    let clock_khz = devices().into_iter().find(|info| info.ordinal == gpu.ordinal()).map(|info| info.clock_khz);
+    let device = Where {
+        name: gpu.name().into(),
+        multiprocessors: Some(gpu.multiprocessors()),
+        clock_ghz: clock_khz.map(|clock| f64::from(clock) / 1e6),
+    };
+    println!("{}, compute capability {:?}, {} multiprocessors", device.name, gpu.capability(), gpu.multiprocessors());
+    println!("{first_call}");
+
+    let mut bench = Bench { gpu, effort, peers: None, report: Report { device, ..Default::default() } };
+    bench.report.notes.push(first_call);
+    if arguments.peers && cases.iter().any(|case| peer(case).is_some()) {
+        match Peers::start(&arguments.python) {
+            Ok(peers) => {
+                bench.note(format!("peers: PyTorch {}", peers.version()));
+                bench.peers = Some(peers);
+            }
+            Err(error) => bench.note(format!("no peers: {error}")),
+        }
+    }
+    println!();
+    let timed: Vec<_> = cases.iter().filter(|case| case.part != Part::Accuracy).collect();
+    let is_wanted = |head_dim| timed.iter().any(|case| case.head_dim == head_dim);
+    let tensors = HEADS.into_iter().filter(|(head_dim, _)| is_wanted(*head_dim));
+    let tensors = tensors.map(|(head_dim, heads)| Tensors::new(gpu, TOKENS, heads, head_dim));
+    let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+    // All bursts first: what runs without a rest leaves a hot GPU.
+    for mode in [Mode::Burst, Mode::Sustained] {
+        for tensors in &tensors {
+            bench.speed(mode, tensors, &timed)?;
+        }
+    }
+    drop(tensors);
+    let of_results: Vec<_> = cases.iter().filter(|case| case.part == Part::Accuracy).collect();
+    bench.accuracy(&of_results)?;
+    for file in bench.report.write(&arguments.out, "gpu")? {
+        println!("written: {}", file.display());
+    }
+    Ok(())
+}
+
+/// Everything that can be measured, grouped by what runs in turn.
+fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (head_dim, _) in HEADS {
+        for (mask, _) in MASKS {
+            let mut add = |length, part, contender: &str| {
+                cases.push(Case { engine: "gpu", head_dim, mask, length, part, contender: contender.into() });
+            };
+            for &length in effort.lengths {
+                for variant in VARIANTS {
+                    for part in [Part::Attention, Part::Quantization, Part::EndToEnd] {
+                        add(length, part, variant.name);
+                    }
+                }
+                for peer in PEERS.iter().filter(|_| with_peers) {
+                    add(length, Part::Attention, peer.name);
+                }
+            }
+            for variant in VARIANTS {
+                add(ACCURACY_LENGTH, Part::Accuracy, variant.name);
+            }
+        }
+    }
+    cases
+}
+
+fn variant(case: &Case) -> Option<&'static Variant> {
+    VARIANTS.iter().find(|variant| variant.name == case.contender)
+}
+
+fn peer(case: &Case) -> Option<Peer> {
+    PEERS.into_iter().find(|peer| peer.name == case.contender)
+}
+
+/// The mask that a case names.
+fn mask(case: &Case) -> Mask {
+    MASKS.iter().find(|(name, _)| *name == case.mask).map_or(Mask::None, |(_, mask)| *mask)
+}
+
+/// How long a program waits for its first result: the process's first call, on a GPU that was opened just now.
+fn first_call(start: Instant, gpu: &'static Gpu) -> Result<String, SageError> {
+    let open = start.elapsed();
+    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 1024, 128]);
+    let options = AttentionOptions::default();
+    let loading = Instant::now();
+    AttentionPlan::new(problem, options)?.prepare(gpu)?;
+    let load = loading.elapsed();
+    let tensor = vec![f16::ONE; 1024 * 128];
+    attention(Device::Gpu(gpu.ordinal()), problem, options, &tensor, &tensor, &tensor)?;
+    Ok(format!(
+        "first result {:.1?} after the start: {open:.1?} to open the GPU (driver and context), {load:.1?} to load a \
+         plan's kernels",
+        start.elapsed()
+    ))
+}
+
+struct Bench {
+    gpu: &'static Gpu,
+    effort: Effort,
+    peers: Option<Peers>,
+    report: Report,
+}
+
+impl Bench {
+    /// Says something that belongs to the results, once.
+    fn note(&mut self, note: String) {
+        if !self.report.notes.contains(&note) {
+            println!("{note}");
+            self.report.notes.push(note);
+        }
+    }
+
+    /// Times the cases of a head dimension, and prints a table a mask.
+    fn speed(&mut self, mode: Mode, tensors: &Tensors, cases: &[&Case]) -> Result<(), SageError> {
+        for (mask, _) in MASKS {
+            let first = self.report.measurements.len();
+            for &length in self.effort.lengths {
+                let size = (tensors.head_dim, mask, length);
+                let of_size = cases.iter().filter(|case| (case.head_dim, case.mask, case.length) == size);
+                self.time(mode, tensors, of_size.copied())?;
+            }
+            let title = format!("head_dim {}, {} heads, {mask}", tensors.head_dim, tensors.heads);
+            let table = table::render(&title, mode, &self.report.measurements[first..]);
+            if !table.is_empty() {
+                println!("{table}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Times cases of one size: bursts in turn, or each by itself without a rest.
+    fn time<'a>(
+        &mut self,
+        mode: Mode,
+        tensors: &Tensors,
+        cases: impl Iterator<Item = &'a Case>,
+    ) -> Result<(), SageError> {
+        let mut contenders = Vec::new();
+        for case in cases {
+            let contender = match (variant(case), peer(case)) {
+                (Some(variant), _) => Contender::ours(tensors, case, variant)?,
+                (None, Some(peer)) => Contender::peer(tensors, case, peer),
+                (None, None) => continue,
+            };
+            contenders.push((case, contender, Vec::new()));
+        }
+        // In a first round, which is not kept, peers make their inputs.
+        let (rounds, timing) = match mode {
+            Mode::Burst => (1 + self.effort.bursts, BURST),
+            Mode::Sustained => (1, self.effort.sustained),
+        };
+        for round in 0..rounds {
+            let mut stay = Vec::new();
+            for (case, mut contender, mut samples) in contenders {
+                if round > 0 {
+                    sleep(REST);
+                }
+                if let Some(more) = self.samples(&mut contender, timing)? {
+                    if round > 0 || mode == Mode::Sustained {
+                        samples.extend(more);
+                    }
+                    stay.push((case, contender, samples));
+                }
+            }
+            contenders = stay;
+        }
+        for (case, _, samples) in contenders {
+            self.keep(tensors, case, mode, &samples);
+        }
+        Ok(())
+    }
+
+    /// Milliseconds of a call. None from a peer that can't, which is noted.
+    fn samples(&mut self, contender: &mut Contender, timing: Timing) -> Result<Option<Vec<f64>>, SageError> {
+        let refused = match contender {
+            Contender::Ours(ours) => return ours.samples(timing).map(Some),
+            Contender::Peer(request) => match &mut self.peers {
+                Some(peers) => match peers.measure(&Request { timing, ..*request }) {
+                    Ok(samples) => return Ok(Some(samples)),
+                    Err(error) => error,
+                },
+                None => return Ok(None),
+            },
+        };
+        self.note(format!("peers: {refused}"));
+        if refused.is_final() {
+            self.peers = None;
+        }
+        Ok(None)
+    }
+
+    fn keep(&mut self, tensors: &Tensors, case: &Case, mode: Mode, samples: &[f64]) {
+        let pairs = (TOKENS * tensors.heads * case.length) as f64 * if mask(case) == Mask::None { 1.0 } else { 0.5 };
+        let operations = (case.part != Part::Quantization).then_some(4.0 * pairs * case.head_dim as f64);
+        let bytes = variant(case).filter(|_| case.part == Part::Quantization).map(|variant| {
+            let elements = TOKENS * tensors.heads * case.head_dim;
+            variant.code_bytes.iter().map(|code| (elements * (DType::BYTES + code)) as f64).sum()
+        });
+        self.report.measurements.push(Measurement::new(case.clone(), mode, samples, operations, bytes));
+    }
+
+    /// Compares results with attention in f64.
+    fn accuracy(&mut self, cases: &[&Case]) -> Result<(), SageError> {
+        for (head_dim, _) in HEADS {
+            for (mask_name, mask) in MASKS {
+                let same_inputs = cases.iter().filter(|case| (case.head_dim, case.mask) == (head_dim, mask_name));
+                let same_inputs: Vec<_> = same_inputs.filter_map(|case| Some((*case, variant(case)?))).collect();
+                if same_inputs.is_empty() {
+                    continue;
+                }
+                let shape = [1, ACCURACY_HEADS, ACCURACY_LENGTH, head_dim];
+                let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, shape);
+                let inputs = Inputs::<f16>::normal(&problem, 1);
+                let [query, key, value] = inputs.slices();
+                let with_mask = |options: AttentionOptions| AttentionOptions { mask, ..options };
+                let exact = testing::exact(&problem, &with_mask(AttentionOptions::default()), inputs.slices()).output;
+                for (case, variant) in same_inputs {
+                    let options = with_mask((variant.options)());
+                    let device = Device::Gpu(self.gpu.ordinal());
+                    let result = attention(device, problem, options, query, key, value)?.output;
+                    let near = testing::Accuracy::of(result.into_iter().map(f64::from), &exact);
+                    println!("{}: relative L1 {:.4}, cosine {:.6}", case.name(), near.relative_l1, near.cosine);
+                    let testing::Accuracy { cosine, relative_l1, rmse, .. } = near;
+                    self.report.accuracy.push(Accuracy { case: case.clone(), cosine, relative_l1, rmse });
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! A consumer warpgroup with 16-bit values: 64 queries against every key tile they see.
+//!
+//! The pipeline is that of [`consumer`](super::consumer). Products of 16-bit numbers are summed in f32, so that the output
+//! stays in its accumulator from the first tile to the last; row sums are added up in registers, before probabilities are
+//! rounded. That takes fewer tensor-core cycles than columns of ones, and the sums tell what is too large.
+
+use core::cmp::min;
+
+use sage_layout::kernel::AttentionShared;
+use sage_layout::params::AttentionParams;
+use sage_layout::tile::KEY_CHUNK;
+use sage_layout::value_tile;
+use simt::wgmma::{self, Descriptor, ValueAccumulator};
+use simt::{math, warp};
+
+use super::pipeline::{Position, Signals};
+use super::warpgroup::Warpgroup;
+use crate::attention::epilogue;
+use crate::attention::mask::VisibleKeys;
+use crate::attention::schedule::WorkItem;
+use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Scores, Visible};
+use crate::element::Element;
+
+/// Bytes of a row that a product takes: 16 keys.
+const STEP_BYTES: u32 = 32;
+
+/// What it keeps for an item.
+struct State<const REGISTERS: usize> {
+    scores: Scores,
+    output: [f32; REGISTERS],
+    /// Sums of the lane's own probabilities: a quarter of two rows'.
+    row_sum: [f32; 2],
+    softmax: OnlineSoftmax,
+    query_scale: f32,
+    /// Turns the lane's scores of the current tile into base-2 scores.
+    scale: f32,
+}
+
+/// Attention of every item of this CTA. `REGISTERS` is half of `HEAD_DIM`.
+///
+/// # Safety
+///
+/// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
+/// say.
+#[inline(always)]
+pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+    params: &AttentionParams,
+    base: u32,
+    signals: Signals,
+    warpgroup: u32,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E::Operands>,
+{
+    let memory = const { AttentionShared::f16(HEAD_DIM) };
+    let mut warpgroup = Warpgroup::<HEAD_DIM>::new(params, memory, base, signals, warpgroup);
+    // SAFETY: forwarded contract; `attend` releases the item.
+    unsafe {
+        while let Some(item) = warpgroup.next_item() {
+            attend::<E, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
+        }
+    }
+}
+
+/// One item, from its scores to its output.
+#[inline(always)]
+unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+    warpgroup: &mut Warpgroup<HEAD_DIM>,
+    item: WorkItem,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E::Operands>,
+{
+    let params = warpgroup.params;
+    let tiles = item.warpgroup_key_tiles(params, warpgroup.index);
+    let first_row = warpgroup.first_row(item);
+
+    // SAFETY: for all functions that refer to here: shared memory is read after the signal that it is full and before the
+    // signal that it is empty; registers in flight are settled before use.
+    unsafe {
+        let mut state = State::<REGISTERS> {
+            scores: [0; 32],
+            output: [0.0; REGISTERS],
+            row_sum: [0.0; 2],
+            softmax: OnlineSoftmax::new(),
+            query_scale: warpgroup.query_scale(item),
+            scale: 0.0,
+        };
+        if tiles.all > 0 {
+            warpgroup.wait_tiles(warpgroup.position);
+            state.scale = state.query_scale * warpgroup.key_scale(item, 0);
+            wgmma::fence();
+            warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(warpgroup.position, 0));
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.scores);
+            let first = Visible::Some(VisibleKeys::new(params, first_row, warpgroup.lane).of_chunk(0));
+            state.softmax.raise_reference::<HalfProbabilities<E>>(&state.scores, state.scale, first);
+
+            let mut tile = 0;
+            while tile < min(tiles.whole, tiles.all) {
+                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], None);
+                tile += 1;
+            }
+            let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
+            while tile < tiles.all {
+                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], Some(visible));
+                tile += 1;
+            }
+        }
+        warpgroup.release_item(item.key_tiles(params) - tiles.all);
+        finish::<E, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
+    }
+}
+
+/// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
+/// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
+#[inline(always)]
+unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+    warpgroup: &mut Warpgroup<HEAD_DIM>,
+    state: &mut State<REGISTERS>,
+    item: WorkItem,
+    [tile, tiles]: [u32; 2],
+    mask: Option<VisibleKeys>,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E::Operands>,
+{
+    let current = warpgroup.position;
+    let next_tile = min(tile + 1, tiles - 1);
+    let visible = |chunk: u32| match mask {
+        Some(mask) => Visible::Some(mask.of_chunk((2 * tile + chunk) * KEY_CHUNK)),
+        None => Visible::All,
+    };
+    let value = value_chunk(warpgroup, current);
+
+    // SAFETY: see `attend`.
+    unsafe {
+        // chunk A; nothing is in flight
+        let visible_keys = visible(0);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
+        if saturated {
+            rebase(state, visible_keys, &mut probabilities);
+        }
+        add_row_sums::<E, REGISTERS>(state, &probabilities);
+        wgmma::fence();
+        warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(current, 1));
+        wgmma::commit();
+        multiply_value(&mut state.output, &probabilities, value);
+        wgmma::commit();
+        wgmma::wait::<1>();
+        wgmma::settle(&mut state.scores);
+
+        // chunk B; P·V of chunk A is in flight until the exponentials are done
+        warpgroup.position.advance();
+        let next = if next_tile > tile { warpgroup.position } else { current };
+        warpgroup.wait_tiles(next);
+        let visible_keys = visible(1);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
+        if saturated {
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.output);
+            rebase(state, visible_keys, &mut probabilities);
+        }
+        // behind the branch, over which ptxas does not move it up: before, it would stand above the exponentials
+        wgmma::wait::<0>();
+        wgmma::settle(&mut state.output);
+        add_row_sums::<E, REGISTERS>(state, &probabilities);
+        wgmma::fence();
+        warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(next, 0));
+        multiply_value(&mut state.output, &probabilities, value.advance(value_tile::GROUP_BYTES));
+        wgmma::commit();
+        // now, when registers are free
+        let next_key_scale = warpgroup.key_scale(item, next_tile);
+        wgmma::wait::<0>();
+        wgmma::settle(&mut state.scores);
+        wgmma::settle(&mut state.output);
+        warpgroup.release_tiles(current);
+        state.scale = state.query_scale * next_key_scale;
+    }
+}
+
+/// The first 64 keys of a value tile; the others are a group of rows further on.
+#[inline(always)]
+fn value_chunk<const HEAD_DIM: u32>(warpgroup: &Warpgroup<HEAD_DIM>, position: Position) -> Descriptor {
+    let tile = warpgroup.base + warpgroup.memory.value + position.stage * warpgroup.memory.value_stride;
+    Descriptor::with_stride(tile, value_tile::ROW_BYTES, value_tile::GROUP_STRIDE)
+}
+
+/// `output` += probabilities · value for 64 keys.
+#[inline(always)]
+unsafe fn multiply_value<E: Element, const REGISTERS: usize>(
+    output: &mut [f32; REGISTERS],
+    probabilities: &HalfProbabilities<E>,
+    value: Descriptor,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E::Operands>,
+{
+    for (step, operand) in (0..).zip(&probabilities.operands) {
+        // SAFETY: see `attend`.
+        unsafe { output.multiply_accumulate(operand, value.advance(step * STEP_BYTES)) };
+    }
+}
+
+#[inline(always)]
+fn add_row_sums<E, const REGISTERS: usize>(state: &mut State<REGISTERS>, probabilities: &HalfProbabilities<E>) {
+    for row in 0..2 {
+        state.row_sum[row] += probabilities.sums[row];
+    }
+}
+
+/// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
+#[inline(always)]
+fn rebase<E: Element, const REGISTERS: usize>(
+    state: &mut State<REGISTERS>,
+    visible: Visible,
+    probabilities: &mut HalfProbabilities<E>,
+) {
+    let rescale;
+    (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
+    for (index, value) in state.output.iter_mut().enumerate() {
+        *value *= rescale[index / 2 % 2];
+    }
+    for row in 0..2 {
+        state.row_sum[row] *= rescale[row];
+    }
+}
+
+/// Divides by the row sums, and writes output and log-sum-exp.
+#[inline(always)]
+unsafe fn finish<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+    warpgroup: &Warpgroup<HEAD_DIM>,
+    state: &State<REGISTERS>,
+    item: WorkItem,
+    first_row: u32,
+) {
+    let params = warpgroup.params;
+    if first_row >= params.output.tokens {
+        return;
+    }
+    let row_sum = state.row_sum.map(|sum| {
+        let pair = sum + warp::shuffle_xor(sum, 1);
+        pair + warp::shuffle_xor(pair, 2)
+    });
+    let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
+    let region = 4 * warpgroup.index + warpgroup.warp;
+    let buffer = warpgroup.base + warpgroup.memory.master + region * warpgroup.memory.master_stride;
+    let (batch, head) = math::div_rem(item.head, params.output.heads);
+    let lane = warpgroup.lane;
+    // SAFETY: the warp's own region; the outputs are as the parameters say.
+    unsafe {
+        epilogue::store_rows::<E>(params, HEAD_DIM, (batch, head), first_row, lane, buffer, |index| {
+            state.output[index] * inverse[index / 2 % 2]
+        });
+        epilogue::store_log_sum_exp(params, item.head, first_row, lane, |row| {
+            state.softmax.log_sum_exp(row, row_sum[row])
+        });
+    }
+}

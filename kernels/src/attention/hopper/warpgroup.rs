@@ -1,0 +1,184 @@
+//! What a consumer warpgroup does whatever its values are: it takes items, waits for tiles, and multiplies queries by keys.
+
+use sage_layout::kernel::AttentionShared;
+use sage_layout::params::AttentionParams;
+use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
+use sage_layout::tile::{
+    KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
+};
+use simt::wgmma::{self, Descriptor};
+use simt::{global, shared, thread, warp};
+
+use super::pipeline::{Position, Signal, Signals};
+use super::producer::NO_ITEM;
+use crate::attention::schedule::WorkItem;
+use crate::attention::softmax::Scores;
+
+/// Channels of a 32-byte step of the INT8 product.
+const STEP_BYTES: u32 = 32;
+
+/// What a consumer warpgroup keeps for the whole kernel.
+pub struct Warpgroup<'a, const HEAD_DIM: u32> {
+    /// Of the kernel.
+    pub params: &'a AttentionParams,
+    /// Offsets in shared memory, from `base` on.
+    pub memory: AttentionShared,
+    /// Address of shared memory.
+    pub base: u32,
+    signals: Signals,
+    /// Which consumer warpgroup of the CTA.
+    pub index: u32,
+    /// Warp of the warpgroup.
+    pub warp: u32,
+    /// Lane of the warp.
+    pub lane: u32,
+    /// The next tile's.
+    pub position: Position,
+    query_phase: u32,
+}
+
+impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
+    /// At the beginning, for warpgroup `warpgroup`'s threads.
+    #[inline(always)]
+    pub fn new(
+        params: &'a AttentionParams,
+        memory: AttentionShared,
+        base: u32,
+        signals: Signals,
+        warpgroup: u32,
+    ) -> Self {
+        let thread = thread::thread_idx_x() % 128;
+        Self {
+            params,
+            memory,
+            base,
+            signals,
+            index: warpgroup,
+            warp: warp::broadcast(thread / warp::LANES),
+            lane: thread % warp::LANES,
+            position: Position::new(),
+            query_phase: 0,
+        }
+    }
+
+    /// Waits for the next item and its queries.
+    ///
+    /// # Safety
+    ///
+    /// For all methods: the barriers are initialised, the operands as the parameters say, and the whole warpgroup calls
+    /// them. Here: the last item's queries were released.
+    #[inline(always)]
+    pub unsafe fn next_item(&mut self) -> Option<WorkItem> {
+        // SAFETY: the producer writes the item's index before it signals, and again only after all four warps released
+        // their queries, by which time each has its own copy.
+        let index = unsafe {
+            self.signals.of(Signal::QueryFull(self.index)).wait(self.query_phase);
+            warp::broadcast(shared::load_u32(self.base + self.memory.items + 4 * self.index))
+        };
+        self.query_phase ^= 1;
+        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index))
+    }
+
+    /// First query of the warp.
+    #[inline(always)]
+    pub fn first_row(&self, item: WorkItem) -> u32 {
+        item.first_query + self.index * WARPGROUP_ROWS + self.warp * WARP_ROWS
+    }
+
+    /// The lane's query scale.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn query_scale(&self, item: WorkItem) -> f32 {
+        let row = item.head as u64 * padded_queries(self.params.output.tokens) as u64
+            + (item.first_query + self.index * WARPGROUP_ROWS) as u64;
+        let place = row / WARPGROUP_ROWS as u64 * QUERY_SCALES_PER_TILE as u64
+            + (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
+        // SAFETY: scales hold a row for each query tile.
+        unsafe { global::load_f32(self.params.query_scale + 4 * place) }
+    }
+
+    /// The lane's scale of the item's `tile`-th key tile.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn key_scale(&self, item: WorkItem, tile: u32) -> f32 {
+        // there are under 2³⁰ tiles: 32 bits hold the index of a scale, and are one register
+        let tile = item.key_head * key_tiles(self.params.key_len) + tile;
+        let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
+        // SAFETY: scales hold a row for each key tile.
+        unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
+    }
+
+    /// 64 keys of a key tile.
+    #[inline(always)]
+    pub fn key_chunk(&self, position: Position, chunk: u32) -> Descriptor {
+        let tile = self.base + self.memory.key + position.stage * key_tile_bytes(HEAD_DIM);
+        Descriptor::new(tile, HEAD_DIM).advance(chunk * KEY_CHUNK * HEAD_DIM)
+    }
+
+    /// `scores` = query · keyᵀ for 64 keys.
+    ///
+    /// # Safety
+    ///
+    /// The queries and the keys are there; as for [`wgmma::m64n64k32_s32_s8`].
+    #[inline(always)]
+    pub unsafe fn multiply_query_key(&self, scores: &mut Scores, key: Descriptor) {
+        let query = self.base + self.memory.query + self.index * query_tile_bytes(HEAD_DIM);
+        let query = Descriptor::new(query, HEAD_DIM);
+        // SAFETY: forwarded contract.
+        unsafe {
+            wgmma::m64n64k32_s32_s8::<false>(scores, query, key);
+            for step in 1..HEAD_DIM / STEP_BYTES {
+                let (query, key) = (query.advance(step * STEP_BYTES), key.advance(step * STEP_BYTES));
+                wgmma::m64n64k32_s32_s8::<true>(scores, query, key);
+            }
+        }
+    }
+
+    /// Waits for the tiles of a slot.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn wait_tiles(&self, position: Position) {
+        // SAFETY: forwarded contract.
+        unsafe { self.signals.of(Signal::TilesFull(position.stage)).wait(position.phase) };
+    }
+
+    /// Gives a slot back. Each warp does, once, after its last read.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn release_tiles(&self, position: Position) {
+        // SAFETY: forwarded contract.
+        unsafe { self.signals.of(Signal::TilesEmpty(position.stage)).arrive_if(self.lane == 0) };
+    }
+
+    /// Gives the item's queries back, and `tiles` that this warpgroup has no use for.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn release_item(&mut self, tiles: u32) {
+        // SAFETY: forwarded contract.
+        unsafe {
+            self.signals.of(Signal::QueryEmpty(self.index)).arrive_if(self.lane == 0);
+            for _ in 0..tiles {
+                self.wait_tiles(self.position);
+                // elsewhere the products' waits keep the lanes together
+                warp::sync_warp();
+                self.release_tiles(self.position);
+                self.position.advance();
+            }
+        }
+    }
+}
