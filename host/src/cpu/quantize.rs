@@ -2,7 +2,7 @@
 //!
 //! The rules are `sage_layout`'s: groups and scales in [`scale`], rounding in [`round`](sage_layout::round), the order
 //! of summation in [`statistics`]. All arithmetic is f32, each operation rounded to nearest even on its own: no fused
-//! multiply-adds, here or in the GPU's quantizers.
+//! multiply-adds, here or in the GPU's quantizer.
 
 use std::f32::consts::LOG2_E;
 

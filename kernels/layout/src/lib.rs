@@ -1,6 +1,6 @@
 //! What the GPU kernels and the host agree on.
 //!
-//! The quantizers write operands, the attention kernels read them, the host sizes and launches, and the CPU engine
+//! The quantizer writes operands, the attention kernels read them, the host sizes and launches, and the CPU engine
 //! reproduces the same codes. Every map from a logical index to a place in memory, every grouping rule and every
 //! kernel name that more than one of them needs is here, once, as plain `no_std` Rust without dependencies.
 //!
