@@ -1,25 +1,24 @@
 //! The kernels of a call: which, in which order, with which parameters.
 //!
 //! ```text
-//! key ───► ChannelStatistics ─► KeyMean ──┬─► QuantizeKey ───┐
-//! query ──────────────────────────────────┴─► QuantizeQuery ─┤
-//! value ─► ChannelStatistics ─► ValueScale ─► QuantizeValue ─┴─► Attention ─► output, log_sum_exp
+//! counters = 0 ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
-//! The first line's statistics are there only with `smooth_k`. With [`PvMode::F16`](crate::PvMode::F16) the last line is
-//! `value ─► TileValue ─► AttentionF16`. Each kernel finds what the ones before it wrote.
+//! With [`PvMode::F16`](crate::PvMode::F16) the last is `AttentionF16`.
 
 use crate::gpu::GpuBuffers;
 use crate::options::Mask;
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
 use crate::workspace::{Region, Values};
-use sage_layout::kernel::Family;
-use sage_layout::params::{
-    Address, AttentionParams, ChannelStatisticsParams, KeyMeanParams, Params, QuantizeKeyParams, QuantizeQueryParams,
-    QuantizeValueParams, TensorView, TileValueParams, ValueScaleParams,
-};
+use sage_layout::kernel::{Family, Kernel};
+use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
+use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
+
+/// The quantizer's statistics of a head are claimed this part of its CTAs earlier than what depends on them. About a third
+/// of the items are statistics, so that every CTA has claimed another item, and half of them a second one, by then.
+const CTAS_PER_LAG: u32 = 2;
 
 /// One call. All addresses were checked.
 pub(crate) struct Call<'a> {
@@ -30,6 +29,12 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The counters that must be 0 before [`quantize`](Self::quantize): their address, and how many bytes.
+    pub fn counters(&self) -> (Address, u64) {
+        let counters = self.plan.workspace.counters;
+        (self.address(counters), counters.bytes())
+    }
+
     /// Everything before the attention kernel.
     pub fn quantize<E>(&self, mut launch: impl FnMut(Family, [u32; 3], Params) -> Result<(), E>) -> Result<(), E> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
@@ -38,76 +43,60 @@ impl Call<'_> {
         let key = self.view(self.buffers.key, problem.key_shape(), problem.key_strides);
         let value = self.view(self.buffers.value, problem.key_shape(), problem.value_strides);
 
-        let segments = tile::segments(key.tokens);
-        let key_tiles = tile::key_tiles(key.tokens);
+        let kernel = Kernel::find(Family::Quantize, resolved.padded_head_dim, problem.dtype.into());
+        let kernel = kernel.expect("the kernel table has every family for every head dimension and element type");
+        let resident = self.multiprocessors * kernel.min_blocks();
         let query_tiles = tile::padded_queries(query.tokens) / tile::WARPGROUP_ROWS;
-        let grid = |tiles: u32, view: &TensorView| [tiles, view.heads, problem.batch as u32];
-        let key_heads = [problem.batch as u32 * key.heads, 1, 1];
-
-        if options.smooth_k {
-            let sum = self.address_if(workspace.key_sum);
-            let statistics = ChannelStatisticsParams { input: key, sum, min: 0, max: 0 };
-            launch(Family::ChannelStatistics, grid(segments, &key), statistics.into())?;
-            let mean = self.address_if(workspace.key_mean);
-            let key_mean = KeyMeanParams { sum, mean, tokens: key.tokens, reserved: 0 };
-            launch(Family::KeyMean, key_heads, key_mean.into())?;
-        }
-        if let Values::Fp8 { sum, min, max, mean, mean_codes, scale, inverse_scale, .. } = workspace.values {
-            let [sum, min, max] = [sum, min, max].map(|region| self.address(region));
-            let statistics = ChannelStatisticsParams { input: value, sum, min, max };
-            launch(Family::ChannelStatistics, grid(segments, &value), statistics.into())?;
-            let value_scale = ValueScaleParams {
-                sum,
-                min,
-                max,
-                mean: self.address(mean),
-                mean_codes: self.address(mean_codes),
-                scale: self.address(scale),
-                inverse_scale: self.address(inverse_scale),
-                tokens: value.tokens,
-                smooth: resolved.smooth_v.into(),
-            };
-            launch(Family::ValueScale, key_heads, value_scale.into())?;
-        }
-
-        let shift = self.address_if(workspace.log_sum_exp_shift);
-        let quantize_query = QuantizeQueryParams {
-            input: query,
-            codes: self.address(workspace.query_codes),
-            scales: self.address(workspace.query_scales),
-            key_mean: if shift == 0 { 0 } else { self.address_if(workspace.key_mean) },
-            log_sum_exp_shift: shift,
-            claimed_items: self.address(workspace.claimed_items),
+        let key_tiles = tile::key_tiles(key.tokens);
+        let tiles = TilesPerHead {
+            key_statistics: if options.smooth_k { key_tiles } else { 0 },
+            value_statistics: match workspace.values {
+                Values::Fp8 { .. } => key_tiles,
+                Values::F16 { .. } => 0,
+            },
+            query: query_tiles * self.heads_per_key_head(),
+            key: key_tiles,
+            value: key_tiles,
+        };
+        let order = Order::new(problem.batch as u32 * key.heads, tiles, resident.div_ceil(CTAS_PER_LAG));
+        let params = QuantizeParams {
+            query,
+            key,
+            value,
+            query_codes: self.address(workspace.query_codes),
+            query_scales: self.address(workspace.query_scales),
+            key_codes: self.address(workspace.key_codes),
+            key_scales: self.address(workspace.key_scales),
+            key_mean: self.address_if(workspace.key_mean),
+            value_tiles: 0,
+            value_scale: 0,
+            value_inverse_scale: 0,
+            value_mean: 0,
+            value_mean_codes: 0,
+            log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
+            counters: self.address(workspace.counters),
+            order,
             heads_per_key_head: self.heads_per_key_head(),
             granularity: options.granularity as u32,
             softmax_scale: resolved.softmax_scale,
             score_scale: resolved.softmax_scale * std::f32::consts::LOG2_E,
+            smooth_v: resolved.smooth_v.into(),
+            query_tiles,
+            key_tiles,
+            segments: tile::segments(key.tokens),
         };
-        launch(Family::QuantizeQuery, grid(query_tiles, &query), quantize_query.into())?;
-        let quantize_key = QuantizeKeyParams {
-            input: key,
-            codes: self.address(workspace.key_codes),
-            scales: self.address(workspace.key_scales),
-            mean: self.address_if(workspace.key_mean),
-            granularity: options.granularity as u32,
-            reserved: 0,
+        let params = match workspace.values {
+            Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => QuantizeParams {
+                value_tiles: self.address(codes),
+                value_scale: self.address(scale),
+                value_inverse_scale: self.address(inverse_scale),
+                value_mean: self.address(mean),
+                value_mean_codes: self.address(mean_codes),
+                ..params
+            },
+            Values::F16 { tiles } => QuantizeParams { value_tiles: self.address(tiles), ..params },
         };
-        launch(Family::QuantizeKey, grid(key_tiles, &key), quantize_key.into())?;
-        match workspace.values {
-            Values::Fp8 { codes, inverse_scale, mean, .. } => {
-                let quantize_value = QuantizeValueParams {
-                    input: value,
-                    codes: self.address(codes),
-                    inverse_scale: self.address(inverse_scale),
-                    mean: self.address(mean),
-                };
-                launch(Family::QuantizeValue, grid(key_tiles, &value), quantize_value.into())
-            }
-            Values::F16 { tiles } => {
-                let tile_value = TileValueParams { input: value, tiles: self.address(tiles) };
-                launch(Family::TileValue, grid(key_tiles, &value), tile_value.into())
-            }
-        }
+        launch(Family::Quantize, [order.items.min(resident), 1, 1], params.into())
     }
 
     /// The attention kernel.
@@ -126,7 +115,7 @@ impl Call<'_> {
             value_mean_codes: 0,
             log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
             log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
-            claimed_items: self.address(workspace.claimed_items),
+            claimed_items: self.address(workspace.counters) + 4 * counter::ATTENTION_CLAIMS,
             output,
             key_len: problem.key_len as u32,
             diagonal: resolved.diagonal,

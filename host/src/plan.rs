@@ -6,8 +6,10 @@ use crate::tensor::{AttentionProblem, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::tile;
 
-/// Largest length, and largest number of tiles: the kernels count in 32 bits, with room to add two.
-const MAX_COUNT: u64 = (1 << 30) - 1;
+/// Largest length: the kernels count in 32 bits, with room to add two.
+const MAX_LEN: u64 = (1 << 30) - 1;
+/// Largest number of tiles: the quantizer counts its items, up to seven a tile, in 32 bits.
+const MAX_TILES: u64 = (1 << 28) - 1;
 /// Largest batch and number of heads: CUDA's limit for a grid's second and third axis.
 const MAX_GRID: u64 = 65535;
 
@@ -125,8 +127,8 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         ("batch", batch, MAX_GRID),
         ("query_heads", query_heads, MAX_GRID),
         ("key_heads", key_heads, MAX_GRID),
-        ("query_len", query_len, MAX_COUNT),
-        ("key_len", key_len, MAX_COUNT),
+        ("query_len", query_len, MAX_LEN),
+        ("key_len", key_len, MAX_LEN),
     ] {
         if size == 0 {
             return Err(Unsupported::Zero { argument });
@@ -141,9 +143,9 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     }
     // Every factor is under 2³⁰ or 2¹⁶ here, so that 64 bits hold the products.
     let query_tiles = (batch * query_heads) as u64 * tile::query_ctas(query_len as u32) as u64;
-    at_most("batch * query_heads * query tiles (192 queries each)", query_tiles, MAX_COUNT)?;
+    at_most("batch * query_heads * query tiles (192 queries each)", query_tiles, MAX_TILES)?;
     let key_tiles = (batch * key_heads) as u64 * tile::key_tiles(key_len as u32) as u64;
-    at_most("batch * key_heads * key tiles (128 keys each)", key_tiles, MAX_COUNT)?;
+    at_most("batch * key_heads * key tiles (128 keys each)", key_tiles, MAX_TILES)?;
 
     check_strides("query", problem.query_shape(), problem.query_strides)?;
     check_strides("key", problem.key_shape(), problem.key_strides)?;

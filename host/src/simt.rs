@@ -63,6 +63,8 @@ impl Execution {
             Ok(())
         };
         let call = Call { plan: &plan, buffers: &buffers, multiprocessors: MULTIPROCESSORS };
+        let (counters, bytes) = call.counters();
+        memory.fill(counters, 0, bytes as usize);
         call.quantize(&mut launch)?;
         call.attend(&mut launch)?;
         Ok(Self { plan, memory, buffers, output_bytes, synchronisations })

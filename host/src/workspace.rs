@@ -4,6 +4,7 @@ use crate::options::PvMode;
 use crate::plan::Resolved;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
+use sage_layout::schedule::counter;
 use sage_layout::tile::{self, WARPGROUP_ROWS};
 use std::ops::Range;
 
@@ -22,6 +23,11 @@ impl Region {
     pub(crate) fn address(&self, workspace: Address) -> Address {
         workspace + self.offset
     }
+
+    /// The region's size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 /// The buffers between the kernels. [`sage_layout::params`] says what each holds.
@@ -33,12 +39,11 @@ pub(crate) struct Workspace {
     pub key_scales: Region,
     pub values: Values,
     /// With `smooth_k`.
-    pub key_sum: Option<Region>,
-    /// With `smooth_k`.
     pub key_mean: Option<Region>,
     /// With `smooth_k` and `return_lse`.
     pub log_sum_exp_shift: Option<Region>,
-    pub claimed_items: Region,
+    /// See [`sage_layout::schedule::counter`].
+    pub counters: Region,
     /// All of it.
     pub bytes: u64,
 }
@@ -47,16 +52,7 @@ pub(crate) struct Workspace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Values {
     /// [`PvMode::Fp8`]
-    Fp8 {
-        codes: Region,
-        scale: Region,
-        inverse_scale: Region,
-        sum: Region,
-        min: Region,
-        max: Region,
-        mean: Region,
-        mean_codes: Region,
-    },
+    Fp8 { codes: Region, scale: Region, inverse_scale: Region, mean: Region, mean_codes: Region },
     /// [`PvMode::F16`]
     F16 { tiles: Region },
 }
@@ -64,7 +60,7 @@ pub(crate) enum Values {
 impl Workspace {
     /// Lays the regions out one after the other.
     ///
-    /// A plan has under 2³⁰ tiles of queries and of keys, so that all of it is under 2⁵⁰ bytes.
+    /// A plan has under 2³⁰ tiles of queries and under 2²⁸ of keys, so that all of it is under 2⁵⁰ bytes.
     pub(crate) fn new(resolved: &Resolved) -> Self {
         let problem = &resolved.problem;
         let options = &resolved.options;
@@ -96,9 +92,6 @@ impl Workspace {
                     codes: region(key_codes),
                     scale: region(channels),
                     inverse_scale: region(channels),
-                    sum: region(segment_channels),
-                    min: region(segment_channels),
-                    max: region(segment_channels),
                     mean: region(segment_channels),
                     mean_codes: region(segment_channels),
                 },
@@ -106,11 +99,10 @@ impl Workspace {
                     Values::F16 { tiles: region([key_heads, key_tiles, tile::value_tile_bytes(head_dim) as u64]) }
                 }
             },
-            key_sum: options.smooth_k.then(|| region(segment_channels)),
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: (options.smooth_k && options.return_lse)
                 .then(|| region([query_heads, padded_queries as u64, 4])),
-            claimed_items: region([1, 1, 4]),
+            counters: region([1, counter::count(key_heads as u32, segments as u32), 4]),
             bytes: 0,
         };
         Self { bytes, ..workspace }
@@ -119,13 +111,10 @@ impl Workspace {
     /// Name, offset and length in bytes of every region that there is.
     pub(crate) fn regions(&self) -> Vec<(&'static str, Range<u64>)> {
         let values = match self.values {
-            Values::Fp8 { codes, scale, inverse_scale, sum, min, max, mean, mean_codes } => vec![
+            Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => vec![
                 ("value_codes", Some(codes)),
                 ("value_scale", Some(scale)),
                 ("value_inverse_scale", Some(inverse_scale)),
-                ("value_sum", Some(sum)),
-                ("value_min", Some(min)),
-                ("value_max", Some(max)),
                 ("value_mean", Some(mean)),
                 ("value_mean_codes", Some(mean_codes)),
             ],
@@ -138,10 +127,9 @@ impl Workspace {
             ("key_scales", Some(self.key_scales)),
         ];
         let rest = [
-            ("key_sum", self.key_sum),
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
-            ("claimed_items", Some(self.claimed_items)),
+            ("counters", Some(self.counters)),
         ];
         queries_and_keys
             .into_iter()

@@ -1,7 +1,7 @@
 //! The caller's element types.
 
-use simt::convert;
 use simt::wgmma::{self, Operands};
+use simt::{convert, math};
 
 /// A 16-bit floating-point format.
 pub trait Element {
@@ -10,11 +10,23 @@ pub trait Element {
     /// log₂ of the largest sum of probabilities of 16 keys, a whole number, from −126 on: all of them must be numbers of the
     /// format, and their products with values f32.
     const LOG2_LARGEST_SUM: f32;
+    /// Two infinities.
+    const INFINITY_PAIR: u32;
+    /// Two negative infinities.
+    const NEGATIVE_INFINITY_PAIR: u32 = Self::INFINITY_PAIR | 0x8000_8000;
 
     /// The value of an element's bits.
     fn to_f32(bits: u16) -> f32;
     /// Two elements, rounded to nearest even, the first in the low half.
     fn pack(values: [f32; 2]) -> u32;
+    /// The smaller of two elements, and of two others; a number rather than NaN.
+    fn min(a: u32, b: u32) -> u32;
+    /// The larger of two elements, and of two others; a number rather than NaN.
+    fn max(a: u32, b: u32) -> u32;
+    /// The smaller of two elements, and of two others; NaN rather than a number.
+    fn min_nan(a: u32, b: u32) -> u32;
+    /// The larger of two elements, and of two others; NaN rather than a number.
+    fn max_nan(a: u32, b: u32) -> u32;
 
     /// Two values; the first from the low half.
     #[inline(always)]
@@ -33,6 +45,7 @@ impl Element for F16 {
     type Operands = wgmma::F16;
     // 65536 would be an infinity, and smaller ones may add up to it
     const LOG2_LARGEST_SUM: f32 = 15.0;
+    const INFINITY_PAIR: u32 = 0x7c00_7c00;
 
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
@@ -43,12 +56,33 @@ impl Element for F16 {
     fn pack(values: [f32; 2]) -> u32 {
         convert::f16x2(values)
     }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        math::min_f16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        math::max_f16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn min_nan(a: u32, b: u32) -> u32 {
+        math::min_nan_f16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max_nan(a: u32, b: u32) -> u32 {
+        math::max_nan_f16x2(a, b)
+    }
 }
 
 impl Element for Bf16 {
     type Operands = wgmma::Bf16;
     // values may be as large as f32's: their sums, weighted with this, must be too
     const LOG2_LARGEST_SUM: f32 = -10.0;
+    const INFINITY_PAIR: u32 = 0x7f80_7f80;
 
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
@@ -58,5 +92,25 @@ impl Element for Bf16 {
     #[inline(always)]
     fn pack(values: [f32; 2]) -> u32 {
         convert::bf16x2(values)
+    }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        math::min_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        math::max_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn min_nan(a: u32, b: u32) -> u32 {
+        math::min_nan_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max_nan(a: u32, b: u32) -> u32 {
+        math::max_nan_bf16x2(a, b)
     }
 }

@@ -4,33 +4,15 @@
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
 #[cfg(not(target_arch = "nvptx64"))]
-use simt::host::{self, Kind, Launch, Memory, Options, Report, Trace};
+use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 
 use crate::element::{Bf16, F16};
 use crate::{attention::hopper, quantize};
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
-    (ChannelStatistics) => {
-        ChannelStatisticsParams
-    };
-    (KeyMean) => {
-        KeyMeanParams
-    };
-    (ValueScale) => {
-        ValueScaleParams
-    };
-    (QuantizeQuery) => {
-        QuantizeQueryParams
-    };
-    (QuantizeKey) => {
-        QuantizeKeyParams
-    };
-    (QuantizeValue) => {
-        QuantizeValueParams
-    };
-    (TileValue) => {
-        TileValueParams
+    (Quantize) => {
+        QuantizeParams
     };
     (Attention) => {
         AttentionParams
@@ -41,26 +23,8 @@ macro_rules! params {
 }
 
 macro_rules! program {
-    (ChannelStatistics, $head_dim:literal, $element:ident) => {
-        quantize::statistics::channel_statistics::<$element, $head_dim>
-    };
-    (KeyMean, $head_dim:literal, $element:ident) => {
-        quantize::statistics::key_mean::<$head_dim>
-    };
-    (ValueScale, $head_dim:literal, $element:ident) => {
-        quantize::statistics::value_scale::<$head_dim>
-    };
-    (QuantizeQuery, $head_dim:literal, $element:ident) => {
-        quantize::query_key::quantize_query::<$element, $head_dim>
-    };
-    (QuantizeKey, $head_dim:literal, $element:ident) => {
-        quantize::query_key::quantize_key::<$element, $head_dim>
-    };
-    (QuantizeValue, $head_dim:literal, $element:ident) => {
-        quantize::value::quantize_value::<$element, $head_dim>
-    };
-    (TileValue, $head_dim:literal, $element:ident) => {
-        quantize::value::tile_value::<$head_dim>
+    (Quantize, $head_dim:literal, $element:ident) => {
+        quantize::quantize::<$element, $head_dim>
     };
     (Attention, 64, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
@@ -112,8 +76,11 @@ macro_rules! define_launch {
                 grid,
                 threads: kernel.threads(),
                 shared_bytes: kernel.shared_bytes(),
-                // its blocks claim work from each other
-                blocks_in_order: matches!(kernel.family(), Family::Attention | Family::AttentionF16),
+                // blocks claim work from each other; those of the quantizer also wait for each other
+                blocks: match kernel.family() {
+                    Family::Quantize => Blocks::Together,
+                    Family::Attention | Family::AttentionF16 => Blocks::InOrder,
+                },
             };
             match (kernel, params) {
                 $((Kernel::$variant, Params::$family(params)) => host::launch(shape, memory, options, || {

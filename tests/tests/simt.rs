@@ -80,6 +80,15 @@ fn every_schedule() {
     }
 }
 
+/// Many items a CTA, of heads that wait for each other's statistics.
+#[test]
+fn more_items_than_ctas() {
+    let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::Bf16, [2, 4, 100, 128], [2, 600]);
+    for schedule in schedules((0..4).flat_map(|seed| [Schedule::Random(seed), Schedule::RandomWarps(seed)])) {
+        check::<bf16>(&problem, &with_lse(), &Options::new(schedule), 2);
+    }
+}
+
 /// One item a CTA, no slot filled twice: lanes may drift apart.
 #[test]
 fn every_schedule_of_threads() {

@@ -2,7 +2,7 @@
 //!
 //! The rules are `sage_layout`'s: groups and scales in [`scale`], rounding in [`round`](sage_layout::round), the order
 //! of summation in [`statistics`]. All arithmetic is f32, each operation rounded to nearest even on its own: no fused
-//! multiply-adds, here or in the GPU's quantizers.
+//! multiply-adds, here or in the GPU's quantizer.
 
 use std::f32::consts::LOG2_E;
 
@@ -130,22 +130,22 @@ fn channel_statistics<T: Element>(plan: &Resolved, input: &View<T>) -> ChannelSt
     chunks.into_par_iter().enumerate().for_each(|(index, (sum, min, max))| {
         let (batch_head, segment) = (index / segments, index % segments);
         let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
-        let mut partial = [[0.0f32; MAX_WIDTH]; LANES];
         let mut row = [0.0f32; MAX_WIDTH];
-        let first = segment * SEGMENT;
-        for token in first..problem.key_len.min(first + SEGMENT) {
-            input.read_row([batch, head, token], &mut row);
-            let partial = &mut partial[(token - first) % LANES];
-            for channel in 0..width {
-                let element = row[channel];
-                partial[channel] += element;
-                min[channel] = if element < min[channel] { element } else { min[channel] };
-                max[channel] = if element > max[channel] { element } else { max[channel] };
+        let end = problem.key_len.min((segment + 1) * SEGMENT);
+        for tile in (segment * SEGMENT..end).step_by(TILE) {
+            let mut partial = [[0.0f32; MAX_WIDTH]; LANES];
+            for token in tile..end.min(tile + TILE) {
+                input.read_row([batch, head, token], &mut row);
+                let partial = &mut partial[(token - tile) % LANES];
+                for channel in 0..width {
+                    let element = row[channel];
+                    partial[channel] += element;
+                    min[channel] = if element < min[channel] { element } else { min[channel] };
+                    max[channel] = if element > max[channel] { element } else { max[channel] };
+                }
             }
-        }
-        for partial in &partial {
-            for (sum, partial) in sum.iter_mut().zip(partial) {
-                *sum += partial;
+            for (channel, sum) in sum.iter_mut().enumerate() {
+                *sum += partial.iter().fold(0.0, |sum, partial| sum + partial[channel]);
             }
         }
     });

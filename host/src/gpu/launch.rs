@@ -5,7 +5,7 @@ use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
 use crate::kernels::Call;
-use crate::options::{AttentionOptions, PvMode};
+use crate::options::PvMode;
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
@@ -46,30 +46,16 @@ pub struct PreparedPlan {
 /// The kernels of a plan.
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
-    /// With `smooth_k` or [`PvMode::Fp8`].
-    statistics: Option<Function>,
-    /// With `smooth_k`.
-    key_mean: Option<Function>,
-    /// With [`PvMode::Fp8`].
-    value_scale: Option<Function>,
-    quantize_query: Function,
-    quantize_key: Function,
-    /// Of the mode.
-    value: Function,
+    quantize: Function,
     /// Of the mode.
     attention: Function,
 }
 
 impl Kernels {
-    /// The kernel of a family that the plan has.
+    /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
         match family {
-            Family::ChannelStatistics => self.statistics.expect("loaded where it is launched"),
-            Family::KeyMean => self.key_mean.expect("loaded with `smooth_k`, launched only then"),
-            Family::ValueScale => self.value_scale.expect("loaded with `PvMode::Fp8`, launched only then"),
-            Family::QuantizeQuery => self.quantize_query,
-            Family::QuantizeKey => self.quantize_key,
-            Family::QuantizeValue | Family::TileValue => self.value,
+            Family::Quantize => self.quantize,
             Family::Attention | Family::AttentionF16 => self.attention,
         }
     }
@@ -100,22 +86,11 @@ impl AttentionPlan {
             let kernel = Kernel::find(family, head_dim, dtype.into());
             gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
         };
-        let function_if = |needed: bool, family| needed.then(|| function(family)).transpose();
-        let AttentionOptions { smooth_k, pv_mode, .. } = *self.options();
-        let fp8 = pv_mode == PvMode::Fp8;
-        let (value, attention) = match pv_mode {
-            PvMode::Fp8 => (Family::QuantizeValue, Family::Attention),
-            PvMode::F16 => (Family::TileValue, Family::AttentionF16),
+        let attention = match self.options().pv_mode {
+            PvMode::Fp8 => Family::Attention,
+            PvMode::F16 => Family::AttentionF16,
         };
-        let kernels = Kernels {
-            statistics: function_if(smooth_k || fp8, Family::ChannelStatistics)?,
-            key_mean: function_if(smooth_k, Family::KeyMean)?,
-            value_scale: function_if(fp8, Family::ValueScale)?,
-            quantize_query: function(Family::QuantizeQuery)?,
-            quantize_key: function(Family::QuantizeKey)?,
-            value: function(value)?,
-            attention: function(attention)?,
-        };
+        let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(attention)? };
         Ok(PreparedPlan { plan: *self, gpu, kernels })
     }
 
@@ -202,6 +177,9 @@ impl PreparedPlan {
         // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
         let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };
         if part != Part::Attention {
+            let (counters, bytes) = call.counters();
+            // SAFETY: the counters are the call's own, in its workspace.
+            unsafe { cuda!(cuMemsetD8Async(counters, 0, bytes as usize, stream.cast()))? };
             call.quantize(launch)?;
         }
         if part != Part::Quantization {

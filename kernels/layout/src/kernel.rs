@@ -4,8 +4,7 @@
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
 use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes,
-    query_tile_bytes, value_tile_bytes,
+    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes, query_tile_bytes, value_tile_bytes,
 };
 
 /// A GPU architecture that kernels are compiled for.
@@ -53,20 +52,8 @@ pub enum ElementType {
 /// What a kernel does; its instantiations differ in head dimension and element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Sum, minimum and maximum of every channel over each segment of tokens.
-    ChannelStatistics,
-    /// Channel mean of the keys, from the segments' sums.
-    KeyMean,
-    /// Segment means and the channel scale of the values, from the segments' statistics.
-    ValueScale,
-    /// Queries to INT8 tiles.
-    QuantizeQuery,
-    /// Keys, less their mean, to INT8 tiles.
-    QuantizeKey,
-    /// Values, less their segment means, to transposed e4m3 tiles.
-    QuantizeValue,
-    /// Values, as they are, to transposed 16-bit tiles.
-    TileValue,
+    /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
+    Quantize,
     /// Attention on INT8 queries and keys and e4m3 values.
     Attention,
     /// Attention on INT8 queries and keys and 16-bit values.
@@ -74,35 +61,14 @@ pub enum Family {
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
-///
-/// `KeyMean` and `ValueScale` read and write f32 alone, and `TileValue` moves elements without looking at them; their
-/// element type stands for nothing and is `F16`.
 #[macro_export]
 macro_rules! for_each_kernel {
     ($callback:ident) => {
         $callback! {
-            ChannelStatisticsD64F16 = "sage_channel_statistics_d64_f16": ChannelStatistics, 64, F16;
-            ChannelStatisticsD64Bf16 = "sage_channel_statistics_d64_bf16": ChannelStatistics, 64, Bf16;
-            ChannelStatisticsD128F16 = "sage_channel_statistics_d128_f16": ChannelStatistics, 128, F16;
-            ChannelStatisticsD128Bf16 = "sage_channel_statistics_d128_bf16": ChannelStatistics, 128, Bf16;
-            KeyMeanD64 = "sage_key_mean_d64": KeyMean, 64, F16;
-            KeyMeanD128 = "sage_key_mean_d128": KeyMean, 128, F16;
-            ValueScaleD64 = "sage_value_scale_d64": ValueScale, 64, F16;
-            ValueScaleD128 = "sage_value_scale_d128": ValueScale, 128, F16;
-            QuantizeQueryD64F16 = "sage_quantize_query_d64_f16": QuantizeQuery, 64, F16;
-            QuantizeQueryD64Bf16 = "sage_quantize_query_d64_bf16": QuantizeQuery, 64, Bf16;
-            QuantizeQueryD128F16 = "sage_quantize_query_d128_f16": QuantizeQuery, 128, F16;
-            QuantizeQueryD128Bf16 = "sage_quantize_query_d128_bf16": QuantizeQuery, 128, Bf16;
-            QuantizeKeyD64F16 = "sage_quantize_key_d64_f16": QuantizeKey, 64, F16;
-            QuantizeKeyD64Bf16 = "sage_quantize_key_d64_bf16": QuantizeKey, 64, Bf16;
-            QuantizeKeyD128F16 = "sage_quantize_key_d128_f16": QuantizeKey, 128, F16;
-            QuantizeKeyD128Bf16 = "sage_quantize_key_d128_bf16": QuantizeKey, 128, Bf16;
-            QuantizeValueD64F16 = "sage_quantize_value_d64_f16": QuantizeValue, 64, F16;
-            QuantizeValueD64Bf16 = "sage_quantize_value_d64_bf16": QuantizeValue, 64, Bf16;
-            QuantizeValueD128F16 = "sage_quantize_value_d128_f16": QuantizeValue, 128, F16;
-            QuantizeValueD128Bf16 = "sage_quantize_value_d128_bf16": QuantizeValue, 128, Bf16;
-            TileValueD64 = "sage_tile_value_d64": TileValue, 64, F16;
-            TileValueD128 = "sage_tile_value_d128": TileValue, 128, F16;
+            QuantizeD64F16 = "sage_quantize_d64_f16": Quantize, 64, F16;
+            QuantizeD64Bf16 = "sage_quantize_d64_bf16": Quantize, 64, Bf16;
+            QuantizeD128F16 = "sage_quantize_d128_f16": Quantize, 128, F16;
+            QuantizeD128Bf16 = "sage_quantize_d128_bf16": Quantize, 128, Bf16;
             AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
@@ -141,7 +107,7 @@ macro_rules! define_kernel {
                 match self { $(Self::$variant => $head_dim),* }
             }
 
-            /// Element type of the caller's tensors, where the kernel touches them.
+            /// Element type of the caller's tensors.
             pub const fn element(self) -> ElementType {
                 match self { $(Self::$variant => ElementType::$element),* }
             }
@@ -153,7 +119,7 @@ for_each_kernel!(define_kernel);
 /// Slots of the attention kernel's ring of key and value tiles.
 pub const PIPELINE_STAGES: u32 = 3;
 
-/// Threads that share a row of 16-bit elements in the statistics and quantization kernels: one for each 16 bytes.
+/// Threads that share a row of 16-bit elements in the quantizer: one for each 16 bytes.
 pub const fn threads_per_row(padded_head_dim: u32) -> u32 {
     padded_head_dim / 8
 }
@@ -162,46 +128,31 @@ impl Kernel {
     /// The kernel that does `family` for a padded head dimension and element type, if there is one.
     pub fn find(family: Family, padded_head_dim: u32, element: ElementType) -> Option<Self> {
         Self::ALL.iter().copied().find(|kernel| {
-            kernel.family() == family
-                && kernel.head_dim() == padded_head_dim
-                && (kernel.element() == element
-                    || matches!(family, Family::KeyMean | Family::ValueScale | Family::TileValue))
+            kernel.family() == family && kernel.head_dim() == padded_head_dim && kernel.element() == element
         })
     }
 
     /// Threads of a CTA; becomes `.maxntid`.
     pub const fn threads(self) -> u32 {
         match self.family() {
-            Family::KeyMean | Family::ValueScale => self.head_dim(),
+            Family::Quantize => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
             Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
-            // one for each eight tokens and chunk
-            Family::TileValue => KEY_TILE / 8 * threads_per_row(self.head_dim()),
-            // one for each four tokens and chunk
-            Family::QuantizeValue => KEY_TILE / 4 * threads_per_row(self.head_dim()),
-            _ => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
         }
     }
 
     /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`.
     pub const fn min_blocks(self) -> u32 {
         match self.family() {
-            Family::Attention | Family::AttentionF16 | Family::KeyMean | Family::ValueScale => 1,
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
-            _ => 1024 / self.threads(),
+            Family::Quantize => 1024 / self.threads(),
+            Family::Attention | Family::AttentionF16 => 1,
         }
     }
 
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::KeyMean | Family::ValueScale | Family::TileValue => 0,
-            // sum, minimum, maximum: f32 of every token lane and channel
-            Family::ChannelStatistics => 3 * crate::statistics::TOKEN_LANES * self.head_dim() * 4,
-            // largest absolute values: of each row, or of the rows equal modulo TOKEN_LANES
-            Family::QuantizeQuery => WARPGROUP_ROWS * 4,
-            Family::QuantizeKey => crate::statistics::TOKEN_LANES * 4,
-            // a transposed tile, its rows padded by 16 bytes against bank conflicts
-            Family::QuantizeValue => self.head_dim() * (VALUE_ROW_BYTES + 16),
+            Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
         }
@@ -210,9 +161,37 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::KeyMean | Family::ValueScale | Family::TileValue => 0,
-            _ => 1,
+            Family::Quantize => 20,
+            Family::Attention | Family::AttentionF16 => 1,
         }
+    }
+}
+
+/// The quantizer's shared memory. Offsets are in bytes from its start.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizeShared {
+    /// The item at hand: work, head, tile; see [`schedule`](crate::schedule).
+    pub item: u32,
+    /// Index of the next item.
+    pub claim: u32,
+    /// Whether this CTA is the last of those that wait for each other.
+    pub is_last: u32,
+    /// All of it. At its start is what an item needs.
+    pub bytes: u32,
+}
+
+impl QuantizeShared {
+    /// Distance of a transposed value tile's rows: 16 bytes more than they are long, against bank conflicts.
+    pub const VALUE_ROW_STRIDE: u32 = VALUE_ROW_BYTES + 16;
+
+    /// The layout for a padded head dimension.
+    pub const fn new(padded_head_dim: u32) -> Self {
+        // The largest of: sums in f32, minima and maxima in 16 bits of every token lane and channel; a transposed value
+        // tile; largest absolute values of each query row.
+        let statistics = crate::statistics::TOKEN_LANES * padded_head_dim * (4 + 2 + 2);
+        let value = padded_head_dim * Self::VALUE_ROW_STRIDE;
+        let item = if statistics > value { statistics } else { value };
+        Self { item, claim: item + 16, is_last: item + 20, bytes: item + 24 }
     }
 }
 
@@ -291,6 +270,7 @@ impl AttentionShared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tile::WARPGROUP_ROWS;
 
     #[test]
     fn symbols_are_unique_and_say_what_they_are() {
@@ -308,6 +288,7 @@ mod tests {
             assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
+            assert!(QuantizeShared::new(head_dim).item >= WARPGROUP_ROWS * 4);
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
                     assert_eq!(offset % 1024, 0);

@@ -1,6 +1,6 @@
 //! What the GPU kernels and the host agree on.
 //!
-//! The quantizers write operands, the attention kernels read them, the host sizes and launches, and the CPU engine
+//! The quantizer writes operands, the attention kernels read them, the host sizes and launches, and the CPU engine
 //! reproduces the same codes. Every map from a logical index to a place in memory, every grouping rule and every
 //! kernel name that more than one of them needs is here, once, as plain `no_std` Rust without dependencies.
 //!
@@ -14,6 +14,7 @@
 //! | [`scale`] | quantization groups and their scales |
 //! | [`round`] | e4m3, f16 and bf16 rounding, bit-exact |
 //! | [`statistics`] | the order of summation of channel statistics |
+//! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`visibility`] | which keys a query may see |
 //! | [`kernel`] | the kernel table: names, launch bounds, budgets |
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
@@ -24,6 +25,7 @@ pub mod kernel;
 pub mod params;
 pub mod round;
 pub mod scale;
+pub mod schedule;
 pub mod statistics;
 pub mod swizzle;
 pub mod tile;

@@ -1,9 +1,11 @@
 //! Parameters of the kernels: one `#[repr(C)]` struct each, passed by value.
 //!
 //! Addresses are device addresses; 0 means "not there" where a field says it may be. Strides count elements. All sizes
-//! were checked by the host: lengths, head counts and tile counts are under 2³⁰, and products are taken in 64 bits.
+//! were checked by the host: lengths and head counts are under 2³⁰, tile counts under 2²⁸, and products are taken in 64
+//! bits.
 
 use crate::kernel::Family;
+use crate::schedule::Order;
 
 /// A device address.
 pub type Address = u64;
@@ -38,74 +40,46 @@ pub struct TensorView {
     pub vectorized: u32,
 }
 
-/// `ChannelStatistics`: grid (segments, heads, batch).
+/// `Quantize`: grid (at most as many CTAs as run at a time, and at most one an item).
+///
+/// CTAs claim items in the order of [`Order`]. While the statistics of a head are not finished, those of its tiles and
+/// segments stand in the place of the codes ([`statistics`](crate::statistics)).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct ChannelStatisticsParams {
-    /// Keys or values.
-    pub input: TensorView,
-    /// f32 `[batch · heads][segments][padded head_dim]`: sums.
-    pub sum: Address,
-    /// The same shape: minima. 0 if not wanted, then neither is `max`.
-    pub min: Address,
-    /// The same shape: maxima.
-    pub max: Address,
-}
-
-/// `KeyMean`: grid (batch · heads).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct KeyMeanParams {
-    /// f32 `[batch · heads][segments][padded head_dim]`: sums.
-    pub sum: Address,
-    /// f32 `[batch · heads][padded head_dim]`: means.
-    pub mean: Address,
-    /// Tokens a head.
-    pub tokens: u32,
-    /// Explicit padding; 0.
-    pub reserved: u32,
-}
-
-/// `ValueScale`: grid (batch · heads).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct ValueScaleParams {
-    /// f32 `[batch · heads][segments][padded head_dim]`: sums.
-    pub sum: Address,
-    /// The same shape: minima.
-    pub min: Address,
-    /// The same shape: maxima.
-    pub max: Address,
-    /// The same shape, written: segment means.
-    pub mean: Address,
-    /// The same shape, written: segment means in units of the channel's scale.
-    pub mean_codes: Address,
-    /// f32 `[batch · heads][padded head_dim]`, written: scales.
-    pub scale: Address,
-    /// The same shape, written: what values are multiplied by before they are rounded.
-    pub inverse_scale: Address,
-    /// Tokens a head.
-    pub tokens: u32,
-    /// 1 to subtract the means (`smooth_v`), 0 to take them as 0.
-    pub smooth: u32,
-}
-
-/// `QuantizeQuery`: grid (query tiles of the padded length, heads, batch).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct QuantizeQueryParams {
+pub struct QuantizeParams {
     /// Queries.
-    pub input: TensorView,
+    pub query: TensorView,
+    /// Keys.
+    pub key: TensorView,
+    /// Values.
+    pub value: TensorView,
     /// INT8 `[batch · heads][query tiles][64 · padded head_dim]`, swizzled.
-    pub codes: Address,
+    pub query_codes: Address,
     /// f32 `[batch · heads][query tiles][QUERY_SCALES_PER_TILE]`: scales times `score_scale`.
-    pub scales: Address,
-    /// f32 `[batch · key heads][padded head_dim]`: the key mean; 0 if `log_sum_exp_shift` is.
+    pub query_scales: Address,
+    /// INT8 `[batch · key heads][key tiles][128 · padded head_dim]`, swizzled.
+    pub key_codes: Address,
+    /// f32 `[batch · key heads][key tiles][KEY_SCALES_PER_TILE]`.
+    pub key_scales: Address,
+    /// f32 `[batch · key heads][padded head_dim]`: what is subtracted from keys; 0 for nothing.
     pub key_mean: Address,
+    /// e4m3 `[batch · key heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled. Without
+    /// `value_scale`, values in 16 bits, as in [`value_tile`](crate::value_tile).
+    pub value_tiles: Address,
+    /// f32 `[batch · key heads][padded head_dim]`: scales; 0 for values in 16 bits, then so are the next three.
+    pub value_scale: Address,
+    /// The same shape: what values are multiplied by before they are rounded.
+    pub value_inverse_scale: Address,
+    /// f32 `[batch · key heads][segments][padded head_dim]`: segment means.
+    pub value_mean: Address,
+    /// The same shape: segment means in units of the channel's scale.
+    pub value_mean_codes: Address,
     /// f32 `[batch · heads][padded queries]`: `softmax_scale · query · key_mean` of each row; 0 if not wanted.
     pub log_sum_exp_shift: Address,
-    /// u32, set to 0: see [`AttentionParams::claimed_items`].
-    pub claimed_items: Address,
+    /// u32 [`counter`](crate::schedule::counter)s. 0 before the launch.
+    pub counters: Address,
+    /// What there is to do, in which order.
+    pub order: Order,
     /// Query heads that share a key head.
     pub heads_per_key_head: u32,
     /// A [`Granularity`](crate::scale::Granularity) as a number.
@@ -114,48 +88,14 @@ pub struct QuantizeQueryParams {
     pub softmax_scale: f32,
     /// The softmax scale times log₂ e, folded into the scales.
     pub score_scale: f32,
-}
-
-/// `QuantizeKey`: grid (key tiles, heads, batch).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct QuantizeKeyParams {
-    /// Keys.
-    pub input: TensorView,
-    /// INT8 `[batch · heads][key tiles][128 · padded head_dim]`, swizzled.
-    pub codes: Address,
-    /// f32 `[batch · heads][key tiles][KEY_SCALES_PER_TILE]`.
-    pub scales: Address,
-    /// f32 `[batch · heads][padded head_dim]`: what is subtracted; 0 for nothing.
-    pub mean: Address,
-    /// A [`Granularity`](crate::scale::Granularity) as a number.
-    pub granularity: u32,
-    /// Explicit padding; 0.
-    pub reserved: u32,
-}
-
-/// `QuantizeValue`: grid (key tiles, heads, batch).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct QuantizeValueParams {
-    /// Values.
-    pub input: TensorView,
-    /// e4m3 `[batch · heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled.
-    pub codes: Address,
-    /// f32 `[batch · heads][padded head_dim]`: one over the scales.
-    pub inverse_scale: Address,
-    /// f32 `[batch · heads][segments][padded head_dim]`: segment means.
-    pub mean: Address,
-}
-
-/// `TileValue`: grid (key tiles, heads, batch).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct TileValueParams {
-    /// Values.
-    pub input: TensorView,
-    /// 16-bit `[batch · heads][key tiles][padded head_dim · 128]`: see [`value_tile`](crate::value_tile).
-    pub tiles: Address,
+    /// 1 to subtract the values' means (`smooth_v`), 0 to take them as 0.
+    pub smooth_v: u32,
+    /// Query tiles a head, those that pad it included.
+    pub query_tiles: u32,
+    /// Key tiles a head.
+    pub key_tiles: u32,
+    /// Segments of keys a head.
+    pub segments: u32,
 }
 
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
@@ -165,11 +105,11 @@ pub struct TileValueParams {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AttentionParams {
-    /// Query codes; see [`QuantizeQueryParams::codes`].
+    /// Query codes; see [`QuantizeParams::query_codes`].
     pub query: Address,
-    /// Key codes; see [`QuantizeKeyParams::codes`].
+    /// Key codes; see [`QuantizeParams::key_codes`].
     pub key: Address,
-    /// Value codes; see [`QuantizeValueParams::codes`]. For `AttentionF16`, value tiles; see [`TileValueParams::tiles`].
+    /// Value codes, or for `AttentionF16` tiles; see [`QuantizeParams::value_tiles`].
     pub value: Address,
     /// Query scales.
     pub query_scale: Address,
@@ -233,13 +173,7 @@ macro_rules! define_params {
 // `From` where the struct tells the family.
 
 define_params! {
-    ChannelStatistics: ChannelStatisticsParams From;
-    KeyMean: KeyMeanParams From;
-    ValueScale: ValueScaleParams From;
-    QuantizeQuery: QuantizeQueryParams From;
-    QuantizeKey: QuantizeKeyParams From;
-    QuantizeValue: QuantizeValueParams From;
-    TileValue: TileValueParams From;
+    Quantize: QuantizeParams From;
     Attention: AttentionParams;
     AttentionF16: AttentionParams;
 }
@@ -249,13 +183,9 @@ const _: () = {
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
-    assert!(size_of::<ChannelStatisticsParams>() == 72 && offset_of!(ChannelStatisticsParams, sum) == 48);
-    assert!(size_of::<KeyMeanParams>() == 24 && offset_of!(KeyMeanParams, tokens) == 16);
-    assert!(size_of::<ValueScaleParams>() == 64 && offset_of!(ValueScaleParams, tokens) == 56);
-    assert!(size_of::<QuantizeQueryParams>() == 104 && offset_of!(QuantizeQueryParams, heads_per_key_head) == 88);
-    assert!(size_of::<QuantizeKeyParams>() == 80 && offset_of!(QuantizeKeyParams, granularity) == 72);
-    assert!(size_of::<QuantizeValueParams>() == 72 && offset_of!(QuantizeValueParams, codes) == 48);
-    assert!(size_of::<TileValueParams>() == 56 && offset_of!(TileValueParams, tiles) == 48);
+    assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
+    assert!(size_of::<QuantizeParams>() == 312 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(offset_of!(QuantizeParams, order) == 240 && offset_of!(QuantizeParams, heads_per_key_head) == 280);
     assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
     assert!(
         offset_of!(AttentionParams, key_len) == 128

@@ -15,6 +15,9 @@
 /// Bytes of a chunk, the unit that a swizzle moves.
 pub const CHUNK_BYTES: u32 = 16;
 
+/// Rows after which a swizzle repeats: from a row to the one this much below, offsets grow by as many rows' bytes.
+pub const PERIOD: u32 = 8;
+
 /// What the chunk index of `row` is xored with.
 ///
 /// `row_bytes` is 64 or 128.
@@ -55,6 +58,18 @@ mod tests {
                 }
             }
             assert!(seen[..128 * row_bytes as usize].iter().all(|&hit| hit));
+        }
+    }
+
+    #[test]
+    fn repeats() {
+        for row_bytes in [64, 128] {
+            for row in 0..64 {
+                for column in 0..row_bytes {
+                    let below = offset(row + PERIOD, column, row_bytes);
+                    assert_eq!(below, offset(row, column, row_bytes) + PERIOD * row_bytes);
+                }
+            }
         }
     }
 

@@ -38,9 +38,10 @@ pub fn f32_from_bf16(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
-/// The nearest integer, ties to even; NaN becomes 0 (`cvt.rni.s32.f32`).
+/// The nearest integers, ties to even, as four i8, the first in the lowest byte; what is beyond saturates, NaN becomes 0
+/// (`cvt.rni.s32.f32`, `cvt.pack.sat.s8.s32.b32`).
 #[inline(always)]
 #[track_caller]
-pub fn i32_round_even(value: f32) -> i32 {
-    arch::convert::i32_round_even(value)
+pub fn i8x4(values: [f32; 4]) -> u32 {
+    arch::convert::i8x4(values)
 }

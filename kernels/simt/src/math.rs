@@ -37,6 +37,42 @@ pub fn or3(a: u32, b: u32, c: u32) -> u32 {
     arch::math::or3(a, b, c)
 }
 
+macro_rules! packed {
+    ($($name:ident $which:literal, $format:literal;)*) => { $(
+        #[doc = concat!("The ", $which, " of the low halves, and of the high halves, as ", $format, "; a NaN loses against a number.")]
+        #[inline(always)]
+        #[track_caller]
+        pub fn $name(a: u32, b: u32) -> u32 {
+            arch::math::$name(a, b)
+        }
+    )* };
+}
+
+packed! {
+    min_f16x2 "smaller", "f16";
+    max_f16x2 "larger", "f16";
+    min_bf16x2 "smaller", "bf16";
+    max_bf16x2 "larger", "bf16";
+}
+
+macro_rules! packed_nan {
+    ($($name:ident $which:literal, $format:literal;)*) => { $(
+        #[doc = concat!("The ", $which, " of the low halves, and of the high halves, as ", $format, "; NaN, if one of them is.")]
+        #[inline(always)]
+        #[track_caller]
+        pub fn $name(a: u32, b: u32) -> u32 {
+            arch::math::$name(a, b)
+        }
+    )* };
+}
+
+packed_nan! {
+    min_nan_f16x2 "smaller", "f16";
+    max_nan_f16x2 "larger", "f16";
+    min_nan_bf16x2 "smaller", "bf16";
+    max_nan_bf16x2 "larger", "bf16";
+}
+
 /// Quotient and remainder. By 0, which callers rule out, they are 0: there is no panic on a GPU.
 #[inline(always)]
 pub fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {

@@ -5,7 +5,7 @@
 #![expect(clippy::undocumented_unsafe_blocks, reason = "the executor checks every access: that is what is tested")]
 
 use simt::copy::bulk_to_shared;
-use simt::host::{Kind, Launch, Memory, Options, Report, Schedule, Trace, launch, search};
+use simt::host::{Blocks, Kind, Launch, Memory, Options, Report, Schedule, Trace, launch, search};
 use simt::mbarrier::{self, Barrier};
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
 use simt::{barrier, global, math, shared, thread, warp};
@@ -16,6 +16,8 @@ const SEARCHED: usize = 1000;
 
 /// A kernel, in a form with the mistake (`true`) and one without.
 struct Planted {
+    /// Blocks, which run together if there are several.
+    blocks: u32,
     threads: u32,
     kinds: &'static [Kind],
     kernel: fn(bool, Buffers),
@@ -28,24 +30,37 @@ struct Buffers {
     input: u64,
     /// 4 KiB.
     output: u64,
+    /// 16 bytes of zeros.
+    counters: u64,
 }
 
 fn run(planted: &Planted, mistake: bool, schedule: Schedule) -> Result<Trace, Report> {
     let mut memory = Memory::new();
-    let buffers = Buffers { input: memory.upload("input", &[1; 16384]), output: memory.allocate("output", 4096) };
-    let shape =
-        Launch { grid: [1, 1, 1], threads: planted.threads, shared_bytes: SHARED_BYTES, blocks_in_order: false };
+    let buffers = Buffers {
+        input: memory.upload("input", &[1; 16384]),
+        output: memory.allocate("output", 4096),
+        counters: memory.upload("counters", &[0; 16]),
+    };
+    let shape = Launch {
+        grid: [planted.blocks, 1, 1],
+        threads: planted.threads,
+        shared_bytes: SHARED_BYTES,
+        blocks: if planted.blocks > 1 { Blocks::Together } else { Blocks::Parallel },
+    };
     launch(shape, &memory, &Options::new(schedule), || (planted.kernel)(mistake, buffers))
 }
 
 fn check(threads: u32, kinds: &'static [Kind], kernel: fn(bool, Buffers)) {
-    let planted = Planted { threads, kinds, kernel };
+    check_planted(&Planted { blocks: 1, threads, kinds, kernel });
+}
+
+fn check_planted(planted: &Planted) {
     if let Some(schedule) = Schedule::replayed() {
-        println!("with the mistake: {:?}", run(&planted, true, schedule));
-        run(&planted, false, schedule).unwrap_or_else(|report| panic!("the twin: {report}"));
+        println!("with the mistake: {:?}", run(planted, true, schedule));
+        run(planted, false, schedule).unwrap_or_else(|report| panic!("the twin: {report}"));
         return;
     }
-    let is_found = |schedule| match run(&planted, true, schedule) {
+    let is_found = |schedule| match run(planted, true, schedule) {
         Ok(_) => false,
         Err(report) => {
             assert!(planted.kinds.contains(&report.kind), "{report}");
@@ -55,17 +70,17 @@ fn check(threads: u32, kinds: &'static [Kind], kernel: fn(bool, Buffers)) {
     };
     let seeds = |kind: fn(u64) -> Schedule| (0..50).find(|&seed| is_found(kind(seed)));
     let (threads, warps) = (seeds(Schedule::Random), seeds(Schedule::RandomWarps));
-    let searched = search(1, SEARCHED, |schedule| run(&planted, true, schedule));
+    let searched = search(1, SEARCHED, |schedule| run(planted, true, schedule));
     println!("\nin order: {}, reverse: {}", is_found(Schedule::InOrder), is_found(Schedule::Reverse));
     println!("first seed by threads: {threads:?}, by warps: {warps:?}; search: {searched:?}");
     assert!(threads.is_some(), "not found within 50 seeds");
-    assert!(searched.is_err(), "not found by a search: {searched:?}");
+    // a search is for one block
+    assert!(planted.blocks > 1 || searched.is_err(), "not found by a search: {searched:?}");
 
     for schedule in Schedule::several(100) {
-        run(&planted, false, schedule).unwrap_or_else(|report| panic!("the twin: {report}"));
+        run(planted, false, schedule).unwrap_or_else(|report| panic!("the twin: {report}"));
     }
-    search(1, SEARCHED, |schedule| run(&planted, false, schedule))
-        .unwrap_or_else(|report| panic!("the twin: {report}"));
+    search(1, SEARCHED, |schedule| run(planted, false, schedule)).unwrap_or_else(|report| panic!("the twin: {report}"));
 }
 
 /// The place of a thread's word.
@@ -489,11 +504,139 @@ half_multiplications! {
     half_operand_beyond_its_tile, DescriptorBeyond, [Uninitialized];
 }
 
+/// Three blocks that write a word a thread; the last to be done adds up what all have written.
+#[derive(Clone, Copy, PartialEq)]
+enum LastBlock {
+    Right,
+    RelaxedCounter,
+    NoBarrierBeforeCounting,
+    NoBarrierAfterCounting,
+    ReadOnlyLoads,
+    EverybodyIsLast,
+}
+
+fn last_block(mistake: LastBlock, buffers: Buffers) {
+    use LastBlock::*;
+    let (thread, blocks) = (thread::thread_idx_x(), thread::grid_dim_x());
+    let place = |block: u32, thread: u32| buffers.output + 4 * (64 * block + thread) as u64;
+    unsafe {
+        global::store_f32(place(thread::block_idx_x(), thread), 1.0);
+        if mistake != NoBarrierBeforeCounting {
+            thread::sync_threads();
+        }
+        if thread == 0 {
+            let count = match mistake {
+                RelaxedCounter => global::fetch_add_u32(buffers.counters, 1),
+                _ => global::fetch_add_acq_rel_u32(buffers.counters, 1),
+            };
+            shared::store_u32(word(0), count);
+        }
+        if mistake != NoBarrierAfterCounting {
+            thread::sync_threads();
+        }
+        if shared::load_u32(word(0)) == blocks - 1 || mistake == EverybodyIsLast {
+            let load = |address| match mistake {
+                ReadOnlyLoads => global::load_f32(address),
+                _ => global::load_written_f32(address),
+            };
+            let sum: f32 = (0..blocks).map(|block| load(place(block, 63 - thread))).sum();
+            assert_eq!(sum, blocks as f32);
+        }
+    }
+}
+
+/// Three blocks that claim a turn: the first writes sixteen bytes a thread, the others wait and read. The last to have read
+/// writes again.
+#[derive(Clone, Copy, PartialEq)]
+enum Turns {
+    Right,
+    NoWait,
+    PlainFlag,
+    NoFlag,
+    NoBarrierBeforeFlag,
+    NoBarrierAfterWait,
+    WrittenAgainTooEarly,
+}
+
+fn turns(mistake: Turns, buffers: Buffers) {
+    use Turns::*;
+    let thread = thread::thread_idx_x();
+    let (claims, flag, done) = (buffers.counters, buffers.counters + 4, buffers.counters + 8);
+    let place = |thread: u32| buffers.output + 16 * thread as u64;
+    unsafe {
+        if thread == 0 {
+            shared::store_u32(word(0), global::fetch_add_u32(claims, 1));
+        }
+        thread::sync_threads();
+        if shared::load_u32(word(0)) == 0 {
+            global::store_u32x4(place(thread), [thread; 4]);
+            if mistake != NoBarrierBeforeFlag {
+                thread::sync_threads();
+            }
+            match (thread, mistake) {
+                (0, NoFlag) => {}
+                (0, PlainFlag) => global::store_u32(flag, 1),
+                (0, _) => _ = global::fetch_add_acq_rel_u32(flag, 1),
+                _ => {}
+            }
+            return;
+        }
+        if thread == 0 && mistake != NoWait {
+            global::wait_until_u32(flag, 1);
+        }
+        if mistake != NoBarrierAfterWait {
+            thread::sync_threads();
+        }
+        assert_eq!(global::load_written_u32x4(place(63 - thread)), [63 - thread; 4]);
+        thread::sync_threads();
+        if thread == 0 {
+            let before = match mistake {
+                WrittenAgainTooEarly => 1,
+                _ => global::fetch_add_acq_rel_u32(done, 1),
+            };
+            shared::store_u32(word(0), before);
+        }
+        thread::sync_threads();
+        if shared::load_u32(word(0)) == 1 {
+            global::store_u32x4(place(thread), [0; 4]);
+        }
+    }
+}
+
+macro_rules! between_blocks {
+    ($kernel:ident, $mistakes:ident: $($name:ident, $mistake:ident, [$($kind:ident),*];)*) => { $(
+        #[test]
+        fn $name() {
+            let kernel = |mistake, buffers| {
+                $kernel(if mistake { $mistakes::$mistake } else { $mistakes::Right }, buffers);
+            };
+            check_planted(&Planted { blocks: 3, threads: 64, kinds: &[$(Kind::$kind),*], kernel });
+        }
+    )* };
+}
+
+between_blocks! { last_block, LastBlock:
+    counter_that_releases_nothing, RelaxedCounter, [Race];
+    counted_before_all_have_written, NoBarrierBeforeCounting, [Race, Uninitialized];
+    only_the_counting_thread_acquires, NoBarrierAfterCounting, [Race, Uninitialized];
+    other_blocks_words_through_the_read_only_path, ReadOnlyLoads, [Race];
+    not_the_last_block, EverybodyIsLast, [Race, Uninitialized];
+}
+
+between_blocks! { turns, Turns:
+    no_wait_for_another_block, NoWait, [Race, Uninitialized];
+    flag_that_releases_nothing, PlainFlag, [Race];
+    flag_that_nobody_sets, NoFlag, [Deadlock];
+    flag_before_all_have_written, NoBarrierBeforeFlag, [Race, Uninitialized];
+    only_the_waiting_thread_acquires, NoBarrierAfterWait, [Race, Uninitialized];
+    written_again_while_others_read, WrittenAgainTooEarly, [Race];
+}
+
 /// Bad launches are refused.
 #[test]
 fn bad_launches() {
     let memory = Memory::new();
-    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0, blocks_in_order: false };
+    let shape = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0, blocks: Blocks::Parallel };
     for bad in [
         Launch { grid: [0, 1, 1], ..shape },
         Launch { threads: 0, ..shape },
@@ -504,6 +647,9 @@ fn bad_launches() {
         let report = launch(bad, &memory, &Options::new(Schedule::InOrder), || ()).expect_err("a bad launch");
         assert_eq!(report.kind, Kind::Launch, "{report}");
     }
+    let atomic = || _ = unsafe { global::fetch_add_u32(0, 1) };
+    let in_parallel = launch(shape, &memory, &Options::new(Schedule::InOrder), atomic);
+    assert_eq!(in_parallel.expect_err("atomics of blocks in parallel").kind, Kind::Launch);
     let panics = launch(shape, &memory, &Options::new(Schedule::InOrder), || panic!("by the kernel"));
     assert_eq!(panics.expect_err("a panic").kind, Kind::Panic);
 }
@@ -514,7 +660,7 @@ fn seeds_replay() {
     let kernel = |mistake: bool, buffers| {
         pipeline(if mistake { Pipeline::DoubleArrival } else { Pipeline::Right }, buffers);
     };
-    let planted = Planted { threads: 96, kinds: &[], kernel };
+    let planted = Planted { blocks: 1, threads: 96, kinds: &[], kernel };
     for seed in 0..20 {
         let report = || run(&planted, true, Schedule::Random(seed)).err().map(|report| report.to_string());
         assert_eq!(report(), report());

@@ -4,11 +4,11 @@
 use half::{bf16, f16};
 use sage_layout::round::f32_from_e4m3;
 use sage_layout::{fragment, swizzle};
-use simt::host::{Accumulation, Launch, Memory, Options, Schedule, launch};
+use simt::host::{Accumulation, Blocks, Launch, Memory, Options, Schedule, launch};
 use simt::{copy, global, mma, shared, thread};
 
 fn run(threads: u32, memory: &Memory, options: &Options, kernel: impl Fn() + Sync) {
-    let shape = Launch { grid: [1, 1, 1], threads, shared_bytes: 32 * 1024, blocks_in_order: false };
+    let shape = Launch { grid: [1, 1, 1], threads, shared_bytes: 32 * 1024, blocks: Blocks::Parallel };
     launch(shape, memory, options, kernel).unwrap_or_else(|report| panic!("{report}"));
 }
 

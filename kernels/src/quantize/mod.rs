@@ -1,13 +1,16 @@
 //! From the caller's tensors to the tiles and scales that the attention kernels read.
 //!
-//! All kernels of this folder deal a tensor's rows out in the same way: a thread owns a *chunk*, eight channels (16
-//! bytes) of a token, and `head_dim / 8` neighbouring threads own the chunks of one token.
+//! One persistent kernel: CTAs claim items of one tile, in the order of `sage_layout::schedule`. In every item a thread
+//! owns *chunks*, eight channels (16 bytes) of a token, and `head_dim / 8` threads own the chunks of one token.
 
 pub mod query_key;
+mod schedule;
 pub mod statistics;
 pub mod value;
 
-use sage_layout::params::TensorView;
+use sage_layout::params::{QuantizeParams, TensorView};
+use sage_layout::schedule::Work;
+use simt::global::CachePolicy;
 use simt::{global, math, thread};
 
 use crate::element::Element;
@@ -15,52 +18,110 @@ use crate::element::Element;
 /// Channels of a chunk.
 pub const CHUNK: usize = 8;
 
-/// The head that a block of a (…, heads, batch) grid works on.
+/// A CTA: items until none is left.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams) {
+    const KEY_STATISTICS: u32 = Work::KeyStatistics as u32;
+    const VALUE_STATISTICS: u32 = Work::ValueStatistics as u32;
+    const QUERY: u32 = Work::Query as u32;
+    const KEY: u32 = Work::Key as u32;
+    const VALUE: u32 = Work::Value as u32;
+    // SAFETY: forwarded contract; items are of the call that the parameters describe.
+    unsafe {
+        schedule::claim::<HEAD_DIM>(params);
+        loop {
+            let (work, head, tile) = schedule::share::<HEAD_DIM>(params);
+            // every item claims the next one
+            match work {
+                KEY_STATISTICS => statistics::key_statistics::<E, HEAD_DIM>(params, head, tile),
+                VALUE_STATISTICS => statistics::value_statistics::<E, HEAD_DIM>(params, head, tile),
+                QUERY => query_key::quantize_query::<E, HEAD_DIM>(params, head, tile),
+                KEY => query_key::quantize_key::<E, HEAD_DIM>(params, head, tile),
+                VALUE if params.value_scale != 0 => value::quantize_value::<E, HEAD_DIM>(params, head, tile),
+                VALUE => value::tile_value::<HEAD_DIM>(params, head, tile),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Index of the thread, unknown to the compiler: what follows from it is computed for each item, rather than kept in
+/// registers from one to the next.
+#[inline(always)]
+fn thread_of_item() -> u32 {
+    math::opaque(thread::thread_idx_x())
+}
+
+/// A head of a tensor.
 #[derive(Clone, Copy)]
 struct Head {
-    /// Index over batches and heads.
-    index: u64,
     /// First element in the caller's tensor.
     address: u64,
 }
 
 impl Head {
+    /// The head of an index over batches and heads.
     #[inline(always)]
-    fn of_block(tensor: &TensorView) -> Self {
-        let (head, batch) = (thread::block_idx_y(), thread::block_idx_z());
+    fn new(tensor: &TensorView, index: u32) -> Self {
+        let (batch, head) = math::div_rem(index, tensor.heads);
         let offset = batch as i64 * tensor.strides.batch + head as i64 * tensor.strides.head;
-        Self {
-            index: batch as u64 * tensor.heads as u64 + head as u64,
-            address: tensor.address.wrapping_add_signed(2 * offset),
-        }
+        Self { address: tensor.address.wrapping_add_signed(2 * offset) }
     }
 
-    /// Eight channels of `token` from channel `8 · chunk`; zeros where the tensor has none.
+    /// Eight channels, from channel `8 · chunk`, of the `N` tokens at `first + offset(…)`; zeros where the tensor has none.
+    /// `AGAIN` says whether they will be loaded once more.
     ///
     /// # Safety
     ///
     /// `tensor` must be the one that this head is of, and readable.
     #[inline(always)]
-    unsafe fn load_chunk(self, tensor: &TensorView, token: u32, chunk: u32) -> Chunk {
-        let mut pairs = [0; CHUNK / 2];
+    unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
+        self,
+        tensor: &TensorView,
+        first: u32,
+        offset: impl Fn(usize) -> u32,
+        chunk: u32,
+    ) -> [Chunk; N] {
         let channel = chunk * CHUNK as u32;
-        if token < tensor.tokens && channel < tensor.head_dim {
-            let offset = token as i64 * tensor.strides.token + channel as i64;
-            let address = self.address.wrapping_add_signed(2 * offset);
-            if tensor.vectorized != 0 {
-                // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
-                pairs = unsafe { global::load_u32x4(address) };
-            } else {
-                for index in 0..CHUNK {
-                    if channel + (index as u32) < tensor.head_dim {
+        let element = first as i64 * tensor.strides.token + channel as i64;
+        let mut address = self.address.wrapping_add_signed(2 * element);
+        // from one token to the next: products with the stride would be kept in registers
+        let step = |index: usize| {
+            let tokens = if index + 1 < N { offset(index + 1) - offset(index) } else { 0 };
+            2 * (tokens as i64 * tensor.strides.token)
+        };
+        let mut chunks = [Chunk::ZERO; N];
+        let last_time = CachePolicy::evict_first();
+        if tensor.vectorized != 0 {
+            for index in 0..N {
+                if first + offset(index) < tensor.tokens && channel < tensor.head_dim {
+                    // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
+                    chunks[index] = Chunk(unsafe {
+                        match AGAIN {
+                            true => global::load_u32x4(address),
+                            false => global::load_u32x4_hint(address, last_time),
+                        }
+                    });
+                }
+                address = address.wrapping_add_signed(step(index));
+            }
+        } else {
+            for index in 0..N {
+                for element in 0..CHUNK {
+                    if first + offset(index) < tensor.tokens && channel + (element as u32) < tensor.head_dim {
                         // SAFETY: the element is inside the tensor.
-                        let bits = unsafe { global::load_u16(address + 2 * index as u64) };
-                        pairs[index / 2] |= (bits as u32) << (16 * (index % 2));
+                        let bits = unsafe { global::load_u16(address + 2 * element as u64) };
+                        chunks[index].0[element / 2] |= (bits as u32) << (16 * (element % 2));
                     }
                 }
+                address = address.wrapping_add_signed(step(index));
             }
         }
-        Chunk(pairs)
+        chunks
     }
 }
 
@@ -88,19 +149,20 @@ impl Chunk {
     }
 }
 
-/// Eight f32 channels of a statistics row.
+/// `N` f32 channels, a multiple of 4, that this launch wrote before.
 ///
 /// # Safety
 ///
-/// `address` must be readable for 32 bytes and a multiple of 16.
+/// `address` must be readable for `4 · N` bytes and a multiple of 16, and what was written there ordered before.
 #[inline(always)]
-unsafe fn load_f32_chunk(address: u64) -> [f32; CHUNK] {
-    // SAFETY: forwarded contract.
-    let (low, high) = unsafe { (global::load_u32x4(address), global::load_u32x4(address + 16)) };
-    let mut values = [0.0; CHUNK];
-    for index in 0..4 {
-        values[index] = f32::from_bits(low[index]);
-        values[index + 4] = f32::from_bits(high[index]);
+unsafe fn load_channels<const N: usize>(address: u64) -> [f32; N] {
+    let mut values = [0.0; N];
+    for quad in 0..N / 4 {
+        // SAFETY: forwarded contract.
+        let words = unsafe { global::load_written_u32x4(address + 16 * quad as u64) };
+        for index in 0..4 {
+            values[4 * quad + index] = f32::from_bits(words[index]);
+        }
     }
     values
 }

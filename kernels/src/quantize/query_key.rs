@@ -1,18 +1,21 @@
 //! Queries and keys to INT8 tiles (SageAttention2, section 3.2; groups: `sage_layout::scale`).
 //!
-//! A block takes one tile. Its threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
+//! An item is one tile. A CTA's threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
 //! tile, so that a thread's tokens are all equal modulo 8, as the finest quantization groups are.
 
 use core::cmp::max;
 
-use sage_layout::params::{QuantizeKeyParams, QuantizeQueryParams};
+use sage_layout::params::QuantizeParams;
 use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
+use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
-use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries};
+use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS};
 use sage_layout::{swizzle, tile};
+use simt::global::CachePolicy;
 use simt::{convert, global, math, shared, thread, warp};
 
-use super::{CHUNK, Chunk, Head, load_f32_chunk};
+use super::schedule::{claim, wait_for_statistics};
+use super::{CHUNK, Chunk, Head, load_channels, thread_of_item};
 use crate::element::Element;
 
 /// Tokens of a query tile that a thread holds.
@@ -21,6 +24,7 @@ const QUERIES: usize = (WARPGROUP_ROWS / TOKEN_LANES) as usize;
 const KEYS: usize = (KEY_TILE / TOKEN_LANES) as usize;
 
 const PER_BLOCK: u32 = Granularity::PerBlock as u32;
+const PER_WARP: u32 = Granularity::PerWarp as u32;
 const PER_THREAD: u32 = Granularity::PerThread as u32;
 
 /// The larger of two absolute values; NaN, if one of them is. (As integers, the bits of positive numbers are in order,
@@ -48,49 +52,54 @@ fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) ->
     value
 }
 
-/// Writes eight codes of `row` into a tile.
+/// Eight codes, the first in the lowest byte.
+#[inline(always)]
+fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
+    [0, 4].map(|first: usize| convert::i8x4([0, 1, 2, 3].map(|index: usize| values[first + index] * inverse)))
+}
+
+/// Writes eight codes of the `index`th of a thread's rows into a tile.
 ///
 /// # Safety
 ///
 /// `tile` must be a writable tile of rows of `HEAD_DIM` bytes, and the chunk this thread's own.
 #[inline(always)]
-unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, row: u32, chunk: u32, values: &[f32; CHUNK], inverse: f32) {
-    let mut words = [0u32; 2];
-    for (index, value) in values.iter().enumerate() {
-        let code = convert::i32_round_even(value * inverse) as u32 & 0xff;
-        words[index / 4] |= code << (8 * (index % 4));
-    }
-    let offset = swizzle::offset(row, chunk * CHUNK as u32, HEAD_DIM);
+unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, lane: u32, index: usize, chunk: u32, words: [u32; 2]) {
+    const { assert!(TOKEN_LANES.is_multiple_of(swizzle::PERIOD)) };
+    let first = tile + swizzle::offset(lane, chunk * CHUNK as u32, HEAD_DIM) as u64;
+    let rows_before = index as u32 * TOKEN_LANES;
     // SAFETY: forwarded contract; the offset is a multiple of 8 within the tile.
-    unsafe { global::store_u32x2(tile + offset as u64, words) }
+    unsafe { global::store_u32x2_hint(first + (rows_before * HEAD_DIM) as u64, words, CachePolicy::evict_first()) }
 }
 
-/// One query tile of one head.
+/// One query tile of the heads that read a key head.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQueryParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let tile = thread::block_idx_x();
+pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, key_head: u32, tile: u32) {
+    let input = &params.query;
     let threads_per_row = HEAD_DIM / CHUNK as u32;
-    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
-    let padded = padded_queries(input.tokens);
-    let tile_index = head.index * (padded / WARPGROUP_ROWS) as u64 + tile as u64;
+    let thread = thread_of_item();
+    let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
+    let (head, tile) = math::div_rem(tile, params.query_tiles);
+    let head_index = (key_head * params.heads_per_key_head + head) as u64;
+    let head = Head::new(input, head_index as u32);
+    let tile_index = head_index * params.query_tiles as u64 + tile as u64;
 
-    let mut rows = [Chunk::ZERO; QUERIES];
-    for (index, row) in rows.iter_mut().enumerate() {
-        let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
-        // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk(input, token, chunk) };
-    }
+    let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
+    // SAFETY: the input is readable.
+    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, first, offset, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
 
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = reduce_row::<HEAD_DIM>(amax(&row.values::<E>()), max_abs);
+        let largest = row.0.map(|pair| pair & 0x7fff_7fff).into_iter().fold(0, E::max_nan);
+        let [even, odd] = E::unpack(largest);
+        let largest = reduce_row::<HEAD_DIM>(max_abs(even, odd), max_abs);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
             unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
@@ -98,16 +107,14 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
     }
     thread::sync_threads();
 
-    if head.index == 0 && tile == 0 && thread::thread_idx_x() == 0 {
-        // SAFETY: the counter is there, and nobody else's while this kernel runs.
-        unsafe { global::store_u32(params.claimed_items, 0) };
-    }
     if params.log_sum_exp_shift != 0 {
-        let key_head = key_head_of(head.index as u32, params.heads_per_key_head) as u64;
-        // SAFETY: the mean holds a row for each key head, the shift one element for each padded query.
+        // SAFETY: the mean holds a row for each key head, written before it is published; the shift holds one element for
+        // each padded query.
         unsafe {
-            let mean =
-                load_f32_chunk(params.key_mean + 4 * (key_head * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64));
+            wait_for_statistics(params, Tensor::Key, key_head);
+            let mean = load_channels::<CHUNK>(
+                params.key_mean + 4 * (key_head as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64),
+            );
             for (index, row) in rows.iter().enumerate() {
                 let mut product = 0.0;
                 for (value, mean) in row.values::<E>().iter().zip(&mean) {
@@ -115,37 +122,38 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeQ
                 }
                 let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
                 if chunk == 0 {
-                    let token = tile * WARPGROUP_ROWS + index as u32 * TOKEN_LANES + lane;
-                    let at = params.log_sum_exp_shift + 4 * (head.index * padded as u64 + token as u64);
-                    global::store_f32(at, product * params.softmax_scale);
+                    let row = tile_index * WARPGROUP_ROWS as u64 + (index as u32 * TOKEN_LANES + lane) as u64;
+                    global::store_f32(params.log_sum_exp_shift + 4 * row, product * params.softmax_scale);
                 }
             }
         }
     }
 
-    let codes = params.codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
-    for (index, row) in rows.iter().enumerate() {
-        let index = index as u32;
-        // SAFETY: all rows' maxima were written before the barrier.
-        let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
-        let mut largest = max_abs(load(index, lane % 8), load(index, lane % 8 + 8));
-        if params.granularity != PER_THREAD {
-            for row in 0..WARP_ROWS {
-                largest = max_abs(largest, load(index, row));
-            }
+    // SAFETY: all rows' maxima were written before the barrier.
+    let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
+    let mut tile_amax = 0.0;
+    if params.granularity == PER_BLOCK {
+        for place in 0..WARPGROUP_ROWS {
+            tile_amax = max_abs(tile_amax, load(place / WARP_ROWS, place % WARP_ROWS));
         }
-        if params.granularity == PER_BLOCK {
-            for place in 0..WARPGROUP_ROWS {
-                largest = max_abs(largest, load(place / WARP_ROWS, place % WARP_ROWS));
+    }
+    let codes = params.query_codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
+    for (index, row) in rows.iter().enumerate() {
+        let warp = index as u32;
+        let mut largest = max_abs(tile_amax, max_abs(load(warp, lane % 8), load(warp, lane % 8 + 8)));
+        if params.granularity == PER_WARP {
+            for row in 0..WARP_ROWS {
+                largest = max_abs(largest, load(warp, row));
             }
         }
         let (scale, inverse) = int8_scale(largest);
         // SAFETY: the outputs hold this tile's codes and scales.
         unsafe {
-            store_codes::<HEAD_DIM>(codes, index * TOKEN_LANES + lane, chunk, &row.again().values::<E>(), inverse);
+            let words = codes_of(&row.again().values::<E>(), inverse);
+            store_codes::<HEAD_DIM>(codes, lane, index, chunk, words);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
-                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (index * QUERY_SCALES_PER_WARP + lane) as u64;
-                global::store_f32(params.scales + 4 * at, scale * params.score_scale);
+                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + lane) as u64;
+                global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
             }
         }
     }
@@ -163,38 +171,48 @@ pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKeyParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let tile = thread::block_idx_x();
+pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+    let input = &params.key;
+    let head = Head::new(input, head_index);
     let threads_per_row = HEAD_DIM / CHUNK as u32;
-    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
-    let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
+    let thread = thread_of_item();
+    let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
+    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
 
+    let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
+    // SAFETY: the input is readable.
+    let rows = unsafe { head.load_chunks::<KEYS, false>(input, first, offset, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
     let mut mean = [0.0; CHUNK];
-    if params.mean != 0 {
-        // SAFETY: the mean holds a row for each head.
-        mean =
-            unsafe { load_f32_chunk(params.mean + 4 * (head.index * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64)) };
+    if params.key_mean != 0 {
+        // SAFETY: the mean holds a row for each head, written before it is published.
+        mean = unsafe {
+            wait_for_statistics(params, Tensor::Key, head_index);
+            load_channels(params.key_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64))
+        };
     }
-    let token = |index: usize| tile * KEY_TILE + index as u32 * TOKEN_LANES + lane;
-    let mut rows = [Chunk::ZERO; KEYS];
-    for (index, row) in rows.iter_mut().enumerate() {
-        // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk(input, token(index), chunk) };
-    }
-    let smoothed = |index: usize, row: Chunk| {
+    let smoothed = |row: Chunk| {
         let mut values = row.values::<E>();
         for channel in 0..CHUNK {
-            // what pads the tile stays zero
-            values[channel] = if token(index) < input.tokens { values[channel] - mean[channel] } else { 0.0 };
+            values[channel] -= mean[channel];
         }
         values
     };
-    let mut largest = 0.0f32;
-    for (index, row) in rows.iter().enumerate() {
-        largest = max_abs(largest, amax(&smoothed(index, *row)));
+    // all bits of what a token has, none of what pads the tile
+    let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
+    // Subtraction is monotonic: the largest distance is that of the smallest or of the largest element.
+    let (mut low, mut high) = (rows[0], rows[0]);
+    for index in 1..KEYS {
+        if present(index) != 0 {
+            for pair in 0..CHUNK / 2 {
+                low.0[pair] = E::min_nan(low.0[pair], rows[index].0[pair]);
+                high.0[pair] = E::max_nan(high.0[pair], rows[index].0[pair]);
+            }
+        }
     }
+    let largest = max_abs(amax(&smoothed(low)), amax(&smoothed(high)));
+    let largest = f32::from_bits(largest.to_bits() & present(0));
 
     let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
     let lane_amax = |lane: u32| shared::dynamic() + 4 * lane;
@@ -206,24 +224,24 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeKey
 
     // SAFETY: all lanes' maxima were written before the barrier.
     let load = |lane: u32| unsafe { shared::load_f32(lane_amax(lane)) };
-    let first = lane % 8 / 2 * 2;
-    let mut largest = max_abs(max_abs(load(first), load(first + 1)), max_abs(load(first + 8), load(first + 9)));
+    let pair = lane % 8 / 2 * 2;
+    let mut largest = max_abs(max_abs(load(pair), load(pair + 1)), max_abs(load(pair + 8), load(pair + 9)));
     if params.granularity != PER_THREAD {
         for lane in 0..TOKEN_LANES {
             largest = max_abs(largest, load(lane));
         }
     }
     let (scale, inverse) = int8_scale(largest);
-    let codes = params.codes + tile_index * tile::key_tile_bytes(HEAD_DIM) as u64;
+    let codes = params.key_codes + tile_index * tile::key_tile_bytes(HEAD_DIM) as u64;
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {
-            let values = smoothed(index, row.again());
-            store_codes::<HEAD_DIM>(codes, index as u32 * TOKEN_LANES + lane, chunk, &values, inverse);
+            let words = codes_of(&smoothed(row.again()), inverse).map(|word| word & present(index));
+            store_codes::<HEAD_DIM>(codes, lane, index, chunk, words);
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;
-            global::store_f32(params.scales + 4 * at, scale);
+            global::store_f32(params.key_scales + 4 * at, scale);
         }
     }
 }

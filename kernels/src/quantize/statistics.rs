@@ -1,150 +1,258 @@
 //! Channel statistics over tokens: the keys' mean (SageAttention, section 4.2), the values' segment means and scales
 //! (SageAttention2, section 3.4). The order of every sum is `sage_layout::statistics`.
+//!
+//! A tile's statistics wait in memory until the segment's last tile is finished, whoever finishes it; a segment's, until
+//! the head's last segment is. Then whoever finished it publishes the mean or the scale.
 
-use sage_layout::params::{ChannelStatisticsParams, KeyMeanParams, ValueScaleParams};
-use sage_layout::scale::value_scale as scale_of;
-use sage_layout::statistics::TOKEN_LANES;
-use sage_layout::tile::{SEGMENT_KEYS, segments};
+use core::cmp::min;
+
+use sage_layout::params::{QuantizeParams, TensorView};
+use sage_layout::scale::value_scale;
+use sage_layout::schedule::counter::Tensor;
+use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
+use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes};
 use simt::{global, shared, thread};
 
-use super::{CHUNK, Chunk, Head};
+use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
+use super::{CHUNK, Head, thread_of_item};
 use crate::element::Element;
 
-/// Tokens that a thread loads before it adds the first, so that loads overlap.
-const TOKENS_IN_FLIGHT: usize = 2;
+/// Tokens of a tile that a thread holds.
+const TOKENS: usize = (KEY_TILE / TOKEN_LANES) as usize;
+/// Rows that a thread loads before it looks at the first, so that loads overlap.
+const ROWS_IN_FLIGHT: usize = 4;
 
-/// Sum, minimum and maximum of every channel over one segment of one head.
+/// Statistics of one key tile of one head; if they are the last, the mean of the keys.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn channel_statistics<E: Element, const HEAD_DIM: u32>(params: &ChannelStatisticsParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let segment = thread::block_idx_x();
-    let threads_per_row = HEAD_DIM / CHUNK as u32;
-    let (lane, chunk) = (thread::thread_idx_x() / threads_per_row, thread::thread_idx_x() % threads_per_row);
+pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
+    let rows = Rows::<HEAD_DIM>::new(params.key_codes, params.key_tiles, head);
+    let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
+    // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
+    unsafe {
+        tile_statistics::<E, HEAD_DIM, false>(params, &params.key, head, tile, &rows);
+        if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Key, head, segment), rows.tiles_of(segment)) {
+            return;
+        }
+        if channel < HEAD_DIM {
+            let mut sum = 0.0;
+            let tile = |index| [rows.address(Row::TileSum, segment * SEGMENT_TILES + index, channel)];
+            fold_rows(rows.tiles_of(segment), tile, |_, [tile]| sum += tile);
+            global::store_f32(rows.of_segment(Row::SegmentSum, segment, channel), sum);
+        }
+        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Key, head), params.segments) {
+            return;
+        }
+        if channel < HEAD_DIM {
+            let mut sum = 0.0;
+            let segment = |segment| [rows.of_segment(Row::SegmentSum, segment, channel)];
+            fold_rows(params.segments, segment, |_, [segment]| sum += segment);
+            let place = params.key_mean + 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
+            global::store_f32(place, sum / params.key.tokens as f32);
+        }
+        publish_statistics(params, Tensor::Key, head);
+    }
+}
 
-    let mut sum = [0.0f32; CHUNK];
-    let mut min = [f32::INFINITY; CHUNK];
-    let mut max = [f32::NEG_INFINITY; CHUNK];
-    let segment_end = (segment + 1) * SEGMENT_KEYS;
-    let end = if segment_end < input.tokens { segment_end } else { input.tokens };
-    let mut token = segment * SEGMENT_KEYS + lane;
-    while token < end {
-        let mut rows = [Chunk::ZERO; TOKENS_IN_FLIGHT];
-        for (ahead, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the input is readable; tokens beyond its end load nothing.
-            *row = unsafe { head.load_chunk(input, token + ahead as u32 * TOKEN_LANES, chunk) };
+/// Statistics of one value tile of one head; if they are the last of the segment, its means; of the head, its scales.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
+    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, params.key_tiles, head);
+    let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
+    let segments = params.segments;
+    let segment_place =
+        |segment: u32| 4 * ((head as u64 * segments as u64 + segment as u64) * HEAD_DIM as u64 + channel as u64);
+    // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
+    unsafe {
+        tile_statistics::<E, HEAD_DIM, true>(params, &params.value, head, tile, &rows);
+        if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Value, head, segment), rows.tiles_of(segment)) {
+            return;
         }
-        for (ahead, row) in rows.iter().enumerate() {
-            if token + (ahead as u32) * TOKEN_LANES < end {
-                let values = row.values::<E>();
-                for channel in 0..CHUNK {
-                    sum[channel] += values[channel];
-                    min[channel] = min[channel].min(values[channel]);
-                    max[channel] = max[channel].max(values[channel]);
-                }
-            }
+        if channel < HEAD_DIM {
+            let (mut sum, mut smallest, mut largest) = (0.0f32, f32::INFINITY, f32::NEG_INFINITY);
+            let tile = |index| {
+                [Row::TileSum, Row::TileMin, Row::TileMax]
+                    .map(|row| rows.address(row, segment * SEGMENT_TILES + index, channel))
+            };
+            fold_rows(rows.tiles_of(segment), tile, |_, [tile_sum, tile_min, tile_max]| {
+                sum += tile_sum;
+                smallest = smallest.min(tile_min);
+                largest = largest.max(tile_max);
+            });
+            let tokens = min(params.value.tokens - segment * SEGMENT_KEYS, SEGMENT_KEYS);
+            let mean = if params.smooth_v != 0 { sum / tokens as f32 } else { 0.0 };
+            let amax = 0.0f32.max(largest - mean).max(mean - smallest);
+            global::store_f32(params.value_mean + segment_place(segment), mean);
+            global::store_f32(rows.of_segment(Row::SegmentAmax, segment, channel), amax);
         }
-        token += TOKENS_IN_FLIGHT as u32 * TOKEN_LANES;
+        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Value, head), segments) {
+            return;
+        }
+        if channel < HEAD_DIM {
+            let (mut amax, mut mean_amax) = (0.0f32, 0.0f32);
+            let segment = |segment| {
+                [rows.of_segment(Row::SegmentAmax, segment, channel), params.value_mean + segment_place(segment)]
+            };
+            fold_rows(segments, segment, |_, [segment_amax, mean]: [f32; 2]| {
+                amax = amax.max(segment_amax);
+                mean_amax = mean_amax.max(mean.abs());
+            });
+            let (scale, inverse) = value_scale(amax, mean_amax);
+            let place = 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
+            global::store_f32(params.value_scale + place, scale);
+            global::store_f32(params.value_inverse_scale + place, inverse);
+            let mean = |segment| [params.value_mean + segment_place(segment)];
+            fold_rows(segments, mean, |segment, [mean]| {
+                global::store_f32(params.value_mean_codes + segment_place(segment), mean * inverse);
+            });
+        }
+        publish_statistics(params, Tensor::Value, head);
+    }
+}
+
+/// The statistics rows of a head's parts, in the place of its codes.
+struct Rows<const HEAD_DIM: u32> {
+    codes: u64,
+    tiles: u32,
+}
+
+impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
+    #[inline(always)]
+    fn new(codes: u64, tiles: u32, head: u32) -> Self {
+        Self { codes: codes + head as u64 * tiles as u64 * key_tile_bytes(HEAD_DIM) as u64, tiles }
     }
 
-    // shared memory: [sum, min, max][token lane][channel]
-    let place = shared::dynamic() + (lane * HEAD_DIM + chunk * CHUNK as u32) * 4;
+    #[inline(always)]
+    fn address(&self, row: Row, tile: u32, channel: u32) -> u64 {
+        let tile = self.codes + tile as u64 * key_tile_bytes(HEAD_DIM) as u64;
+        tile + (row_offset(row, HEAD_DIM) + 4 * channel) as u64
+    }
+
+    #[inline(always)]
+    fn of_segment(&self, row: Row, segment: u32, channel: u32) -> u64 {
+        self.address(row, segment * SEGMENT_TILES, channel)
+    }
+
+    /// Tiles of a segment.
+    #[inline(always)]
+    fn tiles_of(&self, segment: u32) -> u32 {
+        min(self.tiles - segment * SEGMENT_TILES, SEGMENT_TILES)
+    }
+}
+
+/// Loads `N` numbers of each of `count` rows, several rows at a time, and hands them to `visit` in order.
+///
+/// # Safety
+///
+/// The addresses must be readable, multiples of 4, and what this launch wrote there ordered before.
+#[inline(always)]
+unsafe fn fold_rows<const N: usize>(
+    count: u32,
+    address: impl Fn(u32) -> [u64; N],
+    mut visit: impl FnMut(u32, [f32; N]),
+) {
+    let mut first = 0;
+    while first < count {
+        let mut rows = [[0.0; N]; ROWS_IN_FLIGHT];
+        for (ahead, row) in rows.iter_mut().enumerate() {
+            // SAFETY: forwarded contract.
+            *row = address(min(first + ahead as u32, count - 1)).map(|at| unsafe { global::load_written_f32(at) });
+        }
+        for ahead in 0..ROWS_IN_FLIGHT {
+            if first + (ahead as u32) < count {
+                visit(first + ahead as u32, rows[ahead]);
+            }
+        }
+        first += ROWS_IN_FLIGHT as u32;
+    }
+}
+
+/// Sums of every channel over one tile of one head, and with `RANGE` minima and maxima.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say; the rows must be those of the tensor's head.
+#[inline(always)]
+unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
+    params: &QuantizeParams,
+    tensor: &TensorView,
+    head: u32,
+    tile: u32,
+    rows: &Rows<HEAD_DIM>,
+) {
+    let head = Head::new(tensor, head);
+    let threads_per_row = HEAD_DIM / CHUNK as u32;
+    let thread = thread_of_item();
+    let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
+
+    let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
+    // SAFETY: the tensor is readable.
+    let chunks = unsafe { head.load_chunks::<TOKENS, true>(tensor, first, offset, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
+    let mut sum = [0.0f32; CHUNK];
+    let mut smallest = [E::INFINITY_PAIR; CHUNK / 2];
+    let mut largest = [E::NEGATIVE_INFINITY_PAIR; CHUNK / 2];
+    for (index, chunk) in chunks.iter().enumerate() {
+        // a token that is not there has zeros
+        let values = chunk.values::<E>();
+        for channel in 0..CHUNK {
+            sum[channel] += values[channel];
+        }
+        if RANGE && first + offset(index) < tensor.tokens {
+            for pair in 0..CHUNK / 2 {
+                smallest[pair] = E::min(smallest[pair], chunk.0[pair]);
+                largest[pair] = E::max(largest[pair], chunk.0[pair]);
+            }
+        }
+    }
+
+    // shared memory: f32 sum[token lane][channel], pairs of 16 bits min[token lane][channel], max[token lane][channel]
     let plane = TOKEN_LANES * HEAD_DIM * 4;
-    for channel in 0..CHUNK {
-        let at = place + 4 * channel as u32;
-        // SAFETY: the place is this thread's own, within the launch's shared memory.
-        unsafe {
-            shared::store_f32(at, sum[channel]);
-            shared::store_f32(at + plane, min[channel]);
-            shared::store_f32(at + 2 * plane, max[channel]);
+    let min_plane = shared::dynamic() + plane;
+    let max_plane = min_plane + plane / 2;
+    let element = lane * HEAD_DIM + chunk * CHUNK as u32;
+    // SAFETY: the places are this thread's own, within the launch's shared memory.
+    unsafe {
+        for quad in 0..CHUNK / 4 {
+            let words = [0, 1, 2, 3].map(|index: usize| sum[4 * quad + index].to_bits());
+            shared::store_u32x4(shared::dynamic() + 4 * element + 16 * quad as u32, words);
+        }
+        if RANGE {
+            shared::store_u32x4(min_plane + 2 * element, smallest);
+            shared::store_u32x4(max_plane + 2 * element, largest);
         }
     }
     thread::sync_threads();
 
-    let channel = thread::thread_idx_x();
-    if channel < HEAD_DIM {
-        let (mut sum, mut min, mut max) = (0.0f32, f32::INFINITY, f32::NEG_INFINITY);
+    // one thread a channel adds; of the others, half take the minima of two channels each, half the maxima
+    if thread < HEAD_DIM {
+        let mut sum = 0.0f32;
         for lane in 0..TOKEN_LANES {
-            let at = shared::dynamic() + (lane * HEAD_DIM + channel) * 4;
             // SAFETY: all lanes were written before the barrier.
-            unsafe {
-                sum += shared::load_f32(at);
-                min = min.min(shared::load_f32(at + plane));
-                max = max.max(shared::load_f32(at + 2 * plane));
-            }
+            sum += unsafe { shared::load_f32(shared::dynamic() + (lane * HEAD_DIM + thread) * 4) };
         }
-        let row = head.index * segments(input.tokens) as u64 + segment as u64;
-        let at = 4 * (row * HEAD_DIM as u64 + channel as u64);
-        // SAFETY: the outputs hold a row for each segment of each head.
-        unsafe {
-            global::store_f32(params.sum + at, sum);
-            if params.min != 0 {
-                global::store_f32(params.min + at, min);
-                global::store_f32(params.max + at, max);
-            }
+        // SAFETY: the tile's codes hold the row.
+        unsafe { global::store_f32(rows.address(Row::TileSum, tile, thread), sum) };
+    } else if RANGE {
+        let pair = (thread - HEAD_DIM) % (HEAD_DIM / 2);
+        let takes_minima = thread - HEAD_DIM < HEAD_DIM / 2;
+        let plane = if takes_minima { min_plane } else { max_plane };
+        let mut extreme = if takes_minima { E::INFINITY_PAIR } else { E::NEGATIVE_INFINITY_PAIR };
+        for lane in 0..TOKEN_LANES {
+            // SAFETY: all lanes were written before the barrier.
+            let other = unsafe { shared::load_u32(plane + (lane * HEAD_DIM + 2 * pair) * 2) };
+            extreme = if takes_minima { E::min(extreme, other) } else { E::max(extreme, other) };
         }
-    }
-}
-
-/// Mean of every channel of one head; a thread a channel.
-///
-/// # Safety
-///
-/// As the kernel table and the parameters say.
-#[inline(always)]
-pub unsafe fn key_mean<const HEAD_DIM: u32>(params: &KeyMeanParams) {
-    let (head, channel) = (thread::block_idx_x() as u64, thread::thread_idx_x() as u64);
-    let segments = segments(params.tokens);
-    let mut sum = 0.0;
-    for segment in 0..segments {
-        let row = head * segments as u64 + segment as u64;
-        // SAFETY: the sums hold a row for each segment of each head.
-        sum += unsafe { global::load_f32(params.sum + 4 * (row * HEAD_DIM as u64 + channel)) };
-    }
-    // SAFETY: the means hold a row for each head.
-    unsafe { global::store_f32(params.mean + 4 * (head * HEAD_DIM as u64 + channel), sum / params.tokens as f32) };
-}
-
-/// Segment means and the scale of every channel of one head; a thread a channel.
-///
-/// # Safety
-///
-/// As the kernel table and the parameters say.
-#[inline(always)]
-pub unsafe fn value_scale<const HEAD_DIM: u32>(params: &ValueScaleParams) {
-    let (head, channel) = (thread::block_idx_x() as u64, thread::thread_idx_x() as u64);
-    let segments = segments(params.tokens);
-    let place = |segment: u32| 4 * ((head * segments as u64 + segment as u64) * HEAD_DIM as u64 + channel);
-    let mean_of = |segment: u32| {
-        let left = params.tokens - segment * SEGMENT_KEYS;
-        let tokens = if left < SEGMENT_KEYS { left } else { SEGMENT_KEYS };
-        // SAFETY: the sums hold a row for each segment of each head.
-        let sum = unsafe { global::load_f32(params.sum + place(segment)) };
-        if params.smooth != 0 { sum / tokens as f32 } else { 0.0 }
-    };
-
-    let (mut amax, mut mean_amax) = (0.0f32, 0.0f32);
-    for segment in 0..segments {
-        let mean = mean_of(segment);
-        // SAFETY: minima and maxima have the sums' shape.
-        let (min, max) =
-            unsafe { (global::load_f32(params.min + place(segment)), global::load_f32(params.max + place(segment))) };
-        amax = amax.max(max - mean).max(mean - min);
-        mean_amax = mean_amax.max(mean.abs());
-    }
-    let (scale, inverse) = scale_of(amax, mean_amax);
-    // SAFETY: the scales hold a row for each head, the means one for each segment of each head.
-    unsafe {
-        global::store_f32(params.scale + 4 * (head * HEAD_DIM as u64 + channel), scale);
-        global::store_f32(params.inverse_scale + 4 * (head * HEAD_DIM as u64 + channel), inverse);
-        for segment in 0..segments {
-            let mean = mean_of(segment);
-            global::store_f32(params.mean + place(segment), mean);
-            global::store_f32(params.mean_codes + place(segment), mean * inverse);
-        }
+        let row = if takes_minima { Row::TileMin } else { Row::TileMax };
+        // SAFETY: the tile's codes hold the row.
+        unsafe { global::store_u32x2(rows.address(row, tile, 2 * pair), E::unpack(extreme).map(f32::to_bits)) };
     }
 }

@@ -1,83 +1,125 @@
 //! Values to transposed tiles: in e4m3 (SageAttention2, section 3.4), or in the 16 bits that they have.
 
-use sage_layout::params::{QuantizeValueParams, TileValueParams};
+use sage_layout::kernel::{QuantizeShared, threads_per_row};
+use sage_layout::params::QuantizeParams;
+use sage_layout::schedule::counter::Tensor;
+use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
-use sage_layout::tile::{
-    KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, key_tiles, segments, value_tile_bytes,
-};
+use sage_layout::tile::{KEY_TILE, SEGMENT_TILES, VALUE_ROW_BYTES, key_tile_bytes, value_tile_bytes};
 use sage_layout::token_order::token_at;
 use sage_layout::value_tile;
+use simt::global::CachePolicy;
 use simt::{convert, global, shared, thread};
 
-use super::{CHUNK, Chunk, Head, load_f32_chunk};
+use super::schedule::{claim, wait_for_statistics};
+use super::{CHUNK, Head, load_channels, thread_of_item};
 use crate::element::Element;
 
-/// Distance of a transposed tile's rows in shared memory: 16 bytes more than they are long, against bank conflicts.
-const ROW_STRIDE: u32 = VALUE_ROW_BYTES + 16;
+const ROW_STRIDE: u32 = QuantizeShared::VALUE_ROW_STRIDE;
+/// Words of four codes in a row of a transposed tile.
+const WORDS_PER_ROW: u32 = VALUE_ROW_BYTES / 4;
+/// Pieces in which a row of a transposed tile goes out.
+const CHUNKS_PER_ROW: u32 = VALUE_ROW_BYTES / CHUNK_BYTES;
+/// Words of a row that a thread makes.
+const WORDS: usize = (WORDS_PER_ROW / TOKEN_LANES) as usize;
+/// Channels whose scales and means a thread holds at a time.
+const CHANNELS: usize = 4;
 
 /// One value tile of one head.
 ///
-/// A thread turns eight channels of the four tokens at positions `4i … 4i + 3` of the tile into eight words of four
-/// codes; the words make up the rows of the transposed tile in shared memory, which then go out as whole rows.
+/// A word is four codes, of the tokens at positions `4i … 4i + 3` of the tile. A thread makes the words of eight channels
+/// at two places; the words make up the rows of the transposed tile in shared memory, which then go out as whole rows.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeValueParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let tile = thread::block_idx_x();
-    let words_per_row = KEY_TILE / 4;
+pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+    let input = &params.value;
+    let head = Head::new(input, head_index);
 
-    let thread = thread::thread_idx_x();
+    let thread = thread_of_item();
     // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
-    let (word, chunk) = (thread / 2 % words_per_row, thread / (2 * words_per_row) * 2 + thread % 2);
-    let channel = (chunk * CHUNK as u32) as u64;
-    let segment = (head.index * segments(input.tokens) as u64 + (tile / SEGMENT_TILES) as u64) * HEAD_DIM as u64;
-    // SAFETY: scales hold a row for each head, means one for each segment of each head.
-    let (inverse, mean) = unsafe {
-        (
-            load_f32_chunk(params.inverse_scale + 4 * (head.index * HEAD_DIM as u64 + channel)),
-            load_f32_chunk(params.mean + 4 * (segment + channel)),
-        )
-    };
-    let mut rows = [Chunk::ZERO; 4];
-    let token = |position: usize| tile * KEY_TILE + token_at(4 * word + position as u32);
-    for (position, row) in rows.iter_mut().enumerate() {
-        // SAFETY: the input is readable.
-        *row = unsafe { head.load_chunk(input, token(position), chunk) };
+    let (word, chunk) = (thread / 2 % TOKEN_LANES, thread / (2 * TOKEN_LANES) * 2 + thread % 2);
+    // of the eight tokens, every four make a word
+    let first = tile * KEY_TILE + token_at(4 * word);
+    let offset = |index: usize| token_at((index / 4) as u32 * 4 * TOKEN_LANES + index as u32 % 4);
+    // SAFETY: the input is readable.
+    let rows = unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, first, offset, chunk) };
+    // SAFETY: statistics come before; all threads of the CTA are here.
+    unsafe {
+        claim::<HEAD_DIM>(params);
+        wait_for_statistics(params, Tensor::Value, head_index);
     }
-    let mut scaled = [[0.0; CHUNK]; 4];
-    for position in 0..4 {
-        let values = rows[position].values::<E>();
-        for index in 0..CHUNK {
-            let smoothed = (values[index] - mean[index]) * inverse[index];
-            // what pads the tile stays zero
-            scaled[position][index] = if token(position) < input.tokens { smoothed } else { 0.0 };
+    let channel = chunk * CHUNK as u32;
+    let segment = head_index as u64 * params.segments as u64 + (tile / SEGMENT_TILES) as u64;
+    for half in 0..CHUNK / CHANNELS {
+        let channel = channel + (half * CHANNELS) as u32;
+        // SAFETY: scales hold a row for each head, means one for each segment of each head, written before they are
+        // published.
+        let (inverse, mean) = unsafe {
+            let inverse = params.value_inverse_scale + 4 * (head_index as u64 * HEAD_DIM as u64 + channel as u64);
+            let mean = params.value_mean + 4 * (segment * HEAD_DIM as u64 + channel as u64);
+            (load_channels::<CHANNELS>(inverse), load_channels::<CHANNELS>(mean))
+        };
+        for index in 0..WORDS {
+            for pair in 0..CHANNELS / 2 {
+                let mut scaled = [[0.0; 4]; 2];
+                for position in 0..4 {
+                    let values = E::unpack(rows[4 * index + position].0[half * CHANNELS / 2 + pair]);
+                    for offset in 0..2 {
+                        let channel = 2 * pair + offset;
+                        scaled[offset][position] = (values[offset] - mean[channel]) * inverse[channel];
+                    }
+                }
+                for offset in 0..2 {
+                    let row = channel + (2 * pair + offset) as u32;
+                    let at = shared::dynamic() + row * ROW_STRIDE + 4 * (word + index as u32 * TOKEN_LANES);
+                    let codes = convert::e4m3x4(scaled[offset]);
+                    // SAFETY: the word is this thread's own, within the launch's shared memory.
+                    unsafe { shared::store_u32(at, codes) };
+                }
+            }
         }
-    }
-    for index in 0..CHUNK {
-        let codes = convert::e4m3x4([0, 1, 2, 3].map(|position: usize| scaled[position][index]));
-        let at = shared::dynamic() + (channel as u32 + index as u32) * ROW_STRIDE + 4 * word;
-        // SAFETY: the word is this thread's own, within the launch's shared memory.
-        unsafe { shared::store_u32(at, codes) };
     }
     thread::sync_threads();
 
-    let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
-    let codes = params.codes + tile_index * key_tile_bytes(HEAD_DIM) as u64;
-    let mut piece = thread;
-    while piece < HEAD_DIM * (VALUE_ROW_BYTES / CHUNK_BYTES) {
-        let (channel, column) =
-            (piece / (VALUE_ROW_BYTES / CHUNK_BYTES), piece % (VALUE_ROW_BYTES / CHUNK_BYTES) * CHUNK_BYTES);
+    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
+    let codes = params.value_tiles + tile_index * key_tile_bytes(HEAD_DIM) as u64;
+    let tokens = input.tokens - tile * KEY_TILE;
+    let thread = thread_of_item();
+    let (channel, column) = (thread / CHUNKS_PER_ROW, thread % CHUNKS_PER_ROW * CHUNK_BYTES);
+    let from = shared::dynamic() + channel * ROW_STRIDE + column;
+    let to = codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64;
+    let channels_at_a_time = const {
+        let channels = TOKEN_LANES * threads_per_row(HEAD_DIM) / CHUNKS_PER_ROW;
+        assert!(channels.is_multiple_of(swizzle::PERIOD));
+        channels
+    };
+    for step in 0..HEAD_DIM / channels_at_a_time {
+        let channels_before = step * channels_at_a_time;
         // SAFETY: all rows were written before the barrier; the output holds this tile.
         unsafe {
-            let row = shared::load_u32x4(shared::dynamic() + channel * ROW_STRIDE + column);
-            global::store_u32x4(codes + swizzle::offset(channel, column, VALUE_ROW_BYTES) as u64, row);
+            let mut row = shared::load_u32x4(from + channels_before * ROW_STRIDE);
+            if tokens < KEY_TILE {
+                for word in 0..4 {
+                    row[word] &= present(tokens, column + 4 * word as u32);
+                }
+            }
+            let to = to + (channels_before * VALUE_ROW_BYTES) as u64;
+            global::store_u32x4_hint(to, row, CachePolicy::evict_first());
         }
-        piece += words_per_row * (HEAD_DIM / CHUNK as u32);
     }
+}
+
+/// A mask for the word of codes from `position`: all bits of a tile's first `tokens`, none of what pads it.
+#[inline(always)]
+fn present(tokens: u32, position: u32) -> u32 {
+    let mut mask = 0;
+    for code in 0..4 {
+        mask |= if token_at(position + code) < tokens { 0xff << (8 * code) } else { 0 };
+    }
+    mask
 }
 
 /// Tokens of a 16-bit chunk.
@@ -92,28 +134,29 @@ const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn tile_value<const HEAD_DIM: u32>(params: &TileValueParams) {
-    let input = &params.input;
-    let head = Head::of_block(input);
-    let tile = thread::block_idx_x();
+pub unsafe fn tile_value<const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+    let input = &params.value;
+    let head = Head::new(input, head_index);
     let groups = KEY_TILE / TOKENS as u32;
 
-    let thread = thread::thread_idx_x();
+    let thread = thread_of_item();
     // two neighbouring lanes read 32 neighbouring bytes
     let (group, chunk) = (thread / 2 % groups, thread / (2 * groups) * 2 + thread % 2);
     let first_key = group * TOKENS as u32;
-    let mut rows = [Chunk::ZERO; TOKENS];
-    for (token, row) in rows.iter_mut().enumerate() {
-        // SAFETY: the input is readable. What pads the tile is zero.
-        *row = unsafe { head.load_chunk(input, tile * KEY_TILE + first_key + token as u32, chunk) };
-    }
-    let tile_index = head.index * key_tiles(input.tokens) as u64 + tile as u64;
-    let tiles = params.tiles + tile_index * value_tile_bytes(HEAD_DIM) as u64;
+    let first = tile * KEY_TILE + first_key;
+    // SAFETY: the input is readable. What pads the tile is zero.
+    let rows = unsafe { head.load_chunks::<TOKENS, false>(input, first, |index| index as u32, chunk) };
+    // SAFETY: forwarded contract.
+    unsafe { claim::<HEAD_DIM>(params) };
+    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
+    let tiles = params.value_tiles + tile_index * value_tile_bytes(HEAD_DIM) as u64;
     for index in 0..CHUNK {
         let half = |token: usize| rows[token].0[index / 2] >> (16 * (index % 2)) & 0xffff;
         let pairs = [0, 2, 4, 6].map(|token: usize| half(token) | half(token + 1) << 16);
         let place = value_tile::offset(chunk * CHUNK as u32 + index as u32, first_key);
         // SAFETY: the output holds this tile, and the chunk is this thread's own.
-        unsafe { global::store_u32x4(tiles + place as u64, pairs) };
+        unsafe { global::store_u32x4_hint(tiles + place as u64, pairs, CachePolicy::evict_first()) };
     }
+    // before the next item's place is written
+    thread::sync_threads();
 }

@@ -72,3 +72,23 @@ fn are_bit_equal_for_every_kind_of_length() -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// More items than CTAs at a time, so that quantization begins before all statistics are there: short heads and long ones,
+/// shared ones, and without the log-sum-exp, for which queries wait.
+#[test]
+fn are_bit_equal_when_every_cta_takes_many_items() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, (shape, keys)) in
+        [([64, 8, 300, 64], [4, 400]), ([1, 24, 4096, 128], [24, 4096]), ([1, 8, 500, 128], [2, 20000])]
+            .into_iter()
+            .enumerate()
+    {
+        let dtype = pick(&DTYPES, index);
+        let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, shape, keys);
+        for return_lse in [true, false] {
+            let options = AttentionOptions { return_lse, ..Default::default() };
+            with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
+        }
+    }
+    Ok(())
+}

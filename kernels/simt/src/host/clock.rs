@@ -5,6 +5,8 @@
 //! ([`Epoch`]); it is ordered before another one if that one's agent has heard of the time, through barriers, mbarriers,
 //! warp barriers, `wgmma.wait_group` or `cp.async.wait_group`.
 
+use super::blocks::Heard;
+
 /// An agent's index: threads first, then the warps' tensor cores, then mbarriers and threads' copies in the order of their
 /// first use.
 pub type Agent = u16;
@@ -57,6 +59,8 @@ pub struct Knowledge {
     /// Reads that are over, whatever else is known of their agents. A warp's shuffles and votes tell of no writes, but a
     /// lane comes to them with its loads done.
     pub over: Clock,
+    /// What is known of other blocks.
+    pub others: Heard,
 }
 
 impl Knowledge {
@@ -69,5 +73,6 @@ impl Knowledge {
         self.seen.join(&other.seen);
         self.fenced.join(&other.fenced);
         self.over.join(&other.over);
+        self.others.join(&other.others);
     }
 }

@@ -28,9 +28,9 @@ pub fn f32_from_f16(bits: u16) -> f32 {
 }
 
 #[track_caller]
-pub fn i32_round_even(value: f32) -> i32 {
-    poison::check("cvt.rni.s32", &[value]);
-    value.round_ties_even() as i32
+pub fn i8x4(values: [f32; 4]) -> u32 {
+    poison::check("cvt.rni.s32", &values);
+    u32::from_le_bytes(values.map(|value| value.round_ties_even() as i8 as u8))
 }
 
 #[cfg(test)]
@@ -46,8 +46,7 @@ mod tests {
 
     #[test]
     fn rounds_half_to_even() {
-        let rounded = [0.5, 1.5, -0.5, -1.5, 126.5, 2.4999998].map(i32_round_even);
-        assert_eq!(rounded, [0, 2, 0, -2, 126, 2]);
-        assert_eq!(i32_round_even(f32::NAN), 0);
+        assert_eq!(i8x4([0.5, 1.5, -0.5, -1.5]), 0xfe_00_02_00);
+        assert_eq!(i8x4([126.5, 2.4999998, -1e9, f32::NAN]), 0x00_80_02_7e);
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
+use std::rc::Rc;
 use std::sync::Mutex;
 
 use corosensei::stack::DefaultStack;
@@ -11,6 +12,7 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use rayon::prelude::*;
 
 use super::barrier::{BARRIERS, NamedBarrier};
+use super::blocks::SharedHistory;
 use super::clock::{Agent, Epoch, Knowledge};
 use super::copy::{AsyncCopy, Groups};
 use super::mbarrier::MBarrier;
@@ -39,9 +41,21 @@ pub struct Launch {
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
-    /// Runs the blocks one after the other, which blocks with atomics need, so that a schedule finds the same again; else
-    /// they run in parallel.
-    pub blocks_in_order: bool,
+    /// How blocks run.
+    pub blocks: Blocks,
+}
+
+/// How the blocks of a launch run. Those that agree by atomics must not run in parallel, so that a schedule finds the same
+/// again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// In parallel, on as many host threads as there are.
+    Parallel,
+    /// One after the other.
+    InOrder,
+    /// Taking turns, as the schedule says; and accesses of global memory must be ordered, between blocks by releasing and
+    /// acquiring. How many blocks are there at a time is also a matter of the schedule.
+    Together,
 }
 
 /// How to run.
@@ -81,13 +95,23 @@ pub struct Trace {
     pub alternatives: Vec<u32>,
 }
 
+impl Trace {
+    /// Adds what is known of another block.
+    fn add(&mut self, other: Self) {
+        self.synchronisations.extend(other.synchronisations);
+        if other.alternatives.len() > self.alternatives.len() {
+            self.alternatives = other.alternatives;
+        }
+    }
+}
+
 /// Runs a kernel to its end.
 ///
 /// # Errors
 ///
 /// The first mistake of the first block that makes one.
 pub fn launch(shape: Launch, memory: &Memory, options: &Options, kernel: impl Fn() + Sync) -> Result<Trace, Report> {
-    let Launch { grid, threads, shared_bytes, blocks_in_order } = shape;
+    let Launch { grid, threads, shared_bytes, blocks } = shape;
     let refuse = |message: String| {
         Err(Report { kind: Kind::Launch, message, block: [0; 3], thread: None, schedule: options.schedule })
     };
@@ -100,24 +124,33 @@ pub fn launch(shape: Launch, memory: &Memory, options: &Options, kernel: impl Fn
     if shared_bytes > MAX_SHARED_BYTES {
         return refuse(format!("{shared_bytes} bytes of shared memory; a block has at most {MAX_SHARED_BYTES}"));
     }
+    assert!(CTA.with_borrow(Option::is_none), "a kernel cannot launch a kernel");
     memory.begin_launch();
     let trace = Mutex::new(Trace::default());
     let [x, y, z] = grid.map(u64::from);
-    let run = |index: u64| {
+    let count = x * y * z;
+    let start = |index: u64, history: SharedHistory| {
         let block = [index % x, index / x % y, index / (x * y)].map(|index| index as u32);
-        let found = run_block(Cta::new(shape, block, index, memory, options), &kernel)?;
-        let mut trace = trace.lock().expect("no thread panics with the lock");
-        trace.synchronisations.extend(found.synchronisations);
-        if found.alternatives.len() > trace.alternatives.len() {
-            trace.alternatives = found.alternatives;
-        }
+        Run::new(Cta::new(shape, (block, index), memory, options, history), &kernel)
+    };
+    let add = |found: Trace| trace.lock().expect("no thread panics with the lock").add(found);
+    let alone = |index: u64| {
+        add(start(index, None).finish()?);
         Ok(())
     };
-    let blocks = 0..x * y * z;
-    let failure = if blocks_in_order {
-        blocks.into_iter().find_map(|index| run(index).err())
-    } else {
-        blocks.into_par_iter().find_map_first(|index| run(index).err())
+    let failure = match blocks {
+        Blocks::Parallel => (0..count).into_par_iter().find_map_first(|index| alone(index).err()),
+        Blocks::InOrder => (0..count).find_map(|index| alone(index).err()),
+        Blocks::Together => {
+            let history = SharedHistory::Some(Rc::default());
+            match run_together(count, options.schedule, |index| start(index, history.clone())) {
+                Ok(found) => {
+                    add(found);
+                    None
+                }
+                Err(report) => Some(report),
+            }
+        }
     };
     match failure {
         Some(report) => Err(report),
@@ -143,6 +176,8 @@ pub enum Waiting {
     MBarrier { address: u32, parity: u32 },
     /// Registers that others give back.
     Registers,
+    /// A value of the word at a global address.
+    Word { address: u64, value: u32 },
     /// Nothing any more: it returned.
     Over,
 }
@@ -226,8 +261,12 @@ impl ThreadSet {
 pub struct Cta {
     pub grid: [u32; 3],
     pub block: [u32; 3],
+    /// Of the block in its grid.
+    pub index: u64,
     pub memory: &'static Memory,
-    pub blocks_in_order: bool,
+    pub blocks: Blocks,
+    /// If blocks run together.
+    pub history: SharedHistory,
     pub options: Options,
     /// With a random schedule.
     pub random: Option<Random>,
@@ -259,8 +298,14 @@ enum Step {
 }
 
 impl Cta {
-    fn new(shape: Launch, block: [u32; 3], index: u64, memory: &Memory, options: &Options) -> Self {
-        let Launch { grid, threads, shared_bytes, blocks_in_order } = shape;
+    fn new(
+        shape: Launch,
+        (block, index): ([u32; 3], u64),
+        memory: &Memory,
+        options: &Options,
+        history: SharedHistory,
+    ) -> Self {
+        let Launch { grid, threads, shared_bytes, blocks } = shape;
         // SAFETY: the block ends before `launch` does, which holds the borrow.
         let memory: &'static Memory = unsafe { &*ptr::from_ref(memory) };
         let thread = |index: u32| {
@@ -284,8 +329,10 @@ impl Cta {
         Self {
             grid,
             block,
+            index,
             memory,
-            blocks_in_order,
+            blocks,
+            history,
             options: options.clone(),
             random,
             priorities,
@@ -426,6 +473,18 @@ impl Cta {
         thread.map(Step::Run)
     }
 
+    /// Makes those ready whose word has the value that they wait for. Returns whether there are any.
+    fn wake_waiting_for_words(&mut self) -> bool {
+        let has_come = |thread: &Thread| match thread.waiting {
+            Waiting::Word { address, value } => self.memory.word(address, thread.site).is_ok_and(|now| now == value),
+            _ => false,
+        };
+        let threads = (0..).zip(&self.threads);
+        let awake: Vec<u32> = threads.filter(|(_, thread)| has_come(thread)).map(|(index, _)| index).collect();
+        awake.iter().for_each(|&thread| self.wake(thread));
+        !awake.is_empty()
+    }
+
     /// What is wrong when nobody can go on.
     fn stuck(&self) -> Report {
         let mut kind = Kind::Deadlock;
@@ -454,6 +513,11 @@ impl Cta {
                     format!("wait at barrier {id} ({state}) in bar.sync at {site}")
                 }
                 Waiting::Registers => format!("wait for registers in setmaxnreg.inc at {site}"),
+                Waiting::Word { address, value } => {
+                    let now = self.memory.word(address, site).map_or("?".to_owned(), |now| now.to_string());
+                    let place = self.memory.place(address);
+                    format!("wait for {value} in {place}, which is {now}, in ld.acquire at {site}")
+                }
                 Waiting::MBarrier { address, parity } => {
                     let state = self.mbarriers.get(&address).map(MBarrier::describe).unwrap_or_default();
                     format!("wait for parity {parity} of the mbarrier at {address:#x} ({state}) at {site}")
@@ -552,7 +616,7 @@ pub fn synchronises(instruction: &'static str, site: Site) -> bool {
 type Fiber = Coroutine<(), (), (), DefaultStack>;
 
 fn fiber<K: Fn()>(kernel: &K, stack: DefaultStack) -> Fiber {
-    // SAFETY: fibers end before `run_block` does, which holds the borrow.
+    // SAFETY: fibers end with their `Run`, before `launch` does, which holds the borrow.
     unsafe {
         Coroutine::with_stack_unchecked(stack, |yielder: &Yielder<(), ()>, ()| {
             run(|cta| {
@@ -564,67 +628,171 @@ fn fiber<K: Fn()>(kernel: &K, stack: DefaultStack) -> Fiber {
     }
 }
 
-fn run_block<K: Fn()>(cta: Cta, kernel: &K) -> Result<Trace, Report> {
-    let stack = || {
-        let pooled = STACKS.with_borrow_mut(Vec::pop);
-        pooled.unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("address space for a fiber's stack"))
-    };
-    let mut fibers: Vec<Option<Fiber>> = cta.threads.iter().map(|_| Some(fiber(kernel, stack()))).collect();
-    let threads = fibers.len();
-    CTA.with_borrow_mut(|slot| {
-        assert!(slot.is_none(), "a kernel cannot launch a kernel");
-        *slot = Some(Box::new(cta));
-    });
-    let result = schedule(&mut fibers, threads);
-    // Fibers that wait are unwound while the block is still there: their operations may be called by destructors.
-    drop(fibers);
-    let cta = CTA.with_borrow_mut(Option::take).expect("put there above");
-    result.and_then(|()| match cta.check_end() {
-        Ok(()) => Ok(cta.trace),
-        Err(problem) => Err(cta.block_report(problem)),
-    })
+/// A block with its fibers.
+struct Run {
+    /// `None` while the block is in [`CTA`].
+    cta: Option<Box<Cta>>,
+    fibers: Vec<Option<Fiber>>,
+    /// Fibers that have not returned.
+    left: usize,
+    /// It waits for other blocks, none of which went on since.
+    stuck: bool,
 }
 
-/// Runs the fibers until all have returned.
-fn schedule(fibers: &mut [Option<Fiber>], mut left: usize) -> Result<(), Report> {
+/// How far a block got.
+enum Progress {
+    Finished,
+    Paused,
+    /// Nobody can go on; whether anybody could before.
+    Stuck {
+        moved: bool,
+        report: Report,
+    },
+}
+
+impl Run {
+    fn new<K: Fn()>(cta: Cta, kernel: &K) -> Self {
+        let stack = || {
+            let pooled = STACKS.with_borrow_mut(Vec::pop);
+            pooled.unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("address space for a fiber's stack"))
+        };
+        let fibers: Vec<Option<Fiber>> = cta.threads.iter().map(|_| Some(fiber(kernel, stack()))).collect();
+        Self { left: fibers.len(), cta: Some(Box::new(cta)), fibers, stuck: false }
+    }
+
+    /// Puts the block where its fibers look for it, or back.
+    fn swap_in_or_out(&mut self) {
+        CTA.with_borrow_mut(|slot| std::mem::swap(slot, &mut self.cta));
+    }
+
+    /// Runs threads until all have returned, none can, or it is another block's turn.
+    fn advance(&mut self, mut goes_on: impl FnMut() -> bool) -> Result<Progress, Report> {
+        self.swap_in_or_out();
+        let mut moved = false;
+        let progress = loop {
+            if self.left == 0 {
+                break Ok(Progress::Finished);
+            }
+            match step(&mut self.fibers, &mut self.left) {
+                Ok(None) => moved = true,
+                Ok(Some(report)) => break Ok(Progress::Stuck { moved, report }),
+                Err(report) => break Err(report),
+            }
+            if !goes_on() {
+                break Ok(Progress::Paused);
+            }
+        };
+        self.swap_in_or_out();
+        progress
+    }
+
+    /// Runs all threads to their end.
+    fn finish(mut self) -> Result<Trace, Report> {
+        match self.advance(|| true)? {
+            Progress::Stuck { report, .. } => return Err(report),
+            Progress::Finished | Progress::Paused => {}
+        }
+        let cta = self.cta.as_mut().expect("it is not in the slot");
+        match cta.check_end() {
+            Ok(()) => Ok(std::mem::take(&mut cta.trace)),
+            Err(problem) => Err(cta.block_report(problem)),
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Fibers that wait are unwound while the block is still there: their operations may be called by destructors.
+        self.swap_in_or_out();
+        self.fibers.clear();
+        self.swap_in_or_out();
+    }
+}
+
+/// Picks between blocks that run together are, on average, so many steps apart.
+const STEPS_PER_TURN: usize = 64;
+
+/// Runs blocks that take turns. With the schedule in order, one is there at a time, in reverse all of them.
+fn run_together(count: u64, schedule: Schedule, start: impl Fn(u64) -> Run) -> Result<Trace, Report> {
+    let mut random = match schedule {
+        Schedule::Random(seed) | Schedule::RandomWarps(seed) => Some(Random::new(seed, count)),
+        Schedule::InOrder | Schedule::Reverse | Schedule::Preempted(_) => None,
+    };
+    let resident = match (&mut random, schedule) {
+        (Some(random), _) => 1 + random.below(count as usize),
+        (None, Schedule::InOrder) => 1,
+        (None, _) => count as usize,
+    };
+    let mut blocks = 0..count;
+    let mut runs: Vec<Run> = blocks.by_ref().take(resident).map(&start).collect();
+    let mut found = Trace::default();
+    while !runs.is_empty() {
+        let able: Vec<usize> = (0..runs.len()).filter(|&index| !runs[index].stuck).collect();
+        let index = match &mut random {
+            Some(random) => able[random.below(able.len())],
+            None => able[able.len() - 1],
+        };
+        let mut turn = || random.as_mut().is_none_or(|random| random.below(STEPS_PER_TURN) > 0);
+        match runs[index].advance(&mut turn)? {
+            Progress::Stuck { moved, report } => {
+                if moved {
+                    runs.iter_mut().for_each(|run| run.stuck = false);
+                }
+                runs[index].stuck = true;
+                if runs.iter().all(|run| run.stuck) {
+                    return Err(report);
+                }
+            }
+            Progress::Paused => runs.iter_mut().for_each(|run| run.stuck = false),
+            Progress::Finished => {
+                found.add(runs.remove(index).finish()?);
+                runs.extend(blocks.next().map(&start));
+                runs.iter_mut().for_each(|run| run.stuck = false);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Does one thing of the block. Returns what is wrong if nothing can be done.
+fn step(fibers: &mut [Option<Fiber>], left: &mut usize) -> Result<Option<Report>, Report> {
     let with_cta = |function: &mut dyn FnMut(&mut Cta) -> Result<(), Report>| {
         CTA.with_borrow_mut(|cta| function(cta.as_mut().expect("the block is there while its fibers run")))
     };
-    while left > 0 {
-        let mut next = None;
-        with_cta(&mut |cta| {
-            match cta.pick() {
-                None => return Err(cta.stuck()),
-                Some(Step::Land(copy)) => cta.land(copy),
-                Some(Step::Multiply(warp)) => cta.multiply_next(warp),
-                Some(Step::Run(thread)) => {
-                    cta.current = thread;
-                    next = Some(thread);
-                }
+    let (mut next, mut stuck) = (None, None);
+    with_cta(&mut |cta| {
+        match cta.pick() {
+            None if cta.wake_waiting_for_words() => {}
+            None => stuck = Some(cta.stuck()),
+            Some(Step::Land(copy)) => cta.land(copy),
+            Some(Step::Multiply(warp)) => cta.multiply_next(warp),
+            Some(Step::Run(thread)) => {
+                cta.current = thread;
+                next = Some(thread);
             }
-            Ok(())
-        })?;
-        let Some(thread) = next else { continue };
-        let slot = &mut fibers[thread as usize];
-        let fiber = slot.as_mut().expect("a fiber that returned is not ready");
-        let outcome = catch_unwind(AssertUnwindSafe(|| fiber.resume(())));
-        let returned = !matches!(outcome, Ok(CoroutineResult::Yield(())));
-        if returned {
-            let stack = slot.take().expect("it just ran").into_stack();
-            STACKS.with_borrow_mut(|stacks| stacks.push(stack));
-            left -= 1;
         }
-        with_cta(&mut |cta| {
-            if let Err(panic) = &outcome {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-                cta.report(Problem::new(Kind::Panic, text));
-            }
-            if returned {
-                cta.block(Waiting::Over, Location::caller());
-            }
-            cta.report.take().map_or(Ok(()), Err)
-        })?;
+        Ok(())
+    })?;
+    let Some(thread) = next else { return Ok(stuck) };
+    let slot = &mut fibers[thread as usize];
+    let fiber = slot.as_mut().expect("a fiber that returned is not ready");
+    let outcome = catch_unwind(AssertUnwindSafe(|| fiber.resume(())));
+    let returned = !matches!(outcome, Ok(CoroutineResult::Yield(())));
+    if returned {
+        let stack = slot.take().expect("it just ran").into_stack();
+        STACKS.with_borrow_mut(|stacks| stacks.push(stack));
+        *left -= 1;
     }
-    Ok(())
+    with_cta(&mut |cta| {
+        if let Err(panic) = &outcome {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            cta.report(Problem::new(Kind::Panic, text));
+        }
+        if returned {
+            cta.block(Waiting::Over, Location::caller());
+        }
+        cta.report.take().map_or(Ok(()), Err)
+    })?;
+    Ok(None)
 }

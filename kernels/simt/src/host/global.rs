@@ -1,8 +1,8 @@
 use std::panic::Location;
 
-use super::executor::run;
+use super::executor::{Blocks, Cta, Waiting, hesitate, run, suspend, synchronises};
 use super::poison;
-use super::report::{Kind, Problem};
+use super::report::{Kind, Problem, Site};
 
 #[track_caller]
 fn load<const BYTES: usize>(address: u64) -> [u8; BYTES] {
@@ -17,7 +17,10 @@ fn load<const BYTES: usize>(address: u64) -> [u8; BYTES] {
 #[track_caller]
 fn store<const BYTES: usize>(address: u64, bytes: [u8; BYTES]) {
     let site = Location::caller();
-    run(|cta| cta.memory.store(address, &bytes, site))
+    run(|cta| {
+        cta.memory.store(address, &bytes, site)?;
+        cta.write_global("st.global", address, BYTES as u64, site)
+    })
 }
 
 /// Words from bytes, lowest first.
@@ -76,14 +79,106 @@ pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
     store::<16>(address, join(&value));
 }
 
+pub fn evict_first() -> u64 {
+    0
+}
+
+#[track_caller]
+pub unsafe fn load_u32x4_hint(address: u64, _: u64) -> [u32; 4] {
+    split(&load::<16>(address))
+}
+
+#[track_caller]
+pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], _: u64) {
+    store::<8>(address, join(&value));
+}
+
+#[track_caller]
+pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], _: u64) {
+    store::<16>(address, join(&value));
+}
+
+#[track_caller]
+fn load_written<const BYTES: usize>(address: u64) -> [u8; BYTES] {
+    let site = Location::caller();
+    run(|cta| {
+        cta.atomics_allowed("ld.global", site)?;
+        let mut bytes = [0; BYTES];
+        cta.memory.load_written("ld.global", address, &mut bytes, site)?;
+        cta.read_global("ld.global", address, BYTES as u64, site)?;
+        Ok(bytes)
+    })
+}
+
+#[track_caller]
+pub unsafe fn load_written_f32(address: u64) -> f32 {
+    f32::from_le_bytes(load_written(address))
+}
+
+#[track_caller]
+pub unsafe fn load_written_u32x4(address: u64) -> [u32; 4] {
+    split(&load_written::<16>(address))
+}
+
 #[track_caller]
 pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
     let site = Location::caller();
-    run(|cta| {
-        if !cta.blocks_in_order {
-            let message = format!("atom.global.add at {site} by a launch whose blocks do not run in order");
-            return Err(Problem::new(Kind::Launch, message));
+    let before = run(|cta| {
+        cta.atomics_allowed("atom.global.add", site)?;
+        cta.memory.fetch_add(address, value, site)
+    });
+    hesitate();
+    before
+}
+
+#[track_caller]
+pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
+    let site = Location::caller();
+    let orders = !synchronises("atom.acq_rel", site);
+    let before = run(|cta| {
+        cta.atomics_allowed("atom.acq_rel.gpu.global.add", site)?;
+        if orders {
+            cta.acquire(address);
+            cta.release(address);
         }
         cta.memory.fetch_add(address, value, site)
-    })
+    });
+    hesitate();
+    before
+}
+
+#[track_caller]
+pub unsafe fn wait_until_u32(address: u64, value: u32) {
+    let site = Location::caller();
+    if synchronises("ld.acquire", site) {
+        return;
+    }
+    let there = |cta: &mut Cta| {
+        cta.atomics_allowed("ld.acquire.gpu.global", site)?;
+        let there = cta.memory.word(address, site)? == value;
+        if there {
+            cta.acquire(address);
+        } else {
+            cta.block(Waiting::Word { address, value }, site);
+        }
+        Ok(there)
+    };
+    while !run(there) {
+        suspend();
+    }
+    hesitate();
+}
+
+impl Cta {
+    /// What blocks say to each other depends on which of them goes first, which only a launch knows that runs them in a
+    /// certain order.
+    fn atomics_allowed(&self, what: &str, site: Site) -> Result<(), Problem> {
+        match self.blocks {
+            Blocks::Parallel => {
+                let message = format!("{what} at {site} by a launch whose blocks run in no certain order");
+                Err(Problem::new(Kind::Launch, message))
+            }
+            Blocks::InOrder | Blocks::Together => Ok(()),
+        }
+    }
 }

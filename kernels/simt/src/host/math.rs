@@ -1,5 +1,7 @@
 //! Where PTX only bounds the error, the host computes the correctly rounded value (or close to it).
 
+use half::{bf16, f16};
+
 use super::poison;
 
 /// Subnormal numbers become zeros of their sign, as with `.ftz`.
@@ -38,4 +40,68 @@ pub fn or3(a: u32, b: u32, c: u32) -> u32 {
 
 pub fn opaque(value: u32) -> u32 {
     value
+}
+
+/// Applies a function to the low halves and to the high halves.
+fn halves(a: u32, b: u32, function: impl Fn(u16, u16) -> u16) -> u32 {
+    function(a as u16, b as u16) as u32 | (function((a >> 16) as u16, (b >> 16) as u16) as u32) << 16
+}
+
+/// One of two 16-bit numbers, as `pick` chooses between them as f32.
+fn pick(a: (u16, f32), b: (u16, f32), pick: impl Fn(f32, f32) -> bool) -> u16 {
+    if a.1.is_nan() || pick(b.1, a.1) && !b.1.is_nan() { b.0 } else { a.0 }
+}
+
+macro_rules! packed {
+    ($($name:ident $format:ident, $compare:ident;)*) => { $(
+        pub fn $name(a: u32, b: u32) -> u32 {
+            let number = |bits| (bits, $format::from_bits(bits).to_f32());
+            halves(a, b, |a, b| pick(number(a), number(b), |a, b| a.total_cmp(&b).$compare()))
+        }
+    )* };
+}
+
+packed! {
+    min_f16x2 f16, is_lt;
+    max_f16x2 f16, is_gt;
+    min_bf16x2 bf16, is_lt;
+    max_bf16x2 bf16, is_gt;
+}
+
+macro_rules! packed_nan {
+    ($($name:ident $number:ident, $format:ident;)*) => { $(
+        pub fn $name(a: u32, b: u32) -> u32 {
+            let nan = $format::NAN.to_bits();
+            let is_nan = |bits| $format::from_bits(bits).is_nan();
+            let numbers = $number(a, b);
+            let low = if is_nan(a as u16) || is_nan(b as u16) { nan } else { numbers as u16 };
+            let high = (numbers >> 16) as u16;
+            let high = if is_nan((a >> 16) as u16) || is_nan((b >> 16) as u16) { nan } else { high };
+            low as u32 | (high as u32) << 16
+        }
+    )* };
+}
+
+packed_nan! {
+    min_nan_f16x2 min_f16x2, f16;
+    max_nan_f16x2 max_f16x2, f16;
+    min_nan_bf16x2 min_bf16x2, bf16;
+    max_nan_bf16x2 max_bf16x2, bf16;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_extremes_take_halves_apart() {
+        // (1, -2) and (-0, NaN)
+        assert_eq!(min_f16x2(0xc000_3c00, 0x7e00_8000), 0xc000_8000);
+        assert_eq!(max_f16x2(0xc000_3c00, 0x7e00_8000), 0xc000_3c00);
+        assert_eq!(max_f16x2(0x7e00_8000, 0xc000_0000), 0xc000_0000);
+        assert_eq!(min_bf16x2(0xc000_3f80, 0x7fc0_8000), 0xc000_8000);
+        assert_eq!(max_bf16x2(0xff80_3f80, 0x7f80_7f80), 0x7f80_7f80);
+        assert_eq!(min_nan_f16x2(0xc000_3c00, 0x7e00_8000), 0x7e00_8000);
+        assert_eq!(max_nan_bf16x2(0x4000_3f80, 0x3f80_ffc0), 0x4000_7fc0);
+    }
 }

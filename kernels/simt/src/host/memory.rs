@@ -52,6 +52,18 @@ impl Memory {
         self.push(name, content.iter().map(byte).collect())
     }
 
+    /// Sets bytes of a buffer, before a launch.
+    ///
+    /// # Panics
+    ///
+    /// If the place is not in a buffer.
+    pub fn fill(&self, address: u64, value: u8, bytes: usize) {
+        for byte in self.expect(address, bytes) {
+            byte.value.store(value, Relaxed);
+            byte.state.store(INITIAL, Relaxed);
+        }
+    }
+
     fn push(&mut self, name: &str, bytes: Vec<Byte>) -> u64 {
         assert!((bytes.len() as u64) < 1 << SLOT_BITS, "{name} is too large: {} bytes", bytes.len());
         self.buffers.push(Buffer { name: name.to_owned(), bytes });
@@ -111,7 +123,7 @@ impl Memory {
     }
 
     /// What a buffer is called, and where in it an address is.
-    fn place(&self, address: u64) -> String {
+    pub(super) fn place(&self, address: u64) -> String {
         let name = &self.buffers[(address >> SLOT_BITS) as usize - 1].name;
         format!("byte {} of `{name}`", address & ((1 << SLOT_BITS) - 1))
     }
@@ -126,31 +138,44 @@ impl Memory {
         site: Site,
     ) -> Result<(), Problem> {
         let bytes = self.access(what, address, into.len() as u64, alignment, site)?;
+        if let Some(offset) = bytes.iter().position(|byte| byte.state.load(Relaxed) >= WRITTEN) {
+            let place = self.place(address + offset as u64);
+            return Err(Problem::new(Kind::Race, format!("{what} of {place}, which this launch wrote, at {site}")));
+        }
+        self.copy(what, address, bytes, into, site)
+    }
+
+    /// Loads what this launch may have written.
+    pub(super) fn load_written(&self, what: &str, address: u64, into: &mut [u8], site: Site) -> Result<(), Problem> {
+        let len = into.len() as u64;
+        let bytes = self.access(what, address, len, len, site)?;
+        self.copy(what, address, bytes, into, site)
+    }
+
+    fn copy(&self, what: &str, address: u64, bytes: &[Byte], into: &mut [u8], site: Site) -> Result<(), Problem> {
         for (offset, (byte, into)) in bytes.iter().zip(into).enumerate() {
             *into = byte.value.load(Relaxed);
-            let state = byte.state.load(Relaxed);
-            if state == UNWRITTEN {
+            if byte.state.load(Relaxed) == UNWRITTEN {
                 let message =
                     format!("{what} of {}, which nobody wrote, at {site}", self.place(address + offset as u64));
                 return Err(Problem::new(Kind::Uninitialized, message));
-            }
-            if state >= WRITTEN {
-                let place = self.place(address + offset as u64);
-                return Err(Problem::new(Kind::Race, format!("{what} of {place}, which this launch wrote, at {site}")));
             }
         }
         Ok(())
     }
 
-    /// Adds atomically; blocks run one after the other.
+    /// The u32 at an address that others change atomically.
+    pub(super) fn word(&self, address: u64, site: Site) -> Result<u32, Problem> {
+        let mut bytes = [0; 4];
+        self.load_written("ld.acquire.gpu.global", address, &mut bytes, site)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// Adds atomically; the blocks run one at a time.
     pub(super) fn fetch_add(&self, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
-        let what = "atom.global.add";
-        let bytes = self.access(what, address, 4, 4, site)?;
-        if bytes.iter().any(|byte| byte.state.load(Relaxed) == UNWRITTEN) {
-            let message = format!("{what} of {}, which nobody wrote, at {site}", self.place(address));
-            return Err(Problem::new(Kind::Uninitialized, message));
-        }
-        let before = u32::from_le_bytes(std::array::from_fn(|index| bytes[index].value.load(Relaxed)));
+        let mut before = [0; 4];
+        self.load_written("atom.global.add", address, &mut before, site)?;
+        let before = u32::from_le_bytes(before);
         self.store(address, &before.wrapping_add(value).to_le_bytes(), site)?;
         Ok(before)
     }

@@ -10,6 +10,7 @@
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
+//! | `blocks` | the same between blocks, in global memory |
 //! | `warp`, `mbarrier`, `copy`, `mma`, `wgmma`, … | an instruction family each |
 //! | `poison` | what stands where a result is yet to come |
 //! | `report` | what is told about a mistake |
@@ -26,6 +27,7 @@ pub(crate) mod thread;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
 
+mod blocks;
 mod clock;
 mod executor;
 mod memory;
@@ -34,7 +36,7 @@ mod report;
 mod schedule;
 mod search;
 
-pub use executor::{Launch, Options, Synchronisation, Trace, launch};
+pub use executor::{Blocks, Launch, Options, Synchronisation, Trace, launch};
 pub use memory::Memory;
 pub use report::{Kind, Report};
 pub use schedule::{Preemptions, SEED_VARIABLE, Schedule};

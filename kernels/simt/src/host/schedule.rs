@@ -16,7 +16,7 @@ pub enum Schedule {
     /// All by chance, warp by warp: each warp's lanes go as far as they get before another warp's turn.
     RandomWarps(u64),
     /// A thread goes as far as it gets, then the next of its warp, then the first that can; copies and products are done as
-    /// late as they may. At the given steps something else happens ([`search`](super::search) tries all).
+    /// late as they may. At the given steps something else happens ([`search`](super::search()) tries all).
     Preempted(Preemptions),
 }
 

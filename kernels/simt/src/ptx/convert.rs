@@ -46,9 +46,18 @@ pub fn f32_from_f16(bits: u16) -> f32 {
 }
 
 #[inline(always)]
-pub fn i32_round_even(value: f32) -> i32 {
-    let rounded;
+pub fn i8x4(values: [f32; 4]) -> u32 {
+    let codes;
     // SAFETY: arithmetic on registers.
-    unsafe { asm!("cvt.rni.s32.f32 {}, {};", out(reg32) rounded, in(reg32) value, options(pure, nomem, nostack)) }
-    rounded
+    unsafe {
+        asm!(
+            "{{ .reg .b32 a, b, c, d, high;",
+            "cvt.rni.s32.f32 a, {1}; cvt.rni.s32.f32 b, {2}; cvt.rni.s32.f32 c, {3}; cvt.rni.s32.f32 d, {4};",
+            "cvt.pack.sat.s8.s32.b32 high, d, c, 0;",
+            "cvt.pack.sat.s8.s32.b32 {0}, b, a, high; }}",
+            out(reg32) codes, in(reg32) values[0], in(reg32) values[1], in(reg32) values[2], in(reg32) values[3],
+            options(pure, nomem, nostack)
+        )
+    }
+    codes
 }

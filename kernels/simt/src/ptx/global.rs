@@ -1,4 +1,5 @@
-//! Loads are `pure`: what they read does not change while a kernel runs, so the compiler may move or merge them.
+//! Loads through `ld.global.nc` are `pure`: what they read does not change while a kernel runs, so the compiler may move or
+//! merge them. Others stay where they are.
 
 use core::arch::asm;
 
@@ -41,6 +42,65 @@ pub unsafe fn load_u32x4(address: u64) -> [u32; 4] {
 }
 
 #[inline(always)]
+pub fn evict_first() -> u64 {
+    let policy;
+    // SAFETY: it touches no memory.
+    unsafe {
+        asm!("createpolicy.fractional.L2::evict_first.b64 {}, 1.0;", out(reg64) policy, options(pure, nomem, nostack))
+    }
+    policy
+}
+
+#[inline(always)]
+pub unsafe fn load_u32x4_hint(address: u64, policy: u64) -> [u32; 4] {
+    let (a, b, c, d);
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!(
+            "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.b32 {{{}, {}, {}, {}}}, [{}], {};",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address, in(reg64) policy,
+            options(pure, readonly, nostack)
+        )
+    }
+    [a, b, c, d]
+}
+
+#[inline(always)]
+pub unsafe fn load_written_f32(address: u64) -> f32 {
+    let value;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("ld.global.b32 {}, [{}];", out(reg32) value, in(reg64) address, options(readonly, nostack)) }
+    value
+}
+
+#[inline(always)]
+pub unsafe fn load_written_u32x4(address: u64) -> [u32; 4] {
+    let (a, b, c, d);
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("ld.global.v4.b32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c,
+            out(reg32) d, in(reg64) address, options(readonly, nostack))
+    }
+    [a, b, c, d]
+}
+
+#[inline(always)]
+pub unsafe fn wait_until_u32(address: u64, value: u32) {
+    loop {
+        let now: u32;
+        // SAFETY: the caller's contract is the instruction's.
+        unsafe {
+            asm!("ld.acquire.gpu.global.b32 {}, [{}];", out(reg32) now, in(reg64) address, options(nostack));
+        }
+        if now == value {
+            return;
+        }
+        // SAFETY: it touches nothing.
+        unsafe { asm!("nanosleep.u32 64;", options(nomem, nostack)) }
+    }
+}
+
+#[inline(always)]
 pub unsafe fn store_u16(address: u64, value: u16) {
     // SAFETY: the caller's contract is the instruction's.
     unsafe { asm!("st.global.b16 [{}], {};", in(reg64) address, in(reg16) value, options(nostack)) }
@@ -58,6 +118,17 @@ pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
     // SAFETY: the caller's contract is the instruction's.
     unsafe {
         asm!("atom.global.add.u32 {}, [{}], {};", out(reg32) before, in(reg64) address, in(reg32) value,
+            options(nostack))
+    }
+    before
+}
+
+#[inline(always)]
+pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
+    let before;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("atom.acq_rel.gpu.global.add.u32 {}, [{}], {};", out(reg32) before, in(reg64) address, in(reg32) value,
             options(nostack))
     }
     before
@@ -84,5 +155,28 @@ pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
     unsafe {
         asm!("st.global.v4.b32 [{}], {{{}, {}, {}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1],
             in(reg32) value[2], in(reg32) value[3], options(nostack))
+    }
+}
+
+#[inline(always)]
+pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], policy: u64) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!(
+            "st.global.L2::cache_hint.v2.b32 [{}], {{{}, {}}}, {};",
+            in(reg64) address, in(reg32) value[0], in(reg32) value[1], in(reg64) policy, options(nostack)
+        )
+    }
+}
+
+#[inline(always)]
+pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], policy: u64) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!(
+            "st.global.L2::cache_hint.v4.b32 [{}], {{{}, {}, {}, {}}}, {};",
+            in(reg64) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
+            in(reg64) policy, options(nostack)
+        )
     }
 }

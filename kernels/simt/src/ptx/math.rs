@@ -30,6 +30,32 @@ unary! {
     reciprocal "rcp.approx.ftz.f32";
 }
 
+macro_rules! packed {
+    ($($name:ident $mnemonic:literal;)*) => { $(
+        #[inline(always)]
+        pub fn $name(a: u32, b: u32) -> u32 {
+            let result;
+            // SAFETY: arithmetic on registers.
+            unsafe {
+                asm!(concat!($mnemonic, " {}, {}, {};"), out(reg32) result, in(reg32) a, in(reg32) b,
+                    options(pure, nomem, nostack))
+            }
+            result
+        }
+    )* };
+}
+
+packed! {
+    min_f16x2 "min.f16x2";
+    max_f16x2 "max.f16x2";
+    min_bf16x2 "min.bf16x2";
+    max_bf16x2 "max.bf16x2";
+    min_nan_f16x2 "min.NaN.f16x2";
+    max_nan_f16x2 "max.NaN.f16x2";
+    min_nan_bf16x2 "min.NaN.bf16x2";
+    max_nan_bf16x2 "max.NaN.bf16x2";
+}
+
 #[inline(always)]
 pub fn or3(a: u32, b: u32, c: u32) -> u32 {
     let result;

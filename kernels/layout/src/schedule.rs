@@ -1,0 +1,339 @@
+//! The order in which the quantizer's work is done, and the counters by which its CTAs agree.
+//!
+//! Keys and values are read twice: for their statistics, and to be quantized with them. Work is cut into *items* of one
+//! tile, claimed in one order that merges two streams, both sorted by key head:
+//!
+//! - statistics: of a head, its key tiles, then its value tiles;
+//! - quantization: of a head, its key tiles, then its value tiles, and evenly between them the query tiles that read them.
+//!
+//! The first stream is a *lead* ahead of the second: what a tile is quantized with is known by then, without a wait, and
+//! the tile is still in the L2 cache. An item depends on items that come before it, and on no others; so CTAs that claim
+//! items in this order cannot wait for each other in a circle, however many of them run at a time.
+//!
+//! ```text
+//! statistics    K₀ K₀ V₀ V₀ K₁ K₁ V₁ …
+//! quantization              K₀ Q₀ K₀ Q₀ V₀ Q₀ …
+//! ```
+
+/// What an item is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Work {
+    /// Statistics of a key tile.
+    KeyStatistics = 0,
+    /// Statistics of a value tile.
+    ValueStatistics = 1,
+    /// Quantization of a query tile.
+    Query = 2,
+    /// Quantization of a key tile.
+    Key = 3,
+    /// Quantization of a value tile.
+    Value = 4,
+}
+
+/// A tile, and what to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What to do.
+    pub work: Work,
+    /// Key head, over all batches.
+    pub head: u32,
+    /// Tile of that head. Query tiles are counted over all query heads that share the key head.
+    pub tile: u32,
+}
+
+/// Tiles of each key head that are worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TilesPerHead {
+    /// Key tiles that statistics are taken of: all or none.
+    pub key_statistics: u32,
+    /// Value tiles that statistics are taken of: all or none.
+    pub value_statistics: u32,
+    /// Query tiles, of all query heads that share the key head.
+    pub query: u32,
+    /// Key tiles.
+    pub key: u32,
+    /// Value tiles; as many as key tiles, or none.
+    pub value: u32,
+}
+
+impl TilesPerHead {
+    const fn statistics(&self) -> u32 {
+        self.key_statistics + self.value_statistics
+    }
+
+    const fn quantization(&self) -> u32 {
+        self.query + self.key + self.value
+    }
+}
+
+/// The order of a call's items.
+///
+/// There are under 2³¹ of them, as tiles of keys and query CTAs are under 2²⁸.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Order {
+    /// What there is to do for each head.
+    pub tiles: TilesPerHead,
+    /// Statistics items in all.
+    pub statistics: u32,
+    /// All items.
+    pub items: u32,
+    /// Statistics items that come before the first quantization.
+    pub lead: u32,
+    /// Statistics' share of the items, in parts of 2³².
+    pub statistics_share: u32,
+    /// Queries' share of a head's quantization, in parts of 2³².
+    pub query_share: u32,
+}
+
+impl Order {
+    /// The order for `heads` key heads; at least `lag` statistics items lie between a head's last and the first
+    /// quantization that depends on it, if there are as many.
+    pub const fn new(heads: u32, tiles: TilesPerHead, lag: u32) -> Self {
+        let statistics = heads * tiles.statistics();
+        let quantization = heads * tiles.quantization();
+        let lead = tiles.key + lag + ROUNDING;
+        Self {
+            tiles,
+            statistics,
+            items: statistics + quantization,
+            lead: if lead < statistics { lead } else { statistics },
+            statistics_share: share(statistics, statistics + quantization),
+            query_share: share(tiles.query, tiles.quantization()),
+        }
+    }
+
+    /// The item at `index`; there is none at `items` and beyond.
+    #[inline(always)]
+    pub fn nth(&self, index: u32) -> Option<Item> {
+        if index >= self.items {
+            return None;
+        }
+        if index < self.lead {
+            return Some(self.statistics_item(index));
+        }
+        let merged = index - self.lead;
+        let before = part(merged, self.statistics_share);
+        Some(if self.lead + before >= self.statistics {
+            self.quantization_item(index - self.statistics)
+        } else if part(merged + 1, self.statistics_share) > before {
+            self.statistics_item(self.lead + before)
+        } else {
+            self.quantization_item(merged - before)
+        })
+    }
+
+    #[inline(always)]
+    fn statistics_item(&self, index: u32) -> Item {
+        let (head, tile) = div_rem(index, self.tiles.statistics());
+        match tile.checked_sub(self.tiles.key_statistics) {
+            None => Item { work: Work::KeyStatistics, head, tile },
+            Some(tile) => Item { work: Work::ValueStatistics, head, tile },
+        }
+    }
+
+    #[inline(always)]
+    fn quantization_item(&self, index: u32) -> Item {
+        let (head, index) = div_rem(index, self.tiles.quantization());
+        let queries = part(index, self.query_share);
+        if part(index + 1, self.query_share) > queries {
+            return Item { work: Work::Query, head, tile: queries };
+        }
+        let tile = index - queries;
+        match tile.checked_sub(self.tiles.key) {
+            None => Item { work: Work::Key, head, tile },
+            Some(tile) => Item { work: Work::Value, head, tile },
+        }
+    }
+}
+
+/// Items by which rounding may move the two streams against each other.
+const ROUNDING: u32 = 2;
+
+/// `part / whole` in parts of 2³², rounded up.
+const fn share(part: u32, whole: u32) -> u32 {
+    if whole == 0 { 0 } else { ((part as u64) << 32).div_ceil(whole as u64) as u32 }
+}
+
+/// How many of the first `count` belong to a share. Of all `whole` of [`share`], it is `part`.
+#[inline(always)]
+const fn part(count: u32, share: u32) -> u32 {
+    ((count as u64 * share as u64) >> 32) as u32
+}
+
+/// Quotient and remainder; zeros by 0.
+#[inline(always)]
+fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
+    match core::num::NonZeroU32::new(divisor) {
+        Some(divisor) => (dividend / divisor, dividend % divisor),
+        None => (0, 0),
+    }
+}
+
+/// u32 counters in the workspace, all 0 when the quantizer starts.
+///
+/// | index | counts |
+/// |---|---|
+/// | [`ATTENTION_CLAIMS`](counter::ATTENTION_CLAIMS) | items claimed by the attention kernel |
+/// | [`QUANTIZE_CLAIMS`](counter::QUANTIZE_CLAIMS) | items claimed by the quantizer |
+/// | [`segments_of`](counter::segments_of) | finished segments of a head's keys or values; one more once their mean or scale is there |
+/// | [`tiles_of`](counter::tiles_of) | finished tiles of a segment |
+pub mod counter {
+    /// Items that the attention kernel's CTAs claimed.
+    pub const ATTENTION_CLAIMS: u64 = 0;
+    /// Items that the quantizer's CTAs claimed.
+    pub const QUANTIZE_CLAIMS: u64 = 32;
+    const FIRST: u64 = 64;
+
+    /// Whose statistics.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Tensor {
+        /// The keys'.
+        Key,
+        /// The values'.
+        Value,
+    }
+
+    /// Counter of a head's finished segments.
+    pub const fn segments_of(tensor: Tensor, head: u32, segments: u32) -> u64 {
+        FIRST + (2 * head as u64 + tensor as u64) * (1 + segments as u64)
+    }
+
+    /// Counter of a segment's finished tiles.
+    pub const fn tiles_of(tensor: Tensor, head: u32, segments: u32, segment: u32) -> u64 {
+        segments_of(tensor, head, segments) + 1 + segment as u64
+    }
+
+    /// Counters of a call with so many key heads, each of so many segments.
+    pub const fn count(heads: u32, segments: u32) -> u64 {
+        segments_of(Tensor::Key, heads, segments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::counter::Tensor;
+    use super::*;
+    use std::collections::HashMap;
+
+    /// Orders of many shapes: with and without statistics of keys, of values, value tiles; queries of any number.
+    fn orders() -> impl Iterator<Item = (u32, Order)> {
+        let heads = [1, 2, 3, 7, 33].into_iter();
+        let lengths = heads.flat_map(|heads| [1, 2, 5, 8, 40].map(|key| (heads, key)));
+        let queries = lengths.flat_map(|(heads, key)| [1, 3, 30, 777].map(|query| (heads, key, query)));
+        let parts = queries.flat_map(|shape| {
+            [(true, true, true), (false, true, true), (true, false, false), (false, false, false), (true, true, false)]
+                .map(|parts| (shape, parts))
+        });
+        parts.flat_map(|((heads, key, query), (key_statistics, value_statistics, value))| {
+            let tiles = TilesPerHead {
+                key_statistics: if key_statistics { key } else { 0 },
+                value_statistics: if value_statistics { key } else { 0 },
+                query,
+                key,
+                value: if value { key } else { 0 },
+            };
+            [0, 1, 10, 264].map(|lag| (heads, Order::new(heads, tiles, lag)))
+        })
+    }
+
+    #[test]
+    fn every_tile_has_its_turn_once() {
+        for (heads, order) in orders() {
+            let mut seen = HashMap::new();
+            for index in 0..order.items {
+                let Item { work, head, tile } = order.nth(index).expect("an item at every index");
+                assert!(head < heads && seen.insert((work as u32, head, tile), index).is_none());
+            }
+            assert_eq!(order.nth(order.items), None);
+            let TilesPerHead { key_statistics, value_statistics, query, key, value } = order.tiles;
+            for (work, tiles) in [key_statistics, value_statistics, query, key, value].into_iter().enumerate() {
+                assert!((0..heads).all(|head| (0..tiles).all(|tile| seen.contains_key(&(work as u32, head, tile)))));
+            }
+        }
+    }
+
+    /// Between the last statistics that an item depends on and the item itself, there are `lag` others.
+    #[test]
+    fn statistics_come_first() {
+        for (_, order) in orders() {
+            let lag = order.lead.saturating_sub(order.tiles.key + ROUNDING);
+            let mut statistics = 0;
+            for index in 0..order.items {
+                let Item { work, head, .. } = order.nth(index).expect("an item at every index");
+                let keys = head * order.tiles.statistics() + order.tiles.key_statistics;
+                let needed = match work {
+                    Work::KeyStatistics | Work::ValueStatistics => {
+                        statistics += 1;
+                        continue;
+                    }
+                    // the mean of the keys, for the log-sum-exp
+                    Work::Query | Work::Key if order.tiles.key_statistics > 0 => keys,
+                    Work::Value if order.tiles.value_statistics > 0 => keys + order.tiles.value_statistics,
+                    _ => 0,
+                };
+                let expected = if needed == 0 { 0 } else { (needed + lag).min(order.statistics) };
+                assert!(statistics >= expected, "{order:?} {index}: {statistics} of {expected}");
+            }
+        }
+    }
+
+    /// A tile's second read comes soon after its first: they are a head's tiles and the lag apart.
+    #[test]
+    fn second_reads_are_near() {
+        for (_, order) in orders() {
+            let mut first = HashMap::new();
+            let mut statistics = 0;
+            for index in 0..order.items {
+                let Item { work, head, tile } = order.nth(index).expect("an item at every index");
+                let reread = match work {
+                    Work::KeyStatistics | Work::ValueStatistics => {
+                        first.insert((work as u32, head, tile), statistics);
+                        statistics += 1;
+                        continue;
+                    }
+                    Work::Key => first.get(&(Work::KeyStatistics as u32, head, tile)),
+                    Work::Value => first.get(&(Work::ValueStatistics as u32, head, tile)),
+                    Work::Query => None,
+                };
+                if let Some(first) = reread {
+                    assert!(statistics - first <= order.lead + order.tiles.key + ROUNDING);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn items_of_the_largest_calls_have_an_index() {
+        let tiles = TilesPerHead {
+            key_statistics: (1 << 28) - 1,
+            value_statistics: (1 << 28) - 1,
+            query: 3 * ((1 << 28) - 1),
+            key: (1 << 28) - 1,
+            value: (1 << 28) - 1,
+        };
+        let order = Order::new(1, tiles, 264);
+        let last = order.nth(order.items - 1).expect("an item");
+        assert!(last.work as u32 >= Work::Query as u32 && last.head == 0);
+    }
+
+    #[test]
+    fn counters_do_not_overlap() {
+        for (heads, segments) in [(1, 1), (3, 1), (5, 7)] {
+            let mut seen = std::vec![counter::ATTENTION_CLAIMS, counter::QUANTIZE_CLAIMS];
+            for head in 0..heads {
+                for tensor in [Tensor::Key, Tensor::Value] {
+                    seen.push(counter::segments_of(tensor, head, segments));
+                    seen.extend((0..segments).map(|segment| counter::tiles_of(tensor, head, segments, segment)));
+                }
+            }
+            assert_eq!(seen.iter().max(), Some(&(counter::count(heads, segments) - 1)));
+            seen.sort_unstable();
+            assert!(seen.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+    }
+}

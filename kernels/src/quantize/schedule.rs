@@ -1,0 +1,117 @@
+//! How CTAs come to their items, and wait for each other's.
+
+use sage_layout::kernel::QuantizeShared;
+use sage_layout::params::QuantizeParams;
+use sage_layout::schedule::counter::{self, Tensor};
+use simt::{global, shared, thread};
+
+use super::thread_of_item;
+
+/// What [`share`] returns for work when there is none.
+pub const NOTHING_LEFT: u32 = u32::MAX;
+
+/// The thread that waits for statistics. Not the first one, which waits for its claim at the same time.
+const WAITING_THREAD: u32 = 32;
+
+/// Claims the next item for this CTA, in its first thread. Best between loads and their first use: the memory takes as long
+/// to answer.
+///
+/// # Safety
+///
+/// As the parameters say. Once before each [`share`].
+#[inline(always)]
+pub unsafe fn claim<const HEAD_DIM: u32>(params: &QuantizeParams) {
+    if thread_of_item() == 0 {
+        // SAFETY: the counter is the launch's own, the place this thread's, within the launch's shared memory.
+        unsafe {
+            let claim = global::fetch_add_u32(params.counters + 4 * counter::QUANTIZE_CLAIMS, 1);
+            shared::store_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).claim, claim);
+        }
+    }
+}
+
+/// Tells all threads of the CTA what its first thread claimed: work, head and tile.
+///
+/// # Safety
+///
+/// As the parameters say. All threads of the CTA must call it, with a barrier between any two calls.
+#[inline(always)]
+pub unsafe fn share<const HEAD_DIM: u32>(params: &QuantizeParams) -> (u32, u32, u32) {
+    let place = shared::dynamic() + QuantizeShared::new(HEAD_DIM).item;
+    if thread_of_item() == 0 {
+        // SAFETY: this thread wrote its claim. The item's place is within the launch's shared memory, and was read before
+        // the barrier that every item has.
+        unsafe {
+            let claim = shared::load_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).claim);
+            match params.order.nth(claim) {
+                Some(item) => shared::store_u32x4(place, [item.work as u32, item.head, item.tile, 0]),
+                None => shared::store_u32x4(place, [NOTHING_LEFT; 4]),
+            }
+        }
+    }
+    thread::sync_threads();
+    // SAFETY: the item was written before the barrier.
+    let [work, head, tile, _] = unsafe { shared::load_u32x4(place) };
+    (work, head, tile)
+}
+
+/// Whether this CTA is the last of `count` to come here. It then sees what all of them wrote before they came.
+///
+/// # Safety
+///
+/// All threads of `count` CTAs must call it once, on a counter at `address` that was 0 and is nobody else's.
+#[inline(always)]
+pub unsafe fn is_last<const HEAD_DIM: u32>(address: u64, count: u32) -> bool {
+    let place = shared::dynamic() + QuantizeShared::new(HEAD_DIM).is_last;
+    thread::sync_threads();
+    if thread_of_item() == 0 {
+        // SAFETY: forwarded contract; the place is within the launch's shared memory, and was read before the barrier.
+        unsafe {
+            let before = global::fetch_add_acq_rel_u32(address, 1);
+            shared::store_u32(place, (before + 1 == count) as u32);
+        }
+    }
+    thread::sync_threads();
+    // SAFETY: it was written before the barrier.
+    unsafe { shared::load_u32(place) != 0 }
+}
+
+/// Where the counter of a head's finished segments is.
+#[inline(always)]
+pub fn segments_counter(params: &QuantizeParams, tensor: Tensor, head: u32) -> u64 {
+    params.counters + 4 * counter::segments_of(tensor, head, params.segments)
+}
+
+/// Where the counter of a segment's finished tiles is.
+#[inline(always)]
+pub fn tiles_counter(params: &QuantizeParams, tensor: Tensor, head: u32, segment: u32) -> u64 {
+    params.counters + 4 * counter::tiles_of(tensor, head, params.segments, segment)
+}
+
+/// Publishes that a head's statistics are finished: what the CTA wrote before is seen by who waits for them.
+///
+/// # Safety
+///
+/// As the parameters say. All threads of the CTA that finished the head's last segment must call it.
+#[inline(always)]
+pub unsafe fn publish_statistics(params: &QuantizeParams, tensor: Tensor, head: u32) {
+    thread::sync_threads();
+    if thread_of_item() == 0 {
+        // SAFETY: the counter is the head's.
+        unsafe { global::fetch_add_acq_rel_u32(segments_counter(params, tensor, head), 1) };
+    }
+}
+
+/// Waits until a head's statistics are finished.
+///
+/// # Safety
+///
+/// As the parameters say. All threads of the CTA must call it, in an item that comes after the head's statistics.
+#[inline(always)]
+pub unsafe fn wait_for_statistics(params: &QuantizeParams, tensor: Tensor, head: u32) {
+    if thread_of_item() == WAITING_THREAD {
+        // SAFETY: the counter is the head's. Every claimed item runs to its end, and the head's were claimed before.
+        unsafe { global::wait_until_u32(segments_counter(params, tensor, head), params.segments + 1) };
+    }
+    thread::sync_threads();
+}
