@@ -16,9 +16,12 @@ use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, Tens
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
 
-/// The quantizer's statistics of a head are claimed this part of its CTAs earlier than what depends on them. About a third
-/// of the items are statistics, so that every CTA has claimed another item, and half of them a second one, by then.
-const CTAS_PER_LAG: u32 = 2;
+/// How many items earlier the quantizer's statistics of a head are claimed than what depends on them, for so many CTAs at a
+/// time. About a third of the items are statistics, so that nearly every CTA has claimed two more items by then. Measured on
+/// an H100, 4096 tokens (`docs/performance.md`): half of the CTAs 256 µs, three quarters 241, all 249, one and a half times 292.
+const fn lag(resident: u32) -> u32 {
+    (resident as u64 * 3 / 4) as u32
+}
 
 /// One call. All addresses were checked.
 pub(crate) struct Call<'a> {
@@ -58,7 +61,7 @@ impl Call<'_> {
             key: key_tiles,
             value: key_tiles,
         };
-        let order = Order::new(problem.batch as u32 * key.heads, tiles, resident.div_ceil(CTAS_PER_LAG));
+        let order = Order::new(problem.batch as u32 * key.heads, tiles, lag(resident));
         let params = QuantizeParams {
             query,
             key,

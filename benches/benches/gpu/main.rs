@@ -22,8 +22,8 @@ use sage_measure::peers::{PEERS, Peer, Peers, Request, Timing};
 use sage_measure::{Accuracy, Arguments, Case, Device as Where, Measurement, Mode, Part, Report, table};
 use sage_tests::tensor::Inputs;
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask, TensorLayout,
-    attention, devices, testing,
+    AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask, PvMode,
+    TensorLayout, attention, devices, testing,
 };
 
 /// A way to compute attention of ours.
@@ -34,7 +34,14 @@ struct Variant {
     code_bytes: [usize; 3],
 }
 
-const VARIANTS: &[Variant] = &[Variant { name: "int8-fp8", options: AttentionOptions::default, code_bytes: [1, 1, 1] }];
+const VARIANTS: &[Variant] = &[
+    Variant { name: "int8-fp8", options: AttentionOptions::default, code_bytes: [1, 1, 1] },
+    Variant {
+        name: "int8-f16",
+        options: || AttentionOptions { pv_mode: PvMode::F16, ..Default::default() },
+        code_bytes: [1, 1, 2],
+    },
+];
 
 /// Tokens of a batch, all sequences together.
 const TOKENS: usize = 32768;

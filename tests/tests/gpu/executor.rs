@@ -39,7 +39,8 @@ fn compare<T: Element>(
     let execution = Options { accumulation, ..Options::new(Schedule::InOrder) };
     let executed = Execution::new(problem, options, inputs.slices(), &execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}", kernel.symbol()));
-    for region in call.regions() {
+    // what the counters end with depends on the number of CTAs
+    for region in call.regions().into_iter().filter(|&region| region != "counters") {
         let (on_gpu, executed) = (call.workspace(region).expect("a copy"), executed.workspace(region));
         assert!(executed.as_ref() == Some(&on_gpu), "{region} differs\n{problem:?}\n{options:?}");
     }
