@@ -185,16 +185,4 @@ mod tests {
             }
         }
     }
-
-    /// Rounded accumulators of 16-bit elements are the A operand of the next product as they stand.
-    #[test]
-    fn accumulators_are_operands() {
-        for lane in 0..32 {
-            for register in 0..4 {
-                for half in 0..2 {
-                    assert_eq!(a_operand(2, lane, register, half), accumulator(lane, 2 * register + half));
-                }
-            }
-        }
-    }
 }

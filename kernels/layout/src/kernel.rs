@@ -208,11 +208,11 @@ pub struct AttentionShared {
     pub value_bytes: u32,
     /// Distance of the value ring's slots.
     pub value_stride: u32,
-    /// One region a consumer warp: with e4m3 values, f32 output sums of finished segments, and row sums; with both kinds,
-    /// rows of the output on their way to memory.
-    pub master: u32,
+    /// A region for each consumer warp: with e4m3 values, what was emptied out of its accumulators; with both kinds, rows of
+    /// the output on their way to memory.
+    pub region: u32,
     /// Distance of the warps' regions.
-    pub master_stride: u32,
+    pub region_stride: u32,
     /// mbarriers, 8 bytes each.
     pub barriers: u32,
     /// The item that each consumer warpgroup's queries belong to: u32.
@@ -233,9 +233,9 @@ impl AttentionShared {
     /// The layout with e4m3 values, for a padded head dimension.
     pub const fn fp8(padded_head_dim: u32) -> Self {
         let value_bytes = key_tile_bytes(padded_head_dim);
-        // a lane holds head_dim / 2 output sums, and for its two rows the sum of all segments and of the current one
-        let master_stride = (padded_head_dim / 2 + 4) * 32 * 4;
-        Self::with_values(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, master_stride)
+        // a lane holds head_dim / 2 flushed output sums, and for its two rows the flushed row sum and one segment's since
+        let region_stride = (padded_head_dim / 2 + 4) * 32 * 4;
+        Self::with_values(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
     }
 
     /// The layout with 16-bit values, for a padded head dimension.
@@ -245,12 +245,12 @@ impl AttentionShared {
         Self::with_values(padded_head_dim, value_bytes, value_bytes, output_bytes)
     }
 
-    const fn with_values(padded_head_dim: u32, value_bytes: u32, value_stride: u32, master_stride: u32) -> Self {
+    const fn with_values(padded_head_dim: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
         let query = 0;
         let key = query + CONSUMER_WARPGROUPS * query_tile_bytes(padded_head_dim);
         let value = key + PIPELINE_STAGES * key_tile_bytes(padded_head_dim);
-        let master = value + PIPELINE_STAGES * value_stride;
-        let barriers = master + CTA_QUERIES / WARP_ROWS * master_stride;
+        let region = value + PIPELINE_STAGES * value_stride;
+        let barriers = region + CTA_QUERIES / WARP_ROWS * region_stride;
         let items = barriers + 8 * Self::BARRIERS;
         Self {
             query,
@@ -258,8 +258,8 @@ impl AttentionShared {
             value,
             value_bytes,
             value_stride,
-            master,
-            master_stride,
+            region,
+            region_stride,
             barriers,
             items,
             bytes: items + 4 * CONSUMER_WARPGROUPS,
@@ -276,7 +276,12 @@ mod tests {
     fn symbols_are_unique_and_say_what_they_are() {
         for (index, kernel) in Kernel::ALL.iter().enumerate() {
             assert!(Kernel::ALL[..index].iter().all(|other| other.symbol() != kernel.symbol()));
-            assert!(kernel.symbol().contains(if kernel.head_dim() == 64 { "_d64" } else { "_d128" }));
+            assert!(kernel.symbol().ends_with(match (kernel.head_dim(), kernel.element()) {
+                (64, ElementType::F16) => "_d64_f16",
+                (64, ElementType::Bf16) => "_d64_bf16",
+                (_, ElementType::F16) => "_d128_f16",
+                (_, ElementType::Bf16) => "_d128_bf16",
+            }));
             assert_eq!(Kernel::find(kernel.family(), kernel.head_dim(), kernel.element()), Some(*kernel));
         }
     }
@@ -288,12 +293,15 @@ mod tests {
             assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
-            assert!(QuantizeShared::new(head_dim).item >= WARPGROUP_ROWS * 4);
+            let quantize = QuantizeShared::new(head_dim);
+            assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
                     assert_eq!(offset % 1024, 0);
                 }
-                assert_eq!((shared.master % 16, shared.master_stride % 16, shared.barriers % 8), (0, 0, 0));
+                // the output's rows, and their distance against bank conflicts
+                assert!(shared.region_stride >= WARP_ROWS * (2 * head_dim + AttentionShared::OUTPUT_PADDING));
+                assert_eq!((shared.region % 16, shared.region_stride % 16, shared.barriers % 8), (0, 0, 0));
             }
         }
     }

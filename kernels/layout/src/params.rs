@@ -1,8 +1,8 @@
 //! Parameters of the kernels: one `#[repr(C)]` struct each, passed by value.
 //!
 //! Addresses are device addresses; 0 means "not there" where a field says it may be. Strides count elements. All sizes
-//! were checked by the host: lengths and head counts are under 2³⁰, tile counts under 2²⁸, and products are taken in 64
-//! bits.
+//! were checked by the host: lengths are under 2³⁰, head counts under 2¹⁶, and over all heads and batches there are under 2²⁸
+//! tiles of keys and under 2²⁸ CTAs of queries. So 32 bits hold the index of a tile or of its scales; addresses take 64.
 
 use crate::kernel::Family;
 use crate::schedule::Order;

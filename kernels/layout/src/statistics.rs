@@ -14,7 +14,6 @@
 //! in bit 0, then in bit 1, …
 //!
 //! Every operation is f32 with rounding to nearest even. Minimum and maximum do not depend on order.
-
 //!
 //! Until a head's statistics are finished, those of its parts stand where codes will be: the statistics of a tile at the
 //! start of that tile's codes, those of a segment behind them in its first tile. They are rows of one f32 a channel.

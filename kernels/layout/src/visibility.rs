@@ -10,7 +10,7 @@
 
 /// How many keys query `row` sees: it sees keys `0 .. visible_keys`.
 ///
-/// The host keeps lengths under 2³⁰, so that nothing here overflows.
+/// The host keeps lengths under 2³⁰. So are rows that pad a warpgroup's 64, and nothing here overflows.
 #[inline(always)]
 pub const fn visible_keys(row: u32, diagonal: i32, key_len: u32) -> u32 {
     let end = row as i32 + diagonal + 1;
@@ -26,6 +26,15 @@ pub const fn visible_keys(row: u32, diagonal: i32, key_len: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tile::WARPGROUP_ROWS;
+
+    #[test]
+    fn the_longest_do_not_overflow() {
+        const LONGEST: u32 = (1 << 30) - 1;
+        let last = LONGEST / WARPGROUP_ROWS * WARPGROUP_ROWS + WARPGROUP_ROWS - 1;
+        assert_eq!(visible_keys(last, LONGEST as i32, LONGEST), LONGEST);
+        assert_eq!(visible_keys(0, 1 - LONGEST as i32, 1), 0);
+    }
 
     #[test]
     fn matches_the_masks() {

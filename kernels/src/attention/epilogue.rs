@@ -11,7 +11,7 @@ use crate::element::Element;
 ///
 /// # Safety
 ///
-/// `buffer` is the warp's own shared memory of `16 · (2 · HEAD_DIM + 16)` bytes that nobody reads any more; the output
+/// `buffer` is the warp's own shared memory of `16 · (2 · head_dim + 16)` bytes that nobody reads any more; the output
 /// is writable.
 #[inline(always)]
 pub unsafe fn store_rows<E: Element>(

@@ -110,14 +110,14 @@ impl<E: Element> Probabilities for HalfProbabilities<E> {
     }
 }
 
-/// `CEILING − reference` before any score was seen: every probability saturates.
+/// `CEILING − reference` before any score was seen: the first maximum is lower.
 const NO_REFERENCE: f32 = 1e30;
 
 /// Per row: what is added to a score before the exponential.
 #[derive(Clone, Copy)]
 pub struct OnlineSoftmax {
     /// [`Probabilities::CEILING`] `− reference` of the lane's two rows.
-    pub offset: [f32; 2],
+    offset: [f32; 2],
 }
 
 /// Whether a chunk has masked scores.
@@ -167,7 +167,7 @@ impl OnlineSoftmax {
     /// multiplied by.
     #[inline(always)]
     pub fn raise_reference<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
-        // of the scores as f32, which the exponentials made: of integers and f32, one kind is kept in registers
+        // of the scores as f32, which the exponentials take: of integers and f32, one kind is kept in registers
         let mut largest = [f32::NEG_INFINITY; 2];
         for (element, &score) in scores.iter().enumerate() {
             let row = element / 2 % 2;

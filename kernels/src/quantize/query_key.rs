@@ -5,6 +5,7 @@
 
 use core::cmp::max;
 
+use sage_layout::kernel::threads_per_row;
 use sage_layout::params::QuantizeParams;
 use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
 use sage_layout::schedule::counter::Tensor;
@@ -45,7 +46,7 @@ fn amax(values: &[f32; CHUNK]) -> f32 {
 #[inline(always)]
 fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut distance = 1;
-    while distance < HEAD_DIM / CHUNK as u32 {
+    while distance < threads_per_row(HEAD_DIM) {
         value = combine(value, warp::shuffle_xor(value, distance));
         distance *= 2;
     }
@@ -80,7 +81,7 @@ unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, lane: u32, index: usize, c
 #[inline(always)]
 pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, key_head: u32, tile: u32) {
     let input = &params.query;
-    let threads_per_row = HEAD_DIM / CHUNK as u32;
+    let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
     let (head, tile) = math::div_rem(tile, params.query_tiles);
@@ -174,7 +175,7 @@ pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
 pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
     let input = &params.key;
     let head = Head::new(input, head_index);
-    let threads_per_row = HEAD_DIM / CHUNK as u32;
+    let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
     let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;

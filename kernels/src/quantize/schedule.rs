@@ -8,7 +8,7 @@ use simt::{global, shared, thread};
 use super::thread_of_item;
 
 /// What [`share`] returns for work when there is none.
-pub const NOTHING_LEFT: u32 = u32::MAX;
+const NOTHING_LEFT: u32 = u32::MAX;
 
 /// The thread that waits for statistics. Not the first one, which waits for its claim at the same time.
 const WAITING_THREAD: u32 = 32;

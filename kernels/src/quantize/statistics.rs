@@ -6,6 +6,7 @@
 
 use core::cmp::min;
 
+use sage_layout::kernel::threads_per_row;
 use sage_layout::params::{QuantizeParams, TensorView};
 use sage_layout::scale::value_scale;
 use sage_layout::schedule::counter::Tensor;
@@ -188,7 +189,7 @@ unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
     rows: &Rows<HEAD_DIM>,
 ) {
     let head = Head::new(tensor, head);
-    let threads_per_row = HEAD_DIM / CHUNK as u32;
+    let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
 

@@ -22,9 +22,9 @@ pub struct Warpgroup<'a, const HEAD_DIM: u32> {
     /// Of the kernel.
     pub params: &'a AttentionParams,
     /// Offsets in shared memory, from `base` on.
-    pub memory: AttentionShared,
+    memory: AttentionShared,
     /// Address of shared memory.
-    pub base: u32,
+    base: u32,
     signals: Signals,
     /// Which consumer warpgroup of the CTA.
     pub index: u32,
@@ -88,7 +88,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// Address of the warp's part of shared memory.
     #[inline(always)]
     pub fn region(&self) -> u32 {
-        self.base + self.memory.master + (4 * self.index + self.warp) * self.memory.master_stride
+        self.base + self.memory.region + (4 * self.index + self.warp) * self.memory.region_stride
     }
 
     /// The lane's query scale.
@@ -113,7 +113,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
     pub unsafe fn key_scale(&self, item: WorkItem, tile: u32) -> f32 {
-        // there are under 2³⁰ tiles: 32 bits hold the index of a scale, and are one register
+        // there are under 2²⁸ tiles: 32 bits hold the index of a scale, and are one register
         let tile = item.key_head * key_tiles(self.params.key_len) + tile;
         let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
