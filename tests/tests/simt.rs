@@ -170,7 +170,7 @@ fn strides() {
     }
 }
 
-/// More than a segment of keys: sums are flushed, and two means put back.
+/// More than a segment of keys: two means are put back; without smoothing, sums are flushed after every tile.
 #[test]
 fn two_segments() {
     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 1100]);
@@ -192,6 +192,16 @@ fn rising_scores() {
                 _ => check_inputs(&problem, &options, &in_order(), &Inputs::<bf16>::rising(&problem, 9)),
             }
         }
+    }
+}
+
+/// More keys than one flush: sums of four segments are flushed, and follow the references that are replaced afterwards.
+#[test]
+fn flushed_segments() {
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 4096 + 1100]);
+    let options = AttentionOptions { smooth_k: false, ..with_lse() };
+    for inputs in [Inputs::<f16>::random(&problem, 8), Inputs::rising(&problem, 9)] {
+        check_inputs(&problem, &options, &in_order(), &inputs);
     }
 }
 

@@ -180,10 +180,12 @@ fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
 /// | [`QUANTIZE_CLAIMS`](counter::QUANTIZE_CLAIMS) | items claimed by the quantizer |
 /// | [`segments_of`](counter::segments_of) | finished segments of a head's keys or values; one more once their mean or scale is there |
 /// | [`tiles_of`](counter::tiles_of) | finished tiles of a segment |
+///
+/// All claim all the time: each kind of claims has 128 bytes, a cache line, to itself.
 pub mod counter {
     /// Items that the attention kernel's CTAs claimed.
     pub const ATTENTION_CLAIMS: u64 = 0;
-    /// Items that the quantizer's CTAs claimed; like the next, in a cache line of its own.
+    /// Items that the quantizer's CTAs claimed.
     pub const QUANTIZE_CLAIMS: u64 = 32;
     const FIRST: u64 = 64;
 
