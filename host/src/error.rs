@@ -30,7 +30,7 @@ pub enum Unsupported {
         /// The length or count that is zero.
         argument: &'static str,
     },
-    /// More than the kernels can count or a launch can hold.
+    /// More than the kernels can count.
     #[error("{argument} is {got}; at most {allowed} are allowed")]
     TooLarge {
         /// The length, count or product that is too large.

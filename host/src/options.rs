@@ -29,8 +29,8 @@ pub enum Mask {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PvMode {
-    /// Probabilities and values in e4m3, tensor-core sums emptied into f32 after every segment of keys: SageAttention2's
-    /// `pv_accum_dtype="fp32+fp32"`.
+    /// Probabilities and values in e4m3, tensor-core sums emptied into f32 every 4096 keys, or every 128 without
+    /// `smooth_v`: SageAttention2's `pv_accum_dtype="fp32+fp32"`.
     #[default]
     Fp8,
     /// Values as they are; probabilities in the values' 16-bit type; sums in f32: SageAttention's FP16 P·V, for f16 and

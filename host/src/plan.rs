@@ -6,12 +6,10 @@ use crate::tensor::{AttentionProblem, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::tile;
 
-/// Largest length: the kernels count in 32 bits, with room to add two.
-const MAX_LEN: u64 = (1 << 30) - 1;
+/// Largest length or count: the kernels count in 32 bits, with room to add two.
+const MAX_SIZE: u64 = (1 << 30) - 1;
 /// Largest number of tiles: the quantizer counts its items, up to seven a tile, in 32 bits.
 const MAX_TILES: u64 = (1 << 28) - 1;
-/// Largest batch and number of heads: CUDA's limit for a grid's second and third axis.
-const MAX_GRID: u64 = 65535;
 
 /// A problem and its options after all checks, with everything that follows from them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -123,17 +121,17 @@ impl AttentionPlan {
 /// The first reason that is found against it.
 pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Unsupported> {
     let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, .. } = *problem;
-    for (argument, size, allowed) in [
-        ("batch", batch, MAX_GRID),
-        ("query_heads", query_heads, MAX_GRID),
-        ("key_heads", key_heads, MAX_GRID),
-        ("query_len", query_len, MAX_LEN),
-        ("key_len", key_len, MAX_LEN),
+    for (argument, size) in [
+        ("batch", batch),
+        ("query_heads", query_heads),
+        ("key_heads", key_heads),
+        ("query_len", query_len),
+        ("key_len", key_len),
     ] {
         if size == 0 {
             return Err(Unsupported::Zero { argument });
         }
-        at_most(argument, size as u64, allowed)?;
+        at_most(argument, size as u64, MAX_SIZE)?;
     }
     if tile::padded_head_dim(u32::try_from(head_dim).unwrap_or(u32::MAX)).is_none() {
         return Err(Unsupported::HeadDim { got: head_dim });
@@ -141,10 +139,10 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     if query_heads % key_heads != 0 {
         return Err(Unsupported::HeadRatio { query_heads, key_heads });
     }
-    // Every factor is under 2³⁰ or 2¹⁶ here, so that 64 bits hold the products.
-    let query_tiles = (batch * query_heads) as u64 * tile::query_ctas(query_len as u32) as u64;
+    // Batch and heads are under 2³⁰, so that 64 bits hold their product; with the tiles it may saturate.
+    let query_tiles = ((batch * query_heads) as u64).saturating_mul(tile::query_ctas(query_len as u32) as u64);
     at_most("batch * query_heads * query tiles (192 queries each)", query_tiles, MAX_TILES)?;
-    let key_tiles = (batch * key_heads) as u64 * tile::key_tiles(key_len as u32) as u64;
+    let key_tiles = ((batch * key_heads) as u64).saturating_mul(tile::key_tiles(key_len as u32) as u64);
     at_most("batch * key_heads * key tiles (128 keys each)", key_tiles, MAX_TILES)?;
 
     check_strides("query", problem.query_shape(), problem.query_strides)?;

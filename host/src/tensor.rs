@@ -56,13 +56,14 @@ impl TensorLayout {
         }
     }
 
-    /// Strides of a contiguous tensor, in elements.
+    /// Strides of a contiguous tensor, in elements; `i64::MAX` in place of what is larger, which no plan accepts.
     pub fn strides(self, heads: usize, tokens: usize, head_dim: usize) -> Strides {
-        let [heads, tokens, head_dim] = [heads, tokens, head_dim].map(|size| size as i64);
-        match self {
-            Self::Hnd => Strides { batch: heads * tokens * head_dim, head: tokens * head_dim, token: head_dim },
-            Self::Nhd => Strides { batch: heads * tokens * head_dim, head: head_dim, token: heads * head_dim },
-        }
+        let [heads, tokens, head_dim] = [heads, tokens, head_dim].map(|size| i64::try_from(size).unwrap_or(i64::MAX));
+        let (head, token) = match self {
+            Self::Hnd => (tokens.saturating_mul(head_dim), head_dim),
+            Self::Nhd => (head_dim, heads.saturating_mul(head_dim)),
+        };
+        Strides { batch: heads.saturating_mul(tokens).saturating_mul(head_dim), head, token }
     }
 }
 
@@ -129,6 +130,7 @@ impl AttentionProblem {
             output_strides: queries,
         }
     }
+
     /// The problem that four tensors of one layout pose.
     ///
     /// # Errors

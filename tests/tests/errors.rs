@@ -121,7 +121,10 @@ fn lengths_and_counts_that_are_too_large() {
         AttentionProblem { key_len: 1 << 30, ..problem() },
         "key_len is 1073741824; at most 1073741823 are allowed",
     );
-    assert_problem_refused(AttentionProblem { batch: 65536, ..problem() }, "batch is 65536; at most 65535 are allowed");
+    assert_problem_refused(
+        AttentionProblem { batch: 1 << 30, ..problem() },
+        "batch is 1073741824; at most 1073741823 are allowed",
+    );
     assert_problem_refused(
         AttentionProblem { batch: 40000, query_heads: 40000, ..problem() },
         "batch * query_heads * query tiles (192 queries each) is 1600000000; at most 268435455 are allowed",
@@ -130,6 +133,20 @@ fn lengths_and_counts_that_are_too_large() {
         AttentionProblem { batch: 1000, key_len: (1 << 30) - 1, ..problem() },
         "batch * key_heads * key tiles (128 keys each) is 33554432000; at most 268435455 are allowed",
     );
+}
+
+/// Nothing overflows on the way to the error.
+#[test]
+fn sizes_that_no_machine_has() {
+    for size in [1 << 29, 1 << 62, usize::MAX] {
+        for layout in [TensorLayout::Hnd, TensorLayout::Nhd] {
+            let problem = AttentionProblem::new(layout, DType::F16, [size, size, size, 64]);
+            let refused = supports(&problem, &AttentionOptions::default());
+            assert!(matches!(refused, Err(Unsupported::TooLarge { .. })), "{refused:?}");
+        }
+    }
+    let many = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1 << 20, 3, 49, 32]);
+    assert_eq!(supports(&many, &AttentionOptions::default()), Ok(()));
 }
 
 #[test]
@@ -372,8 +389,8 @@ fn gpus_and_builds() {
             "GPU 1 (NVIDIA A100) has compute capability 8.0; supported are sm_90a",
         ),
         (
-            Error::MissingKernel { kernel: "sage_key_mean_d64", architecture: "sm_90a" },
-            "this build holds no GPU kernel sage_key_mean_d64 for sm_90a; run `cargo xtask build-ptx`, then build again",
+            Error::MissingKernel { kernel: "sage_quantize_d64_f16", architecture: "sm_90a" },
+            "this build holds no GPU kernel sage_quantize_d64_f16 for sm_90a; run `cargo xtask build-ptx`, then build again",
         ),
         (
             Error::OutOfMemory { argument: "workspace", bytes: 4096 },

@@ -24,7 +24,7 @@ pub struct Arguments {
     #[arg(long)]
     peers: bool,
     /// The Python that has PyTorch, for --peers
-    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    #[arg(long, value_name = "PROGRAM", default_value = "python3", requires = "peers")]
     python: PathBuf,
 }
 
@@ -41,15 +41,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// The arguments for the programs, which cargo runs in another folder.
 fn pass_on(arguments: &Arguments, command: &mut Command) -> Result<()> {
     let Arguments { quick, filter, out, peers, python } = arguments;
-    command.args(quick.then_some("--quick")).args(peers.then_some("--peers"));
+    command.args(quick.then_some("--quick"));
     for text in filter {
         command.arg("--filter").arg(text);
     }
     let out = out.as_ref().map_or_else(|| Ok(project::root().join("target/bench")), std::path::absolute)?;
     command.arg("--out").arg(out);
-    // A mere name is looked up in PATH.
-    let is_name = python.parent() == Some(Path::new(""));
-    command.arg("--python").arg(if is_name { python.clone() } else { std::path::absolute(python)? });
+    if *peers {
+        // A mere name is looked up in PATH.
+        let is_name = python.parent() == Some(Path::new(""));
+        command.args(["--peers", "--python"]);
+        command.arg(if is_name { python.clone() } else { std::path::absolute(python)? });
+    }
     Ok(())
 }
 
@@ -59,22 +62,20 @@ mod tests {
 
     #[test]
     fn programs_get_paths_that_hold_in_any_folder() {
-        let arguments = |out: Option<&str>, python: &str| {
+        let arguments = |out: Option<&str>, peers: bool, python: &str| {
             let filter = vec!["d128/causal".into(), "attention".into()];
             let arguments =
-                Arguments { quick: true, filter, out: out.map(PathBuf::from), peers: false, python: python.into() };
+                Arguments { quick: true, filter, out: out.map(PathBuf::from), peers, python: python.into() };
             let mut command = Command::new("bench");
             pass_on(&arguments, &mut command).unwrap();
             command.get_args().map(|argument| argument.to_str().unwrap().to_string()).collect::<Vec<_>>()
         };
         let here = std::env::current_dir().unwrap();
-        let named = arguments(Some("results"), "venv/bin/python");
+        let named = arguments(Some("results"), true, "venv/bin/python");
         assert_eq!(named[..6], ["--quick", "--filter", "d128/causal", "--filter", "attention", "--out"]);
-        assert_eq!(
-            named[6..],
-            [here.join("results").to_str().unwrap(), "--python", here.join("venv/bin/python").to_str().unwrap()]
-        );
-        let default = arguments(None, "python3");
-        assert_eq!(default[6..], [project::root().join("target/bench").to_str().unwrap(), "--python", "python3"]);
+        assert_eq!(named[6], here.join("results").to_str().unwrap());
+        assert_eq!(named[7..], ["--peers", "--python", here.join("venv/bin/python").to_str().unwrap()]);
+        assert_eq!(arguments(None, true, "python3")[9], "python3");
+        assert_eq!(arguments(None, false, "python3")[6..], [project::root().join("target/bench").to_str().unwrap()]);
     }
 }

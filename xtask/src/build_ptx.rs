@@ -13,18 +13,26 @@ use sage_layout::kernel::{Architecture, Kernel};
 
 use crate::{cuda_tools, device_compiler, gpu, process, project, ptx, ptxas};
 
-/// Arguments of `build-ptx` and `check-ptx`.
-#[derive(clap::Args)]
+/// Arguments of the verb.
+#[derive(Default, clap::Args)]
+#[group(skip)]
 pub struct Arguments {
+    #[command(flatten)]
+    scope: Scope,
+    /// Write the machine code as text too, to KERNEL.sass, as check-ptx does
+    #[arg(long)]
+    sass: bool,
+}
+
+/// What `build-ptx` and `check-ptx` build, and where.
+#[derive(clap::Args)]
+pub struct Scope {
     /// GPU architectures, separated by commas: names such as sm_90a, `all`, or `native` for this machine's GPU
     #[arg(long, default_value = "all", value_delimiter = ',')]
     pub arch: Vec<String>,
     /// Folder for the kernels [default: SAGE_PTX_DIR or target/ptx, from where the library embeds them]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Write the machine code as text too, to KERNEL.sass, as check-ptx does
-    #[arg(long)]
-    pub sass: bool,
 }
 
 /// A kernel, compiled.
@@ -44,7 +52,12 @@ pub struct Built {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    build(arguments).map(drop)
+    for (_, built) in build(&arguments.scope)? {
+        if arguments.sass {
+            in_parallel(&built, disassemble)?;
+        }
+    }
+    Ok(())
 }
 
 /// Builds the kernels of every architecture for the host library to embed.
@@ -52,21 +65,21 @@ pub fn for_the_library() -> Result<()> {
     run(&Arguments::default())
 }
 
-impl Default for Arguments {
+impl Default for Scope {
     fn default() -> Self {
-        Self { arch: vec!["all".into()], out: None, sass: false }
+        Self { arch: vec!["all".into()], out: None }
     }
 }
 
 /// Builds the kernels that the arguments ask for.
-pub fn build(arguments: &Arguments) -> Result<Vec<(Architecture, Vec<Built>)>> {
+pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
     let compiler = device_compiler::find()?;
     let ptxas = Ptxas { path: cuda_tools::PTXAS.find()?, version: cuda_tools::PTXAS.version()? };
-    let out = arguments.out.clone().unwrap_or_else(project::ptx_dir);
+    let out = scope.out.clone().unwrap_or_else(project::ptx_dir);
     let manifest = project::root().join("kernels/Cargo.toml");
 
     let mut all = Vec::new();
-    for architecture in architectures(&arguments.arch)? {
+    for architecture in architectures(&scope.arch)? {
         let folder = out.join(architecture.name());
         let module = ptx::Module::parse(&compiler.compile(&manifest, architecture)?)?;
         ensure!(
@@ -80,9 +93,6 @@ pub fn build(arguments: &Arguments) -> Result<Vec<(Architecture, Vec<Built>)>> {
         fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
         remove_others(&folder, &modules)?;
         let built = in_parallel(&modules, |(symbol, text)| ptxas.assemble(architecture, &folder, symbol, text))?;
-        if arguments.sass {
-            in_parallel(&built, disassemble)?;
-        }
         let assembled = built.iter().filter(|kernel| kernel.assembled).count();
         println!(
             "build-ptx: {}: {} kernels, {assembled} of them new, in {}",

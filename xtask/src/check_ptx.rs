@@ -17,7 +17,7 @@ use crate::{cuda_tools, device_compiler, project, ptx};
 #[group(skip)]
 pub struct Arguments {
     #[command(flatten)]
-    build: build_ptx::Arguments,
+    scope: build_ptx::Scope,
     /// Make the budgets of registers and instructions what the kernels have now, and print the differences
     #[arg(long)]
     update: bool,
@@ -40,7 +40,7 @@ impl From<Kernel> for Promise {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut problems = Vec::new();
-    for (architecture, built) in build_ptx::build(&arguments.build)? {
+    for (architecture, built) in build_ptx::build(&arguments.scope)? {
         print_table(architecture, &built);
         problems.extend(check(&built));
         let found = count(&built)?;
@@ -203,7 +203,7 @@ fn check_kernel(promise: Promise, module: &str, report: &str) -> Vec<String> {
     let call = call.or_else(|| ptx::opcodes(module).find(|opcode| *opcode == "call" || opcode.starts_with("call.")));
     expect(call.is_none(), format!("calls a function (`{}`): mark it #[inline(always)]", call.unwrap_or_default()));
 
-    // The budget is for ptxas's spills. What the PTX itself declares was an array in the source.
+    // Not ptxas's spills, which its report counts: what the PTX itself declares was an array in the source.
     let local = ptx::local_bytes(module);
     expect(
         local == 0,

@@ -90,12 +90,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if cases.is_empty() {
         return Ok(());
     }
+    let nothing = |reason: &str| {
+        println!("gpu: nothing was measured on a GPU: {reason}");
+        Ok(())
+    };
     let gpu = match Gpu::open(0) {
         Ok(gpu) => gpu,
-        Err(reason @ (SageError::NoGpu { .. } | SageError::UnsupportedGpu { .. })) => {
-            println!("gpu: nothing was measured on a GPU: {reason}");
-            return Ok(());
-        }
+        Err(SageError::NoGpu { reason, .. }) => return nothing(&reason),
+        Err(error @ SageError::UnsupportedGpu { .. }) => return nothing(&error.to_string()),
         Err(error) => return Err(error.into()),
     };
     let first_call = first_call(start, gpu)?;

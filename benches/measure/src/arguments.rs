@@ -21,7 +21,7 @@ pub struct Arguments {
     #[arg(long)]
     pub peers: bool,
     /// The Python that has PyTorch, for --peers
-    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    #[arg(long, value_name = "PROGRAM", default_value = "python3", requires = "peers")]
     pub python: PathBuf,
     /// `cargo bench` adds it.
     #[arg(long, hide = true)]

@@ -32,8 +32,8 @@ fn ceiling(format: ProbabilityFormat) -> f32 {
 /// Quantized attention (SageAttention2, algorithm 1).
 ///
 /// `output` is written where the plan's output strides say, `log_sum_exp` is `[batch, query_heads, query_len]`.
-/// Memory: the codes, one byte an element of query, key and value, the keys' twice; nothing grows with
-/// `query_len · key_len`. [`Error::OutOfMemory`] if there is not as much.
+/// Memory: the codes, one byte an element of query, key and value (two of a value in 16 bits), the keys' twice; nothing
+/// grows with `query_len · key_len`. [`Error::OutOfMemory`] if there is not as much.
 pub(crate) fn attend<T: Element>(
     plan: &Resolved,
     query: &[T],

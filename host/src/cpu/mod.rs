@@ -5,7 +5,7 @@
 //! | [`mod@exact`] | attention in f64, the yardstick of every accuracy figure |
 //! | [`mod@quantize`] | the codes and scales that the GPU makes, bit for bit, in row-major order |
 //! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
-//! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, e4m3 P·V |
+//! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers |
 //! | [`simd`] | their inner loops, for each instruction set |
 //! | [`view`] | rows of a caller's tensor |
 //!

@@ -1,4 +1,4 @@
-//! What a plan puts on a stream: the kernels of `crate::kernels`.
+//! What a plan puts on a stream: a memset of its counters, and the kernels of `crate::kernels`.
 
 use super::Gpu;
 use super::driver::cuda;
@@ -35,7 +35,7 @@ pub struct GpuBuffers {
     pub workspace_bytes: u64,
 }
 
-/// A plan whose kernels are loaded on a GPU: enqueueing it is nothing but launches.
+/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
     plan: AttentionPlan,
@@ -178,7 +178,7 @@ impl PreparedPlan {
         let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };
         if part != Part::Attention {
             let (counters, bytes) = call.counters();
-            // SAFETY: the counters are the call's own, in its workspace.
+            // SAFETY: the counters lie in the workspace, which `check_buffers` found to be large enough.
             unsafe { cuda!(cuMemsetD8Async(counters, 0, bytes as usize, stream.cast()))? };
             call.quantize(launch)?;
         }

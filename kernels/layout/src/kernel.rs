@@ -1,4 +1,4 @@
-//! The kernel table: every GPU program, its symbol, its launch shape and its budgets.
+//! The kernel table: every GPU program, its symbol, its launch shape, shared memory and barriers.
 //!
 //! [`for_each_kernel!`](crate::for_each_kernel) is the one list. This module makes [`Kernel`] of it, `sage-kernels`
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.

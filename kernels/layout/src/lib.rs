@@ -16,7 +16,7 @@
 //! | [`statistics`] | the order of summation of channel statistics |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`visibility`] | which keys a query may see |
-//! | [`kernel`] | the kernel table: names, launch bounds, budgets |
+//! | [`kernel`] | the kernel table: names, launch bounds, shared memory |
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
 #![no_std]
 
