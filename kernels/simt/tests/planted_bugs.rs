@@ -201,6 +201,13 @@ planted! {
         global::store_f32(buffers.output + at, 1.0);
         global::load_f32(if mistake { buffers.output } else { buffers.input } + at);
     };
+
+    /// What came through the read-only path is written later.
+    writes_its_own_input, 32, [Race], |mistake, buffers| unsafe {
+        let at = 4 * thread::thread_idx_x() as u64;
+        let value = global::load_f32(buffers.input + at);
+        global::store_f32(if mistake { buffers.input } else { buffers.output } + at, value);
+    };
 }
 
 /// A copy of 4 KiB that all threads read, with the mistakes that its pipeline allows.

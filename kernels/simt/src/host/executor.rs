@@ -20,8 +20,9 @@ use super::memory::Memory;
 use super::report::{Kind, Problem, Report, Site, ranges};
 use super::schedule::{Preemptions, Random, Schedule};
 use super::shared::{Access, Proxy, SharedMemory};
+use super::summation::Accumulation;
 use super::warp::Warp;
-use super::wgmma::{Accumulation, Warpgroup};
+use super::wgmma::Warpgroup;
 
 /// Threads of the largest block.
 const MAX_THREADS: u32 = 1024;
@@ -63,7 +64,7 @@ pub enum Blocks {
 pub struct Options {
     /// Who goes next.
     pub schedule: Schedule,
-    /// How FP8 products are summed.
+    /// How floating-point products are summed.
     pub accumulation: Accumulation,
     /// Pretends that the kernel has not this instruction. To test that its absence is found.
     pub without: Option<Synchronisation>,

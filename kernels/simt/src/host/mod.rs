@@ -12,6 +12,7 @@
 //! | `clock` | vector clocks: which accesses are ordered |
 //! | `blocks` | the same between blocks, in global memory |
 //! | `warp`, `mbarrier`, `copy`, `mma`, `wgmma`, … | an instruction family each |
+//! | `summation` | how `mma` and `wgmma` add products |
 //! | `poison` | what stands where a result is yet to come |
 //! | `report` | what is told about a mistake |
 
@@ -35,10 +36,11 @@ mod poison;
 mod report;
 mod schedule;
 mod search;
+mod summation;
 
 pub use executor::{Blocks, Launch, Options, Synchronisation, Trace, launch};
 pub use memory::Memory;
 pub use report::{Kind, Report};
 pub use schedule::{Preemptions, SEED_VARIABLE, Schedule};
 pub use search::{Searched, search};
-pub use wgmma::Accumulation;
+pub use summation::Accumulation;
