@@ -200,9 +200,9 @@ impl Memory {
     }
 
     /// Adds atomically; the blocks run one at a time.
-    pub(super) fn fetch_add(&self, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
+    pub(super) fn fetch_add(&self, what: &str, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
         let mut before = [0; 4];
-        self.load_written("atom.global.add", address, &mut before, site)?;
+        self.load_written(what, address, &mut before, site)?;
         let before = u32::from_le_bytes(before);
         self.store(address, &before.wrapping_add(value).to_le_bytes(), site)?;
         Ok(before)

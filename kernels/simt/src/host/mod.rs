@@ -44,3 +44,8 @@ pub use report::{Kind, Report};
 pub use schedule::{Preemptions, SEED_VARIABLE, Schedule};
 pub use search::{Searched, search};
 pub use summation::Accumulation;
+
+/// The guide's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../../docs/testing.md")]
+mod guide {}
