@@ -5,8 +5,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `executor` | blocks, fibers, the scheduler, deadlocks |
-//! | `schedule`, `search` | who goes next |
+//! | `executor` | blocks, fibers, deadlocks |
+//! | `schedule`, `scheduler`, `search` | who goes next |
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
@@ -35,6 +35,7 @@ mod memory;
 mod poison;
 mod report;
 mod schedule;
+mod scheduler;
 mod search;
 mod summation;
 
