@@ -8,9 +8,9 @@ use crate::plan::AttentionPlan;
 use crate::tensor::{AttentionProblem, extent};
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::Params;
-use simt::host::{Memory, Synchronisation};
+use simt::host::Memory;
 
-pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedule};
+pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedule, Synchronisation};
 
 /// CTAs at a time: few, so that each takes several items.
 const MULTIPROCESSORS: u32 = 3;
@@ -23,7 +23,7 @@ pub struct Execution {
     buffers: GpuBuffers,
     output_bytes: usize,
     /// Where the kernels synchronise.
-    pub synchronisations: Vec<(Kernel, Synchronisation)>,
+    pub synchronisations: Vec<Synchronisation>,
 }
 
 impl Execution {
@@ -57,9 +57,7 @@ impl Execution {
             let kernel = Kernel::find(family, resolved.padded_head_dim, resolved.problem.dtype.into());
             let kernel = kernel.expect("the kernel table has every family");
             let found = sage_kernels::entry::launch(kernel, grid, &params, &memory, execution);
-            synchronisations.extend(
-                found.map_err(|report| (kernel, report))?.synchronisations.into_iter().map(|place| (kernel, place)),
-            );
+            synchronisations.extend(found.map_err(|report| (kernel, report))?.synchronisations);
             Ok(())
         };
         let call = Call { plan: &plan, buffers: &buffers, multiprocessors: MULTIPROCESSORS };

@@ -5,6 +5,7 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
 use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
@@ -26,6 +27,7 @@ fn check_inputs<T: Element>(
     execution: &Options,
     inputs: &Inputs<T>,
 ) {
+    let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
     let what = format!("{problem:?}\n{options:?}\n{execution:?}");
     let result = Execution::new(problem, options, inputs.slices(), execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
@@ -107,9 +109,9 @@ fn every_schedule_of_threads() {
 #[test]
 fn lanes_that_fall_behind() {
     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]);
-    for seed in 0..10 {
+    for schedule in schedules((0..10).map(Schedule::Random)) {
         for options in modes() {
-            check::<f16>(&problem, &options, &Options::new(Schedule::Random(seed)), 7);
+            check::<f16>(&problem, &options, &Options::new(schedule), 7);
         }
     }
 }
@@ -142,11 +144,14 @@ fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    // the same calls every time, so that one that fails does so again
+    #![proptest_config(ProptestConfig {
+        cases: 60, failure_persistence: None, rng_seed: RngSeed::Fixed(0), ..Default::default()
+    })]
 
     #[test]
     fn random_calls_and_schedules((problem, options) in calls(), seed: u64, schedule in 0u64..1000, truncated: bool) {
-        let schedule = Schedule::replayed().unwrap_or(Schedule::Random(schedule));
+        let schedule = Schedule::Random(schedule);
         let accumulation = if truncated { Accumulation::Truncated } else { Accumulation::Single };
         check_dtype(&problem, &options, &Options { accumulation, ..Options::new(schedule) }, seed);
     }

@@ -9,14 +9,14 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     arch::math::fma(a, b, c)
 }
 
-/// 2ˣ, at most 2 units in the last place off; subnormal inputs and results become 0 (`ex2.approx.ftz`).
+/// 2ˣ, relative error at most 2⁻²²; subnormal inputs and results become 0 (`ex2.approx.ftz`).
 #[inline(always)]
 #[track_caller]
 pub fn exp2(x: f32) -> f32 {
     arch::math::exp2(x)
 }
 
-/// log₂ x, absolute error at most 2⁻²² (`lg2.approx.ftz`).
+/// log₂ x, error at most 2⁻²², absolute for x from ½ to 2, relative elsewhere (`lg2.approx.ftz`).
 #[inline(always)]
 #[track_caller]
 pub fn log2(x: f32) -> f32 {

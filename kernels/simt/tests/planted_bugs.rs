@@ -201,6 +201,13 @@ planted! {
         global::store_f32(buffers.output + at, 1.0);
         global::load_f32(if mistake { buffers.output } else { buffers.input } + at);
     };
+
+    /// What came through the read-only path is written later.
+    writes_its_own_input, 32, [Race], |mistake, buffers| unsafe {
+        let at = 4 * thread::thread_idx_x() as u64;
+        let value = global::load_f32(buffers.input + at);
+        global::store_f32(if mistake { buffers.input } else { buffers.output } + at, value);
+    };
 }
 
 /// A copy of 4 KiB that all threads read, with the mistakes that its pipeline allows.
@@ -556,6 +563,7 @@ enum Turns {
     NoBarrierBeforeFlag,
     NoBarrierAfterWait,
     WrittenAgainTooEarly,
+    PlainReset,
 }
 
 fn turns(mistake: Turns, buffers: Buffers) {
@@ -600,6 +608,9 @@ fn turns(mistake: Turns, buffers: Buffers) {
         if shared::load_u32(word(0)) == 1 {
             global::store_u32x4(place(thread), [0; 4]);
         }
+        if mistake == PlainReset && thread == 0 {
+            global::store_u32(done, 0);
+        }
     }
 }
 
@@ -630,6 +641,7 @@ between_blocks! { turns, Turns:
     flag_before_all_have_written, NoBarrierBeforeFlag, [Race, Uninitialized];
     only_the_waiting_thread_acquires, NoBarrierAfterWait, [Race, Uninitialized];
     written_again_while_others_read, WrittenAgainTooEarly, [Race];
+    counter_reset_while_others_count, PlainReset, [Race];
 }
 
 /// Bad launches are refused.
@@ -650,6 +662,17 @@ fn bad_launches() {
     let atomic = || _ = unsafe { global::fetch_add_u32(0, 1) };
     let in_parallel = launch(shape, &memory, &Options::new(Schedule::InOrder), atomic);
     assert_eq!(in_parallel.expect_err("atomics of blocks in parallel").kind, Kind::Launch);
+    let wrong_shapes = [
+        (Launch { threads: 96, shared_bytes: SLOTS * TILE, ..shape }, Kind::OutOfBounds),
+        (Launch { threads: 64, shared_bytes: SHARED_BYTES, ..shape }, Kind::Deadlock),
+    ];
+    for (wrong, kind) in wrong_shapes {
+        let mut memory = Memory::new();
+        let buffers = Buffers { input: memory.upload("input", &[1; 16384]), output: 0, counters: 0 };
+        let kernel = || pipeline(Pipeline::Right, buffers);
+        let report = launch(wrong, &memory, &Options::new(Schedule::InOrder), kernel).expect_err("a wrong shape");
+        assert_eq!(report.kind, kind, "{report}");
+    }
     let panics = launch(shape, &memory, &Options::new(Schedule::InOrder), || panic!("by the kernel"));
     assert_eq!(panics.expect_err("a panic").kind, Kind::Panic);
 }

@@ -38,11 +38,31 @@ impl Heard {
     }
 }
 
+/// How global memory is accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Load,
+    Store,
+    AtomicLoad,
+    AtomicAdd,
+}
+
+impl How {
+    fn writes(self) -> bool {
+        matches!(self, Self::Store | Self::AtomicAdd)
+    }
+
+    fn is_atomic(self) -> bool {
+        matches!(self, Self::AtomicLoad | Self::AtomicAdd)
+    }
+}
+
 /// An access of global memory.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     block: u64,
     epoch: Epoch,
+    how: How,
     site: Site,
 }
 
@@ -65,53 +85,44 @@ pub struct History {
 pub type SharedHistory = Option<Rc<RefCell<History>>>;
 
 impl Cta {
-    fn moment(&self, site: Site) -> Moment {
-        Moment { block: self.index, epoch: self.access(site).epoch, site }
-    }
-
     fn knows(&self, moment: &Moment) -> bool {
         let knowledge = &self.threads[self.current as usize].knowledge;
         if moment.block == self.index { knowledge.seen.knows(moment.epoch) } else { knowledge.others.knows(moment) }
     }
 
-    fn race(&self, what: &str, place: u64, site: Site, earlier: &str, moment: &Moment) -> Problem {
-        let Moment { block, epoch, site: there } = moment;
+    fn race(&self, what: &str, place: u64, site: Site, earlier: &Moment) -> Problem {
+        let Moment { block, epoch, how, site: there } = earlier;
+        let earlier = if how.writes() { "write" } else { "read" };
         let who = format!("thread {} of block {block}", epoch.agent);
         let place = self.memory.place(place);
         let message = format!("{what} of {place} at {site}: nothing orders it after the {earlier} by {who} at {there}");
         Problem::new(Kind::Race, message)
     }
 
-    /// Records a read of global memory by the running thread.
-    pub fn read_global(&mut self, what: &str, address: u64, bytes: u64, site: Site) -> Result<(), Problem> {
-        let Some(history) = self.history.clone() else { return Ok(()) };
-        let moment = self.moment(site);
+    /// Records an access of global memory by the running thread. Atomic ones need no order among themselves.
+    pub fn access_global(
+        &mut self,
+        what: &str,
+        (address, bytes): (u64, u64),
+        how: How,
+        site: Site,
+    ) -> Result<(), Problem> {
+        let Some(history) = &self.history else { return Ok(()) };
+        let cells = &mut history.borrow_mut().cells;
+        let moment = Moment { block: self.index, epoch: self.access(site).epoch, how, site };
         for cell in address / CELL_BYTES..(address + bytes) / CELL_BYTES {
-            let cells = &mut history.borrow_mut().cells;
-            let state = cells.entry(cell).or_default();
-            if let Some(write) = state.write.as_ref().filter(|write| !self.knows(write)) {
-                return Err(self.race(what, cell * CELL_BYTES, site, "write", write));
+            let Cell { write, reads } = cells.entry(cell).or_default();
+            let unordered = |earlier: &&Moment| !(self.knows(earlier) || how.is_atomic() && earlier.how.is_atomic());
+            let read = if how.writes() { reads.iter().find(unordered) } else { None };
+            if let Some(earlier) = write.as_ref().filter(unordered).or(read) {
+                return Err(self.race(what, cell * CELL_BYTES, site, earlier));
             }
-            state.reads.retain(|read| !self.knows(read));
-            state.reads.push(moment);
-        }
-        Ok(())
-    }
-
-    /// Records a write of global memory by the running thread.
-    pub fn write_global(&mut self, what: &str, address: u64, bytes: u64, site: Site) -> Result<(), Problem> {
-        let Some(history) = self.history.clone() else { return Ok(()) };
-        let write = Some(self.moment(site));
-        for cell in address / CELL_BYTES..(address + bytes) / CELL_BYTES {
-            let cells = &mut history.borrow_mut().cells;
-            let state = cells.entry(cell).or_default();
-            if let Some(write) = state.write.as_ref().filter(|write| !self.knows(write)) {
-                return Err(self.race(what, cell * CELL_BYTES, site, "write", write));
+            reads.retain(|read| !self.knows(read));
+            if how.writes() {
+                *write = Some(moment);
+            } else {
+                reads.push(moment);
             }
-            if let Some(read) = state.reads.iter().find(|read| !self.knows(read)) {
-                return Err(self.race(what, cell * CELL_BYTES, site, "read", read));
-            }
-            *state = Cell { write, reads: Vec::new() };
         }
         Ok(())
     }

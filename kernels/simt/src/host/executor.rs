@@ -1,4 +1,4 @@
-//! Blocks, their fibers, and the scheduler.
+//! Blocks and their fibers.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,17 +18,17 @@ use super::copy::{AsyncCopy, Groups};
 use super::mbarrier::MBarrier;
 use super::memory::Memory;
 use super::report::{Kind, Problem, Report, Site, ranges};
-use super::schedule::{Preemptions, Random, Schedule};
+use super::schedule::{Random, Schedule};
+use super::scheduler::{Step, ThreadSet};
 use super::shared::{Access, Proxy, SharedMemory};
+use super::summation::Accumulation;
 use super::warp::Warp;
-use super::wgmma::{Accumulation, Warpgroup};
+use super::wgmma::Warpgroup;
 
 /// Threads of the largest block.
-const MAX_THREADS: u32 = 1024;
+pub const MAX_THREADS: u32 = 1024;
 /// Shared memory of the largest block.
 const MAX_SHARED_BYTES: u32 = 227 * 1024;
-/// How many times threads are picked until one of them gets another priority, on average.
-const PICKS_PER_PRIORITY: usize = 256;
 /// Stack of a fiber. Only what is touched takes memory.
 const STACK_BYTES: usize = 256 * 1024;
 
@@ -63,7 +63,7 @@ pub enum Blocks {
 pub struct Options {
     /// Who goes next.
     pub schedule: Schedule,
-    /// How FP8 products are summed.
+    /// How floating-point products are summed.
     pub accumulation: Accumulation,
     /// Pretends that the kernel has not this instruction. To test that its absence is found.
     pub without: Option<Synchronisation>,
@@ -195,68 +195,6 @@ pub struct Thread {
     yielder: *const Yielder<(), ()>,
 }
 
-/// A set of threads.
-#[derive(Default)]
-struct ThreadSet([u64; MAX_THREADS as usize / 64]);
-
-impl ThreadSet {
-    fn insert(&mut self, thread: u32) {
-        self.0[thread as usize / 64] |= 1 << (thread % 64);
-    }
-
-    fn remove(&mut self, thread: u32) {
-        self.0[thread as usize / 64] &= !(1 << (thread % 64));
-    }
-
-    fn first(&self) -> Option<u32> {
-        let index = self.0.iter().position(|&word| word != 0)?;
-        Some(64 * index as u32 + self.0[index].trailing_zeros())
-    }
-
-    fn last(&self) -> Option<u32> {
-        let index = self.0.iter().rposition(|&word| word != 0)?;
-        Some(64 * index as u32 + 63 - self.0[index].leading_zeros())
-    }
-
-    fn first_of_warp(&self, warp: u32) -> Option<u32> {
-        let lanes = (self.0[warp as usize / 2] >> (warp % 2 * 32)) as u32;
-        (lanes != 0).then(|| 32 * warp + lanes.trailing_zeros())
-    }
-
-    fn contains(&self, thread: u32) -> bool {
-        self.0[thread as usize / 64] >> (thread % 64) & 1 == 1
-    }
-
-    /// The first of a thread's warp, but for itself.
-    fn other_of_warp(&self, thread: u32) -> Option<u32> {
-        let mut others = Self(self.0);
-        others.remove(thread);
-        others.first_of_warp(thread / 32)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().enumerate().flat_map(|(index, &word)| {
-            let rest = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
-            rest.take_while(|&word| word != 0).map(move |word| 64 * index as u32 + word.trailing_zeros())
-        })
-    }
-
-    fn any(&self, random: &mut Random) -> Option<u32> {
-        let count: u32 = self.0.iter().map(|word| word.count_ones()).sum();
-        if count == 0 {
-            return None;
-        }
-        let mut rank = random.below(count as usize) as u32;
-        let index = self.0.iter().position(|word| {
-            let here = rank < word.count_ones();
-            rank -= if here { 0 } else { word.count_ones() };
-            here
-        })?;
-        let word = (0..rank).fold(self.0[index], |word, _| word & (word - 1));
-        Some(64 * index as u32 + word.trailing_zeros())
-    }
-}
-
 /// A block and everything in it but the fibers.
 pub struct Cta {
     pub grid: [u32; 3],
@@ -271,7 +209,7 @@ pub struct Cta {
     /// With a random schedule.
     pub random: Option<Random>,
     /// Of the threads, with some random schedules.
-    priorities: Vec<u64>,
+    pub priorities: Vec<u64>,
     /// The thread that runs.
     pub current: u32,
     pub threads: Vec<Thread>,
@@ -285,16 +223,9 @@ pub struct Cta {
     pub free_registers: u32,
     /// Of [`new_agent`](Self::new_agent).
     agents: u32,
-    trace: Trace,
-    ready: ThreadSet,
+    pub trace: Trace,
+    pub ready: ThreadSet,
     report: Option<Report>,
-}
-
-/// What the scheduler does next.
-enum Step {
-    Run(u32),
-    Land(usize),
-    Multiply(usize),
 }
 
 impl Cta {
@@ -409,70 +340,6 @@ impl Cta {
         Report { kind, message, block: self.block, thread: None, schedule: self.options.schedule }
     }
 
-    fn pick(&mut self) -> Option<Step> {
-        match self.options.schedule {
-            Schedule::InOrder if !self.copies.is_empty() => Some(Step::Land(0)),
-            Schedule::InOrder => self.ready.first().map(Step::Run),
-            Schedule::Reverse => match self.ready.last() {
-                Some(thread) => Some(Step::Run(thread)),
-                None => self.copies.len().checked_sub(1).map(Step::Land),
-            },
-            Schedule::Random(_) => self.pick_any(),
-            Schedule::RandomWarps(_) => match self.ready.first_of_warp(self.current / 32) {
-                Some(thread) => Some(Step::Run(thread)),
-                None => self.pick_any(),
-            },
-            Schedule::Preempted(preemptions) => self.pick_or_preempt(&preemptions),
-        }
-    }
-
-    fn pick_or_preempt(&mut self, preemptions: &Preemptions) -> Option<Step> {
-        let Self { current, ref ready, .. } = *self;
-        let own_warp = current / 32;
-        let other_warps = (0..self.warps.len() as u32).filter(|&warp| warp != own_warp);
-        let mut possible: Vec<Step> = [ready.contains(current).then_some(current), ready.other_of_warp(current)]
-            .into_iter()
-            .chain(other_warps.map(|warp| ready.first_of_warp(warp)))
-            .flatten()
-            .map(Step::Run)
-            .collect();
-        possible.extend((0..self.copies.len()).map(Step::Land));
-        if !possible.is_empty() {
-            let busy = self.warps.iter().enumerate().filter(|(_, warp)| warp.tensor.is_busy());
-            possible.extend(busy.map(|(index, _)| Step::Multiply(index)));
-        }
-        let choice = preemptions.choice(self.trace.alternatives.len() as u32) as usize;
-        self.trace.alternatives.push(possible.len().saturating_sub(1) as u32);
-        possible.into_iter().nth(choice)
-    }
-
-    fn pick_any(&mut self) -> Option<Step> {
-        let Self { random, priorities, copies, warps, ready, .. } = self;
-        let random = random.as_mut()?;
-        let thread = if priorities.is_empty() {
-            ready.any(random)
-        } else {
-            let first = ready.iter().max_by_key(|&thread| priorities[thread as usize]);
-            first.inspect(|&thread| {
-                if random.below(PICKS_PER_PRIORITY) == 0 {
-                    priorities[thread as usize] = random.bits();
-                }
-            })
-        };
-        if thread.is_none() && !copies.is_empty() || random.below(16) == 0 {
-            let busy = || warps.iter().enumerate().filter(|(_, warp)| warp.tensor.is_busy()).map(|(index, _)| index);
-            let products = busy().count();
-            if copies.len() + products > 0 {
-                let choice = random.below(copies.len() + products);
-                return match choice.checked_sub(copies.len()) {
-                    None => Some(Step::Land(choice)),
-                    Some(rank) => busy().nth(rank).map(Step::Multiply),
-                };
-            }
-        }
-        thread.map(Step::Run)
-    }
-
     /// Makes those ready whose word has the value that they wait for. Returns whether there are any.
     fn wake_waiting_for_words(&mut self) -> bool {
         let has_come = |thread: &Thread| match thread.waiting {
@@ -551,7 +418,7 @@ impl Cta {
 }
 
 thread_local! {
-    /// The block that this host thread executes.
+    /// The block that this host thread executes. Its fibers stay on this thread: a [`Run`] is not `Send`.
     static CTA: RefCell<Option<Box<Cta>>> = const { RefCell::new(None) };
     /// Stacks of fibers that returned.
     static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };

@@ -1,5 +1,6 @@
 use std::panic::Location;
 
+use super::blocks::How;
 use super::executor::{Blocks, Cta, Waiting, hesitate, run, suspend, synchronises};
 use super::poison;
 use super::report::{Kind, Problem, Site};
@@ -19,7 +20,7 @@ fn store<const BYTES: usize>(address: u64, bytes: [u8; BYTES]) {
     let site = Location::caller();
     run(|cta| {
         cta.memory.store(address, &bytes, site)?;
-        cta.write_global("st.global", address, BYTES as u64, site)
+        cta.access_global("st.global", (address, BYTES as u64), How::Store, site)
     })
 }
 
@@ -105,7 +106,7 @@ fn load_written<const BYTES: usize>(address: u64) -> [u8; BYTES] {
         cta.atomics_allowed("ld.global", site)?;
         let mut bytes = [0; BYTES];
         cta.memory.load_written("ld.global", address, &mut bytes, site)?;
-        cta.read_global("ld.global", address, BYTES as u64, site)?;
+        cta.access_global("ld.global", (address, BYTES as u64), How::Load, site)?;
         Ok(bytes)
     })
 }
@@ -120,31 +121,34 @@ pub unsafe fn load_written_u32x4(address: u64) -> [u32; 4] {
     split(&load_written::<16>(address))
 }
 
-#[track_caller]
-pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
-    let site = Location::caller();
+/// Adds atomically; releases and acquires if it `orders`.
+fn fetch_add(what: &str, (address, value): (u64, u32), orders: bool, site: Site) -> u32 {
     let before = run(|cta| {
-        cta.atomics_allowed("atom.global.add", site)?;
-        cta.memory.fetch_add(address, value, site)
+        cta.atomics_allowed(what, site)?;
+        if orders {
+            cta.acquire(address);
+        }
+        let before = cta.memory.fetch_add(what, address, value, site)?;
+        cta.access_global(what, (address, 4), How::AtomicAdd, site)?;
+        if orders {
+            cta.release(address);
+        }
+        Ok(before)
     });
     hesitate();
     before
 }
 
 #[track_caller]
+pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
+    fetch_add("atom.global.add", (address, value), false, Location::caller())
+}
+
+#[track_caller]
 pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
     let site = Location::caller();
     let orders = !synchronises("atom.acq_rel", site);
-    let before = run(|cta| {
-        cta.atomics_allowed("atom.acq_rel.gpu.global.add", site)?;
-        if orders {
-            cta.acquire(address);
-            cta.release(address);
-        }
-        cta.memory.fetch_add(address, value, site)
-    });
-    hesitate();
-    before
+    fetch_add("atom.acq_rel.gpu.global.add", (address, value), orders, site)
 }
 
 #[track_caller]
@@ -158,6 +162,7 @@ pub unsafe fn wait_until_u32(address: u64, value: u32) {
         let there = cta.memory.word(address, site)? == value;
         if there {
             cta.acquire(address);
+            cta.access_global("ld.acquire.gpu.global", (address, 4), How::AtomicLoad, site)?;
         } else {
             cta.block(Waiting::Word { address, value }, site);
         }

@@ -1,6 +1,8 @@
 //! Global memory: named buffers, far apart, that know which of their bytes were written.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::panic::Location;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
 
 use super::report::{Kind, Problem, Site};
 
@@ -11,10 +13,12 @@ const SLOT_BITS: u32 = 36;
 const UNWRITTEN: u8 = 0;
 /// State of a byte that was written before the launch.
 const INITIAL: u8 = 1;
+/// State of a byte that was written before the launch, which read it as one that does not change.
+const LOADED: u8 = 2;
 /// State of a byte that was written once by the launch.
-const WRITTEN: u8 = 2;
+const WRITTEN: u8 = 3;
 /// State of a byte that was written more than once by the launch.
-const REWRITTEN: u8 = 3;
+const REWRITTEN: u8 = 4;
 
 /// The global memory of a simulated GPU.
 #[derive(Debug, Default)]
@@ -32,6 +36,25 @@ struct Buffer {
 struct Byte {
     value: AtomicU8,
     state: AtomicU8,
+    /// Where it got its state.
+    site: AtomicPtr<Location<'static>>,
+}
+
+impl Byte {
+    #[track_caller]
+    fn new(value: u8, state: u8) -> Self {
+        let site = AtomicPtr::new(ptr::from_ref(Location::caller()).cast_mut());
+        Self { value: AtomicU8::new(value), state: AtomicU8::new(state), site }
+    }
+
+    fn set_site(&self, site: Site) {
+        self.site.store(ptr::from_ref(site).cast_mut(), Relaxed);
+    }
+
+    fn site(&self) -> Site {
+        // SAFETY: only places that live for ever are stored.
+        unsafe { &*self.site.load(Relaxed) }
+    }
 }
 
 impl Memory {
@@ -42,14 +65,12 @@ impl Memory {
 
     /// A buffer that nobody wrote yet. Returns its address.
     pub fn allocate(&mut self, name: &str, bytes: usize) -> u64 {
-        let byte = || Byte { value: AtomicU8::new(0xff), state: AtomicU8::new(UNWRITTEN) };
-        self.push(name, (0..bytes).map(|_| byte()).collect())
+        self.push(name, (0..bytes).map(|_| Byte::new(0xff, UNWRITTEN)).collect())
     }
 
     /// A buffer that holds `content`. Returns its address.
     pub fn upload(&mut self, name: &str, content: &[u8]) -> u64 {
-        let byte = |&value| Byte { value: AtomicU8::new(value), state: AtomicU8::new(INITIAL) };
-        self.push(name, content.iter().map(byte).collect())
+        self.push(name, content.iter().map(|&value| Byte::new(value, INITIAL)).collect())
     }
 
     /// Sets bytes of a buffer, before a launch.
@@ -128,7 +149,7 @@ impl Memory {
         format!("byte {} of `{name}`", address & ((1 << SLOT_BITS) - 1))
     }
 
-    /// Loads what no kernel in flight writes.
+    /// Loads what no kernel in flight writes: what this launch wrote, or writes later, is a mistake.
     pub(super) fn load(
         &self,
         what: &str,
@@ -138,9 +159,16 @@ impl Memory {
         site: Site,
     ) -> Result<(), Problem> {
         let bytes = self.access(what, address, into.len() as u64, alignment, site)?;
-        if let Some(offset) = bytes.iter().position(|byte| byte.state.load(Relaxed) >= WRITTEN) {
-            let place = self.place(address + offset as u64);
-            return Err(Problem::new(Kind::Race, format!("{what} of {place}, which this launch wrote, at {site}")));
+        for (offset, byte) in bytes.iter().enumerate() {
+            match byte.state.compare_exchange(INITIAL, LOADED, Relaxed, Relaxed) {
+                Ok(_) => byte.set_site(site),
+                Err(WRITTEN | REWRITTEN) => {
+                    let (place, there) = (self.place(address + offset as u64), byte.site());
+                    let message = format!("{what} of {place} at {site}: this launch wrote it at {there}");
+                    return Err(Problem::new(Kind::Race, message));
+                }
+                Err(_) => {}
+            }
         }
         self.copy(what, address, bytes, into, site)
     }
@@ -172,9 +200,9 @@ impl Memory {
     }
 
     /// Adds atomically; the blocks run one at a time.
-    pub(super) fn fetch_add(&self, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
+    pub(super) fn fetch_add(&self, what: &str, address: u64, value: u32, site: Site) -> Result<u32, Problem> {
         let mut before = [0; 4];
-        self.load_written("atom.global.add", address, &mut before, site)?;
+        self.load_written(what, address, &mut before, site)?;
         let before = u32::from_le_bytes(before);
         self.store(address, &before.wrapping_add(value).to_le_bytes(), site)?;
         Ok(before)
@@ -182,10 +210,20 @@ impl Memory {
 
     pub(super) fn store(&self, address: u64, from: &[u8], site: Site) -> Result<(), Problem> {
         let bytes = self.access("st.global", address, from.len() as u64, from.len() as u64, site)?;
-        for (byte, from) in bytes.iter().zip(from) {
+        for (offset, (byte, from)) in bytes.iter().zip(from).enumerate() {
             byte.value.store(*from, Relaxed);
-            let state = if byte.state.load(Relaxed) >= WRITTEN { REWRITTEN } else { WRITTEN };
-            byte.state.store(state, Relaxed);
+            match byte.state.swap(WRITTEN, Relaxed) {
+                LOADED => {
+                    let (place, there) = (self.place(address + offset as u64), byte.site());
+                    let message = format!(
+                        "st.global of {place} at {site}: this launch loaded it through ld.global.nc or a copy at {there}"
+                    );
+                    return Err(Problem::new(Kind::Race, message));
+                }
+                WRITTEN | REWRITTEN => byte.state.store(REWRITTEN, Relaxed),
+                _ => {}
+            }
+            byte.set_site(site);
         }
         Ok(())
     }

@@ -5,13 +5,14 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `executor` | blocks, fibers, the scheduler, deadlocks |
-//! | `schedule`, `search` | who goes next |
+//! | `executor` | blocks, fibers, deadlocks |
+//! | `schedule`, `scheduler`, `search` | who goes next |
 //! | `memory` | global memory: buffers with bounds, and which bytes were written |
 //! | `shared` | shared memory, and the history of each cell |
 //! | `clock` | vector clocks: which accesses are ordered |
 //! | `blocks` | the same between blocks, in global memory |
 //! | `warp`, `mbarrier`, `copy`, `mma`, `wgmma`, … | an instruction family each |
+//! | `summation` | how `mma` and `wgmma` add products |
 //! | `poison` | what stands where a result is yet to come |
 //! | `report` | what is told about a mistake |
 
@@ -34,11 +35,18 @@ mod memory;
 mod poison;
 mod report;
 mod schedule;
+mod scheduler;
 mod search;
+mod summation;
 
 pub use executor::{Blocks, Launch, Options, Synchronisation, Trace, launch};
 pub use memory::Memory;
 pub use report::{Kind, Report};
 pub use schedule::{Preemptions, SEED_VARIABLE, Schedule};
 pub use search::{Searched, search};
-pub use wgmma::Accumulation;
+pub use summation::Accumulation;
+
+/// The guide's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../../docs/testing.md")]
+mod guide {}

@@ -13,7 +13,7 @@ pub type Site = &'static Location<'static>;
 pub enum Kind {
     /// A launch that no GPU would take, or parameters of another kernel.
     Launch,
-    /// Two accesses of shared memory, one a write, that nothing orders; or `ld.global.nc` of what the launch writes.
+    /// Two accesses of memory, one a write, that nothing orders; or `ld.global.nc` of what the launch writes.
     Race,
     /// Lanes of a warp that should do one thing together do different things.
     Divergence,
@@ -44,7 +44,7 @@ pub enum Kind {
 }
 
 /// A mistake of a kernel: what, where, by whom, and under which schedule.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Report {
     /// What kind of mistake.
     pub kind: Kind,
@@ -66,6 +66,13 @@ impl fmt::Display for Report {
             write!(formatter, ", thread {thread} (warp {}, lane {})", thread / 32, thread % 32)?;
         }
         write!(formatter, ", under {schedule}")
+    }
+}
+
+/// As [`Display`](fmt::Display), so that a test that fails by `?` or `unwrap` tells how to replay it.
+impl fmt::Debug for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
     }
 }
 

@@ -75,7 +75,7 @@ impl fmt::Display for Preemptions {
 }
 
 /// The environment variable with the schedule to replay: a seed, with `warps:` before it for
-/// [`Schedule::RandomWarps`]; or `preempted:` and a list of preemptions.
+/// [`Schedule::RandomWarps`]; `preempted:` and a list of preemptions; `in-order` or `reverse`.
 pub const SEED_VARIABLE: &str = "SAGE_SIMT_SEED";
 
 impl Schedule {
@@ -87,6 +87,8 @@ impl Schedule {
 
     fn parse(text: &str) -> Option<Self> {
         match text.split_once(':') {
+            None if text == "in-order" => Some(Self::InOrder),
+            None if text == "reverse" => Some(Self::Reverse),
             None => text.parse().ok().map(Self::Random),
             Some(("warps", seed)) => seed.parse().ok().map(Self::RandomWarps),
             Some(("preempted", list)) => Preemptions::parse(list).map(Self::Preempted),
@@ -106,12 +108,13 @@ impl Schedule {
 
 impl fmt::Display for Schedule {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{SEED_VARIABLE}=")?;
         match self {
-            Self::InOrder => formatter.write_str("the schedule in order"),
-            Self::Reverse => formatter.write_str("the reverse schedule"),
-            Self::Random(seed) => write!(formatter, "{SEED_VARIABLE}={seed}"),
-            Self::RandomWarps(seed) => write!(formatter, "{SEED_VARIABLE}=warps:{seed}"),
-            Self::Preempted(preemptions) => write!(formatter, "{SEED_VARIABLE}=preempted:{preemptions}"),
+            Self::InOrder => formatter.write_str("in-order"),
+            Self::Reverse => formatter.write_str("reverse"),
+            Self::Random(seed) => seed.fmt(formatter),
+            Self::RandomWarps(seed) => write!(formatter, "warps:{seed}"),
+            Self::Preempted(preemptions) => write!(formatter, "preempted:{preemptions}"),
         }
     }
 }
@@ -149,6 +152,8 @@ mod tests {
     fn what_a_report_shows_can_be_replayed() {
         let preemptions = Preemptions::default().and(3, 1).and(17, 4);
         for schedule in [
+            Schedule::InOrder,
+            Schedule::Reverse,
             Schedule::Random(7),
             Schedule::RandomWarps(u64::MAX),
             Schedule::Preempted(Preemptions::default()),

@@ -11,11 +11,11 @@ use sage_layout::{fragment, swizzle};
 
 use super::clock::{Agent, Epoch, Knowledge};
 use super::executor::{Cta, run};
-use super::mma::{Factor, Format, Sum};
 use super::poison;
 use super::report::{Kind, Problem, Site};
 use super::schedule::Schedule;
 use super::shared::{Access, Proxy, SharedMemory};
+use super::summation::{Accumulation, Factor, Format, Sum};
 use super::warp::{Inputs, Operation, collective};
 
 /// Rows of a warp.
@@ -23,18 +23,6 @@ const ROWS: usize = 16;
 /// Bytes of an operand's row that a product takes.
 const DEPTH: usize = 32;
 const LANES: usize = 32;
-
-/// How floating-point products are summed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Accumulation {
-    /// The products of an instruction exactly, then added to the accumulator with one rounding to f32.
-    #[default]
-    Single,
-    /// As Hopper does, to the bit (`docs/numerics.md`): products and accumulator are aligned to the largest exponent among
-    /// them and cut off 13 bits below it; so is their sum, 13 bits below its own. For 16-bit operands 25 bits are kept, which
-    /// was not measured.
-    Truncated,
-}
 
 /// A multiplication instruction of 64 rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -536,27 +524,6 @@ multiply! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Sums that an H100 made: A's and B's codes, the accumulator before and after.
-    #[test]
-    fn truncated_sums_are_the_hardware_s() {
-        for line in include_str!("../../tests/data/hopper_e4m3_sums.txt").lines().filter(|line| !line.starts_with('#'))
-        {
-            let [a, b, before, after] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-            let codes =
-                |text: &str| -> Vec<u8> { text.as_bytes().chunks(2).map(|digits| hexadecimal(digits) as u8).collect() };
-            let bits = |text: &str| hexadecimal(text.as_bytes());
-            let decode = |code| Format::E4m3.decode(code as u32);
-            let factors: Vec<_> = codes(a).into_iter().zip(codes(b)).map(|(a, b)| (decode(a), decode(b))).collect();
-            let factors = factors.iter().copied();
-            let sum = Sum::F32.update(bits(before), 0, Format::E4m3, factors, Accumulation::Truncated);
-            assert_eq!(sum, bits(after), "{line}");
-        }
-    }
-
-    fn hexadecimal(digits: &[u8]) -> u32 {
-        u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
-    }
 
     /// Ones and twos, so that every sum is known.
     #[test]
