@@ -50,7 +50,7 @@ fn normal_values() {
 }
 
 /// Values that share a mean, or whose mean drifts along the keys, are where plain FP8 sums lose most. Smoothed, and
-/// emptied after every segment, they are no worse than plain and emptied after every tile.
+/// emptied every four segments, they are no worse than plain and emptied after every tile.
 #[test]
 fn values_with_a_mean() {
     let Some(gpu) = gpu() else { return };
