@@ -29,17 +29,10 @@ const CONTENDERS: [&str; 2] = ["candle", "sage"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    let result = match &arguments[..] {
+    sage_measure::exit_code(match &arguments[..] {
         [_, command, contender, shape, timed] if command == "run" => child(contender, shape, timed),
         _ => run(&Arguments::parse()),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

@@ -17,13 +17,7 @@ const SCHEDULES: [Schedule; 4] =
     [Schedule::InOrder, Schedule::RandomWarps(1), Schedule::Random(2), Schedule::Random(1)];
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    sage_measure::exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

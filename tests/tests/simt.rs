@@ -62,19 +62,11 @@ fn modes() -> [AttentionOptions; 2] {
     PvMode::ALL.map(|pv_mode| AttentionOptions { pv_mode, ..with_lse() })
 }
 
-/// The schedules to try; or the one to replay.
-fn schedules(random: impl IntoIterator<Item = Schedule>) -> Vec<Schedule> {
-    match Schedule::replayed() {
-        Some(replayed) => vec![replayed],
-        None => [Schedule::InOrder, Schedule::Reverse].into_iter().chain(random).collect(),
-    }
-}
-
 #[test]
 fn every_schedule() {
     for head_dim in [64, 128] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 3, 200, head_dim], [1, 300]);
-        for schedule in schedules((0..4).map(Schedule::Random)) {
+        for schedule in Schedule::with((0..4).map(Schedule::Random)) {
             for options in modes() {
                 check::<f16>(&problem, &options, &Options::new(schedule), 1);
             }
@@ -86,7 +78,7 @@ fn every_schedule() {
 #[test]
 fn more_items_than_ctas() {
     let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::Bf16, [2, 4, 100, 128], [2, 600]);
-    for schedule in schedules((0..4).flat_map(|seed| [Schedule::Random(seed), Schedule::RandomWarps(seed)])) {
+    for schedule in Schedule::several(4) {
         check::<bf16>(&problem, &with_lse(), &Options::new(schedule), 2);
     }
 }
@@ -96,7 +88,7 @@ fn more_items_than_ctas() {
 fn every_schedule_of_threads() {
     for head_dim in [64, 128] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
-        for schedule in schedules((0..6).map(Schedule::Random)) {
+        for schedule in Schedule::with((0..6).map(Schedule::Random)) {
             for options in modes() {
                 check::<f16>(&problem, &options, &Options::new(schedule), 1);
             }
@@ -109,7 +101,7 @@ fn every_schedule_of_threads() {
 #[test]
 fn lanes_that_fall_behind() {
     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]);
-    for schedule in schedules((0..10).map(Schedule::Random)) {
+    for schedule in Schedule::with((0..10).map(Schedule::Random)) {
         for options in modes() {
             check::<f16>(&problem, &options, &Options::new(schedule), 7);
         }

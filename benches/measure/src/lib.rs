@@ -20,6 +20,18 @@ pub use arguments::Arguments;
 pub use result::{Accuracy, Case, Device, Measurement, Mode, Part, Report, Spread};
 
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// How a benchmark program ends: what went wrong goes to standard error.
+pub fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Why results could not be kept.
 #[derive(Debug, thiserror::Error)]

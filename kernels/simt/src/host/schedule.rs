@@ -98,11 +98,15 @@ impl Schedule {
 
     /// In order, reverse, and as many random ones of each kind; or the replayed one alone.
     pub fn several(seeds: u64) -> Vec<Self> {
-        if let Some(replayed) = Self::replayed() {
-            return vec![replayed];
+        Self::with((0..seeds).flat_map(|seed| [Self::Random(seed), Self::RandomWarps(seed)]))
+    }
+
+    /// In order, reverse, and others; or the replayed one alone.
+    pub fn with(others: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        match Self::replayed() {
+            Some(replayed) => vec![replayed],
+            None => [Self::InOrder, Self::Reverse].into_iter().chain(others).collect(),
         }
-        let random = (0..seeds).flat_map(|seed| [Self::Random(seed), Self::RandomWarps(seed)]);
-        [Self::InOrder, Self::Reverse].into_iter().chain(random).collect()
     }
 }
 
