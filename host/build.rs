@@ -3,7 +3,8 @@
 //! `cargo xtask build-ptx` leaves `<architecture>/<symbol>.ptx`, and `.cubin` beside it, in `target/ptx`;
 //! `SAGE_PTX_DIR` names another folder, from the workspace's root. What is not there is left out, and the library says so when it is asked for.
 
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Kernel;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -16,7 +17,7 @@ fn main() {
 
     let mut table = String::from("&[\n");
     for architecture in Architecture::ALL {
-        for &kernel in Kernel::ALL {
+        for kernel in Kernel::of(architecture) {
             let file = folder.join(architecture.name()).join(kernel.symbol());
             let [ptx, cubin] = ["ptx", "cubin"].map(|extension| file.with_extension(extension));
             if ptx.is_file() {

@@ -3,6 +3,7 @@
 //! Every message names the argument, what it got and what is allowed.
 
 use crate::tensor::DType;
+use sage_layout::architecture::ComputeCapability;
 
 /// Why a problem and its options can't be planned, on any device.
 ///
@@ -230,18 +231,14 @@ pub enum Error {
         reason: String,
     },
     /// A GPU that no kernels exist for.
-    #[error(
-        "GPU {ordinal} ({name}) has compute capability {}.{}; supported are {supported}",
-        .capability.0,
-        .capability.1
-    )]
+    #[error("GPU {ordinal} ({name}) has compute capability {capability}; supported are {supported}")]
     UnsupportedGpu {
         /// The GPU that was asked for.
         ordinal: usize,
         /// Its name.
         name: String,
-        /// Its compute capability, major and minor.
-        capability: (i32, i32),
+        /// Its compute capability.
+        capability: ComputeCapability,
         /// The architectures that kernels exist for.
         supported: String,
     },

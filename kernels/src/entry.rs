@@ -7,7 +7,7 @@ use sage_layout::params::*;
 use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 
 use crate::element::{Bf16, F16};
-use crate::{attention::hopper, quantize};
+use crate::{attention, quantize};
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
@@ -27,22 +27,24 @@ macro_rules! program {
         quantize::quantize::<$element, $head_dim>
     };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
+        attention::hopper::attention::<attention::hopper::E4m3Values<$element, 64, 36>>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 128, 68>>
+        attention::hopper::attention::<attention::hopper::E4m3Values<$element, 128, 68>>
     };
     (AttentionF16, 64, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 64, 32>>
+        attention::hopper::attention::<attention::hopper::HalfValues<$element, 64, 32>>
     };
     (AttentionF16, 128, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 128, 64>>
+        attention::hopper::attention::<attention::hopper::HalfValues<$element, 128, 64>>
     };
 }
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! define_entries {
     ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => { $(
+        // build-ptx names the families that exist for the architecture
+        #[cfg($family)]
         /// # Safety
         ///
         /// Launched by the host with parameters that it checked, and the launch shape of the kernel table.

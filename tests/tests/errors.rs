@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, DType, Device, Error, Gpu, GpuBuffers, Mask,
-    PvMode, Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
+    AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Error, Gpu,
+    GpuBuffers, Mask, PvMode, Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -382,11 +382,11 @@ fn gpus_and_builds() {
         (
             Error::UnsupportedGpu {
                 ordinal: 1,
-                name: "NVIDIA A100".to_owned(),
-                capability: (8, 0),
+                name: "NVIDIA T4".to_owned(),
+                capability: ComputeCapability::new(7, 5),
                 supported: "sm_90a".to_owned(),
             },
-            "GPU 1 (NVIDIA A100) has compute capability 8.0; supported are sm_90a",
+            "GPU 1 (NVIDIA T4) has compute capability 7.5; supported are sm_90a",
         ),
         (
             Error::MissingKernel { kernel: "sage_quantize_d64_f16", architecture: "sm_90a" },

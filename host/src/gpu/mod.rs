@@ -20,7 +20,8 @@ use crate::error::Error;
 use cust::sys::{CUcontext, CUdevice, CUdevice_attribute};
 use driver::cuda;
 use module::Function;
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::{Architecture, ComputeCapability};
+use sage_layout::kernel::Kernel;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::sync::Mutex;
@@ -35,7 +36,7 @@ pub use launch::{GpuBuffers, PreparedPlan};
 pub struct Gpu {
     ordinal: usize,
     name: String,
-    capability: (i32, i32),
+    capability: ComputeCapability,
     multiprocessors: u32,
     architecture: Architecture,
     context: CUcontext,
@@ -90,8 +91,8 @@ impl Gpu {
         &self.name
     }
 
-    /// Compute capability, major and minor.
-    pub fn capability(&self) -> (i32, i32) {
+    /// Compute capability.
+    pub fn capability(&self) -> ComputeCapability {
         self.capability
     }
 
@@ -140,7 +141,7 @@ struct FoundGpu {
     ordinal: usize,
     device: CUdevice,
     name: String,
-    capability: (i32, i32),
+    capability: ComputeCapability,
 }
 
 impl FoundGpu {
@@ -161,10 +162,10 @@ impl FoundGpu {
             cuda!(cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as i32, device))?;
         }
         let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
-        let mut found = Self { ordinal, device, name, capability: (0, 0) };
-        found.capability = (
-            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        let mut found = Self { ordinal, device, name, capability: ComputeCapability::new(0, 0) };
+        found.capability = ComputeCapability::new(
+            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
         );
         Ok(found)
     }
@@ -185,8 +186,9 @@ impl FoundGpu {
 
     /// The architecture whose kernels run on it.
     fn architecture(&self) -> Result<Architecture, Error> {
-        let (major, minor) = self.capability;
-        let architecture = Architecture::ALL.into_iter().find(|architecture| architecture.runs_on(major, minor));
+        let architecture = Architecture::ALL
+            .into_iter()
+            .find(|architecture| architecture.has_code_for(self.capability) && architecture.families().count() > 1);
         architecture.ok_or_else(|| Error::UnsupportedGpu {
             ordinal: self.ordinal,
             name: self.name.clone(),
@@ -213,8 +215,8 @@ pub struct GpuInfo {
     pub ordinal: usize,
     /// The name that its maker gave it.
     pub name: String,
-    /// Compute capability, major and minor.
-    pub capability: (i32, i32),
+    /// Compute capability.
+    pub capability: ComputeCapability,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// The highest clock of its multiprocessors, in kHz.

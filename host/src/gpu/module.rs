@@ -3,7 +3,8 @@
 use super::driver::cuda;
 use crate::error::Error;
 use cust::sys::{CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Kernel;
 use std::ffi::{CString, c_void};
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ fn image(architecture: Architecture, kernel: Kernel) -> Result<&'static Image, E
 
 /// Whether this build holds every kernel for an architecture; the error names the first that it lacks.
 pub(super) fn complete(architecture: Architecture) -> Result<(), Error> {
-    Kernel::ALL.iter().try_for_each(|&kernel| image(architecture, kernel).map(drop))
+    Kernel::of(architecture).try_for_each(|kernel| image(architecture, kernel).map(drop))
 }
 
 /// A kernel that is ready to be launched. Its module stays loaded as long as the process lives.

@@ -32,9 +32,9 @@ pub fn cpu_description() -> String {
 }
 
 fn description(gpu: &GpuInfo) -> String {
-    let GpuInfo { name, capability: (major, minor), multiprocessors, memory_bytes, .. } = gpu;
+    let GpuInfo { name, capability, multiprocessors, memory_bytes, .. } = gpu;
     let gibibytes = *memory_bytes as f64 / f64::from(1 << 30);
-    format!("{name}, compute capability {major}.{minor}, {multiprocessors} multiprocessors, {gibibytes:.0} GiB")
+    format!("{name}, compute capability {capability}, {multiprocessors} multiprocessors, {gibibytes:.0} GiB")
 }
 
 fn verdict(gpu: &GpuInfo) -> String {
