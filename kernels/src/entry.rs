@@ -7,7 +7,9 @@ use sage_layout::params::*;
 use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 
 use crate::element::{Bf16, F16};
-use crate::{attention, quantize};
+// not every architecture has every kernel
+#[cfg_attr(target_arch = "nvptx64", allow(unused_imports))]
+use crate::{attention::hopper, quantize};
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
@@ -27,16 +29,16 @@ macro_rules! program {
         quantize::quantize::<$element, $head_dim>
     };
     (Attention, 64, $element:ident) => {
-        attention::hopper::attention::<attention::hopper::E4m3Values<$element, 64, 36>>
+        hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
     };
     (Attention, 128, $element:ident) => {
-        attention::hopper::attention::<attention::hopper::E4m3Values<$element, 128, 68>>
+        hopper::attention::<hopper::E4m3Values<$element, 128, 68>>
     };
     (AttentionF16, 64, $element:ident) => {
-        attention::hopper::attention::<attention::hopper::HalfValues<$element, 64, 32>>
+        hopper::attention::<hopper::HalfValues<$element, 64, 32>>
     };
     (AttentionF16, 128, $element:ident) => {
-        attention::hopper::attention::<attention::hopper::HalfValues<$element, 128, 64>>
+        hopper::attention::<hopper::HalfValues<$element, 128, 64>>
     };
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask build-ptx`: from Rust to one PTX module and one cubin a kernel.
 //!
-//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said. Files whose content stays are not
-//! touched, so the host library, which embeds them, is rebuilt only when a kernel changes.
+//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said; and, compressed, what the host library
+//! embeds. Files whose content stays are not touched, so the library is rebuilt only when a kernel changes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sage_layout::architecture::Architecture;
 use sage_layout::kernel::Kernel;
 
-use crate::{cuda_tools, device_compiler, gpu, process, project, ptx, ptxas};
+use crate::{cuda_tools, device_compiler, embed, gpu, process, project, ptx, ptxas};
 
 /// Arguments of the verb.
 #[derive(Default, clap::Args)]
@@ -102,7 +102,9 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
     for (architecture, kernel) in built {
         all.iter_mut().filter(|(one, _)| *one == architecture).for_each(|(_, built)| built.push(kernel.clone()));
     }
+    let mut bytes = 0;
     for (architecture, built) in &all {
+        bytes += embed::compressed_bytes(&out.join(architecture.name()))?;
         println!(
             "build-ptx: {}: {} kernels, {} of them new, in {}",
             architecture.name(),
@@ -111,6 +113,7 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
             project::display(&out.join(architecture.name()))
         );
     }
+    embed::check_size("build-ptx: kernels in the library, compressed", bytes)?;
     Ok(all)
 }
 
@@ -180,7 +183,9 @@ impl Ptxas {
         let is_current = || {
             let same_text = fs::read_to_string(&ptx).is_ok_and(|old| old == text);
             let old_report = fs::read_to_string(&report).ok().filter(|old| old.starts_with(&stamp));
-            old_report.filter(|_| same_text && cubin.is_file())
+            let compressed = embed::embedded(architecture, &ptx, &cubin);
+            let has_all = cubin.is_file() && compressed.iter().all(|file| embed::compressed(file).is_file());
+            old_report.filter(|_| same_text && has_all)
         };
         let built = |report, assembled| {
             let (symbol, ptx, cubin) = (symbol.to_string(), text.to_string(), cubin.clone());
@@ -195,6 +200,7 @@ impl Ptxas {
         }
         fs::write(&ptx, text)?;
         let said = stamp + &ptxas::assemble(&self.path, architecture, &ptx, &cubin)?;
+        embed::embedded(architecture, &ptx, &cubin).iter().try_for_each(|file| embed::compress(file))?;
         fs::write(&report, &said)?;
         Ok(built(said, true))
     }
@@ -206,8 +212,9 @@ fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
         let path = file?.path();
         let is_ours = path
             .extension()
-            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass"].iter().any(|ours| extension == *ours));
-        let is_current = modules.iter().any(|(symbol, _)| path.file_stem().is_some_and(|stem| stem == symbol.as_str()));
+            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass", "lzma"].iter().any(|ours| extension == *ours));
+        let symbol = path.file_name().and_then(|name| name.to_str()?.split('.').next());
+        let is_current = modules.iter().any(|(current, _)| symbol == Some(current));
         if is_ours && !is_current {
             fs::remove_file(&path)?;
         }

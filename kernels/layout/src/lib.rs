@@ -19,10 +19,12 @@
 //! | [`mode`] | how Q·Kᵀ and P·V are multiplied |
 //! | [`architecture`] | compute capabilities, and what kernels are compiled for |
 //! | [`kernel`] | the kernel table: names, architectures, launch bounds, shared memory |
+//! | [`dispatch`] | which kernels run a call on which GPU |
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
 #![no_std]
 
 pub mod architecture;
+pub mod dispatch;
 pub mod fragment;
 pub mod kernel;
 pub mod mode;
