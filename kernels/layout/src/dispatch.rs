@@ -31,22 +31,8 @@ impl Modes {
 /// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
 impl fmt::Display for Modes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let query_key = match self.query_key {
-            QkMode::Int8 => "int8",
-            QkMode::Int4 => "int4",
-        };
-        let value = match self.value {
-            PvMode::Fp8 => "fp8",
-            PvMode::F16 => "16-bit",
-        };
-        let accumulator = match self.accumulator {
-            PvAccum::F32 => "fp32",
-            PvAccum::F32F32 => "fp32+fp32",
-            PvAccum::F16 => "fp16",
-            PvAccum::F16F32 => "fp16+fp32",
-            PvAccum::F32F16 => "fp32+fp16",
-        };
-        write!(formatter, "{query_key} Q·Kᵀ, {value} P·V in {accumulator}")
+        let Self { query_key, value, accumulator } = self;
+        write!(formatter, "{} Q·Kᵀ, {} P·V in {}", query_key.name(), value.name(), accumulator.name())
     }
 }
 

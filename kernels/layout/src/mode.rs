@@ -14,6 +14,14 @@ pub enum QkMode {
 impl QkMode {
     /// Every mode.
     pub const ALL: [Self; 2] = [Self::Int8, Self::Int4];
+
+    /// The mode in a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
 }
 
 /// How probabilities are multiplied with values.
@@ -30,6 +38,14 @@ pub enum PvMode {
 impl PvMode {
     /// Every mode.
     pub const ALL: [Self; 2] = [Self::Fp8, Self::F16];
+
+    /// The mode in a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fp8 => "fp8",
+            Self::F16 => "16-bit",
+        }
+    }
 }
 
 /// Where the products of probabilities and values are added up; SageAttention's `pv_accum_dtype`.
@@ -52,4 +68,15 @@ pub enum PvAccum {
 impl PvAccum {
     /// Every accumulator.
     pub const ALL: [Self; 5] = [Self::F32, Self::F32F32, Self::F16, Self::F16F32, Self::F32F16];
+
+    /// SageAttention's name of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "fp32",
+            Self::F32F32 => "fp32+fp32",
+            Self::F16 => "fp16",
+            Self::F16F32 => "fp16+fp32",
+            Self::F32F16 => "fp32+fp16",
+        }
+    }
 }
