@@ -1,9 +1,10 @@
 //! Embeds the compiled kernels: writes the table that `src/gpu/module.rs` includes.
 //!
-//! `cargo xtask build-ptx` leaves `<architecture>/<symbol>.ptx`, and `.cubin` beside it, in `target/ptx`;
+//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<architecture>/<symbol>.ptx.lzma` and `.cubin.lzma`.
 //! `SAGE_PTX_DIR` names another folder, from the workspace's root. What is not there is left out, and the library says so when it is asked for.
 
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Kernel;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -16,21 +17,17 @@ fn main() {
 
     let mut table = String::from("&[\n");
     for architecture in Architecture::ALL {
-        for &kernel in Kernel::ALL {
-            let file = folder.join(architecture.name()).join(kernel.symbol());
-            let [ptx, cubin] = ["ptx", "cubin"].map(|extension| file.with_extension(extension));
-            if ptx.is_file() {
-                let cubin = if cubin.is_file() {
-                    format!("Some(&Aligned(*include_bytes!({cubin:?})))")
-                } else {
-                    "None".to_owned()
-                };
-                writeln!(
-                    table,
-                    "    Image {{ architecture: Architecture::{architecture:?}, kernel: Kernel::{kernel:?}, \
-                     ptx: concat!(include_str!({ptx:?}), \"\\0\"), cubin: {cubin} }},"
-                )
-                .expect("a String takes everything");
+        for kernel in Kernel::of(architecture) {
+            for (form, extension) in [("Ptx", "ptx.lzma"), ("Cubin", "cubin.lzma")] {
+                let file = folder.join(architecture.name()).join(kernel.symbol()).with_extension(extension);
+                if file.is_file() {
+                    writeln!(
+                        table,
+                        "    Image {{ architecture: Architecture::{architecture:?}, kernel: Kernel::{kernel:?}, \
+                         form: Form::{form}, compressed: include_bytes!({file:?}) }},"
+                    )
+                    .expect("a String takes everything");
+                }
             }
         }
     }

@@ -64,6 +64,9 @@ pub fn attention<T: Element>(
         }
         #[cfg(feature = "simt")]
         Device::Simt => {
+            if crate::simt::choice(crate::simt::HOPPER, &plan).is_none() {
+                return Err(crate::kernels::none("the SIMT executor".to_owned(), crate::simt::HOPPER, &plan));
+            }
             let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
             let execution = crate::simt::Options::new(schedule);
             let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &execution)

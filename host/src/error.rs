@@ -3,6 +3,8 @@
 //! Every message names the argument, what it got and what is allowed.
 
 use crate::tensor::DType;
+use sage_layout::architecture::ComputeCapability;
+use sage_layout::dispatch::Modes;
 
 /// Why a problem and its options can't be planned, on any device.
 ///
@@ -230,20 +232,36 @@ pub enum Error {
         reason: String,
     },
     /// A GPU that no kernels exist for.
-    #[error(
-        "GPU {ordinal} ({name}) has compute capability {}.{}; supported are {supported}",
-        .capability.0,
-        .capability.1
-    )]
+    #[error("GPU {ordinal} ({name}) has compute capability {capability}; supported are {supported}")]
     UnsupportedGpu {
         /// The GPU that was asked for.
         ordinal: usize,
         /// Its name.
         name: String,
-        /// Its compute capability, major and minor.
-        capability: (i32, i32),
+        /// Its compute capability.
+        capability: ComputeCapability,
         /// The architectures that kernels exist for.
         supported: String,
+    },
+    /// A GPU without kernels for these options; others may have them.
+    #[error("{device} has no kernels for {modes}; it has them for {allowed}")]
+    NoKernels {
+        /// The GPU, or the SIMT executor.
+        device: String,
+        /// How the options multiply.
+        modes: Modes,
+        /// What there are kernels for.
+        allowed: String,
+    },
+    /// Kernels were asked for that are none, or that the GPU can't run.
+    #[error("SAGE_KERNELS is {got}; allowed on {gpu} are {allowed}, or nothing for the best")]
+    KernelsVariable {
+        /// What the variable says.
+        got: String,
+        /// The GPU.
+        gpu: String,
+        /// The architectures whose kernels it runs.
+        allowed: String,
     },
     /// A library that was built before its kernels were.
     #[error(

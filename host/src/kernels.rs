@@ -4,14 +4,18 @@
 //! counters = 0 ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
-//! With [`PvMode::F16`](crate::PvMode::F16) the last is `AttentionF16`.
+//! Which attention kernel that is, the options and the GPU decide (`sage_layout::dispatch`).
 
+use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::Mask;
+use crate::options::{AttentionOptions, Mask, PvMode};
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
 use crate::workspace::{Region, Values};
+use sage_layout::architecture::ComputeCapability;
+use sage_layout::dispatch::{self, Modes};
 use sage_layout::kernel::{Family, Kernel};
+use sage_layout::mode::{self, PvAccum, QkMode};
 use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
@@ -27,8 +31,27 @@ const fn lag(resident: u32) -> u32 {
 pub(crate) struct Call<'a> {
     pub plan: &'a AttentionPlan,
     pub buffers: &'a GpuBuffers,
+    /// The attention kernel's family.
+    pub attention: Family,
     /// CTAs that the device runs at a time.
     pub multiprocessors: u32,
+}
+
+/// What kernels must be able to do for these options.
+pub(crate) fn modes(options: &AttentionOptions) -> Modes {
+    let value = match options.pv_mode {
+        PvMode::Fp8 => mode::PvMode::Fp8,
+        PvMode::F16 => mode::PvMode::F16,
+    };
+    Modes::new(QkMode::Int8, value, PvAccum::F32)
+}
+
+/// The error that a device has no kernels for a plan.
+pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan) -> Error {
+    let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
+    let allowed: Vec<_> = dispatch::modes(gpu, head_dim, dtype.into()).map(|modes| modes.to_string()).collect();
+    let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join("; ") };
+    Error::NoKernels { device, modes: modes(plan.options()), allowed }
 }
 
 impl Call<'_> {
@@ -127,26 +150,21 @@ impl Call<'_> {
             tiles_per_flush: 0,
             heads_per_group: self.heads_per_group(),
         };
-        let (family, params) = match workspace.values {
-            Values::Fp8 { codes, scale, mean_codes, .. } => {
-                let params = AttentionParams {
-                    value: self.address(codes),
-                    value_scale: self.address(scale),
-                    value_mean_codes: self.address(mean_codes),
-                    tiles_per_flush: match resolved.smooth_v {
-                        true => tile::TILES_PER_FLUSH,
-                        false => tile::UNSMOOTHED_TILES_PER_FLUSH,
-                    },
-                    ..params
-                };
-                (Family::Attention, Params::Attention(params))
-            }
-            Values::F16 { tiles } => {
-                let params = AttentionParams { value: self.address(tiles), ..params };
-                (Family::AttentionF16, Params::AttentionF16(params))
-            }
+        let params = match workspace.values {
+            Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {
+                value: self.address(codes),
+                value_scale: self.address(scale),
+                value_mean_codes: self.address(mean_codes),
+                tiles_per_flush: match resolved.smooth_v {
+                    true => tile::TILES_PER_FLUSH,
+                    false => tile::UNSMOOTHED_TILES_PER_FLUSH,
+                },
+                ..params
+            },
+            Values::F16 { tiles } => AttentionParams { value: self.address(tiles), ..params },
         };
-        launch(family, [items.min(self.multiprocessors), 1, 1], params)
+        let params = Params::attention(self.attention, params).expect("an attention family");
+        launch(self.attention, [items.min(self.multiprocessors), 1, 1], params)
     }
 
     /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a

@@ -2,10 +2,12 @@
 
 use crate::Element;
 use crate::gpu::GpuBuffers;
-use crate::kernels::Call;
+use crate::kernels::{self, Call};
 use crate::options::AttentionOptions;
 use crate::plan::AttentionPlan;
 use crate::tensor::{AttentionProblem, extent};
+use sage_layout::architecture::ComputeCapability;
+use sage_layout::dispatch::{self, Choice};
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::Params;
 use simt::host::Memory;
@@ -14,6 +16,15 @@ pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedul
 
 /// CTAs at a time: few, so that each takes several items.
 const MULTIPROCESSORS: u32 = 3;
+
+/// The GPU whose kernels are executed if none is named.
+pub(crate) const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
+
+/// The kernels of a plan on a GPU.
+pub(crate) fn choice(gpu: ComputeCapability, plan: &AttentionPlan) -> Option<Choice> {
+    let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
+    dispatch::choices(gpu, kernels::modes(plan.options()), head_dim, dtype.into()).next()
+}
 
 /// A call that was executed.
 #[derive(Debug)]
@@ -27,12 +38,28 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// Executes all kernels of a call, whose plan must be sound, on slices that fit its strides.
+    /// Executes all kernels of a call on slices that fit its strides, those that Hopper runs. The plan must be sound, and there
+    /// must be kernels for it.
     ///
     /// # Errors
     ///
     /// What the executor found, and in which kernel.
     pub fn new<T: Element>(
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        inputs: [&[T]; 3],
+        execution: &Options,
+    ) -> Result<Self, (Kernel, Report)> {
+        Self::of_gpu(HOPPER, problem, options, inputs, execution)
+    }
+
+    /// [`new`](Self::new) with the kernels that a GPU of this compute capability runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn of_gpu<T: Element>(
+        gpu: ComputeCapability,
         problem: &AttentionProblem,
         options: &AttentionOptions,
         [query, key, value]: [&[T]; 3],
@@ -51,16 +78,16 @@ impl Execution {
         let workspace = memory.allocate("workspace", workspace_bytes as usize);
         let buffers = GpuBuffers { query, key, value, output, log_sum_exp, workspace, workspace_bytes };
 
+        let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();
         let mut launch = |family: Family, grid, params: Params| {
-            let resolved = &plan.resolved;
-            let kernel = Kernel::find(family, resolved.padded_head_dim, resolved.problem.dtype.into());
-            let kernel = kernel.expect("the kernel table has every family");
+            let kernel = if family == Family::Quantize { choice.quantize } else { choice.attention };
             let found = sage_kernels::entry::launch(kernel, grid, &params, &memory, execution);
             synchronisations.extend(found.map_err(|report| (kernel, report))?.synchronisations);
             Ok(())
         };
-        let call = Call { plan: &plan, buffers: &buffers, multiprocessors: MULTIPROCESSORS };
+        let attention = choice.attention.family();
+        let call = Call { plan: &plan, buffers: &buffers, attention, multiprocessors: MULTIPROCESSORS };
         let (counters, bytes) = call.counters();
         memory.fill(counters, 0, bytes as usize);
         call.quantize(&mut launch)?;

@@ -410,7 +410,7 @@ fn devices_that_are_no_use() {
 #[test]
 fn devices_are_listed() {
     let (out, _) = succeed(&["devices"]);
-    for start in ["device", "cpu", "gpu", "kernels", "auto"] {
+    for start in ["device", "cpu", "gpu", "kernels", "auto", "8.0", "9.0", "12.0"] {
         assert!(out.lines().any(|line| line.starts_with(start)), "{start}: {out}");
     }
 }

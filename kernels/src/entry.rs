@@ -7,6 +7,8 @@ use sage_layout::params::*;
 use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 
 use crate::element::{Bf16, F16};
+// not every architecture has every kernel
+#[cfg_attr(target_arch = "nvptx64", allow(unused_imports))]
 use crate::{attention::hopper, quantize};
 
 #[cfg(target_arch = "nvptx64")]
@@ -43,6 +45,8 @@ macro_rules! program {
 #[cfg(target_arch = "nvptx64")]
 macro_rules! define_entries {
     ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => { $(
+        // build-ptx names the families that exist for the architecture
+        #[cfg($family)]
         /// # Safety
         ///
         /// Launched by the host with parameters that it checked, and the launch shape of the kernel table.

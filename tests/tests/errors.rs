@@ -1,9 +1,11 @@
 //! The words of every error: each names the argument, what it got and what is allowed.
 
 use half::{bf16, f16};
+use sage_layout::dispatch::Modes;
+use sage_layout::mode::{self as layout, PvAccum, QkMode};
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, DType, Device, Error, Gpu, GpuBuffers, Mask,
-    PvMode, Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
+    AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Error, Gpu,
+    GpuBuffers, Mask, PvMode, Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -382,15 +384,33 @@ fn gpus_and_builds() {
         (
             Error::UnsupportedGpu {
                 ordinal: 1,
-                name: "NVIDIA A100".to_owned(),
-                capability: (8, 0),
+                name: "NVIDIA T4".to_owned(),
+                capability: ComputeCapability::new(7, 5),
                 supported: "sm_90a".to_owned(),
             },
-            "GPU 1 (NVIDIA A100) has compute capability 8.0; supported are sm_90a",
+            "GPU 1 (NVIDIA T4) has compute capability 7.5; supported are sm_90a",
         ),
         (
             Error::MissingKernel { kernel: "sage_quantize_d64_f16", architecture: "sm_90a" },
             "this build holds no GPU kernel sage_quantize_d64_f16 for sm_90a; run `cargo xtask build-ptx`, then build again",
+        ),
+        (
+            Error::NoKernels {
+                device: "GPU 0 (NVIDIA A100, compute capability 8.0)".to_owned(),
+                modes: Modes::new(QkMode::Int8, layout::PvMode::Fp8, PvAccum::F32),
+                allowed: "int8 Q·Kᵀ, 16-bit P·V in fp32".to_owned(),
+            },
+            "GPU 0 (NVIDIA A100, compute capability 8.0) has no kernels for int8 Q·Kᵀ, fp8 P·V in fp32; it has them for \
+             int8 Q·Kᵀ, 16-bit P·V in fp32",
+        ),
+        (
+            Error::KernelsVariable {
+                got: "sm_90".to_owned(),
+                gpu: "GPU 0 (NVIDIA H100, compute capability 9.0)".to_owned(),
+                allowed: "sm_90a, sm_80".to_owned(),
+            },
+            "SAGE_KERNELS is sm_90; allowed on GPU 0 (NVIDIA H100, compute capability 9.0) are sm_90a, sm_80, or nothing \
+             for the best",
         ),
         (
             Error::OutOfMemory { argument: "workspace", bytes: 4096 },

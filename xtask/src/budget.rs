@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use sage_layout::kernel::Architecture;
+use sage_layout::architecture::Architecture;
 
 use crate::project;
 use crate::sass::{self, KINDS};

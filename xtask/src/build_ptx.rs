@@ -1,7 +1,7 @@
 //! `cargo xtask build-ptx`: from Rust to one PTX module and one cubin a kernel.
 //!
-//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said. Files whose content stays are not
-//! touched, so the host library, which embeds them, is rebuilt only when a kernel changes.
+//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said; and, compressed, what the host library
+//! embeds. Files whose content stays are not touched, so the library is rebuilt only when a kernel changes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,9 +9,10 @@ use std::sync::Mutex;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, bail, ensure};
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Kernel;
 
-use crate::{cuda_tools, device_compiler, gpu, process, project, ptx, ptxas};
+use crate::{cuda_tools, device_compiler, embed, gpu, process, project, ptx, ptxas};
 
 /// Arguments of the verb.
 #[derive(Default, clap::Args)]
@@ -36,7 +37,7 @@ pub struct Scope {
 }
 
 /// A kernel, compiled.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Built {
     /// Its symbol, in the kernel table or not.
     pub symbol: String,
@@ -78,30 +79,41 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
     let out = scope.out.clone().unwrap_or_else(project::ptx_dir);
     let manifest = project::root().join("kernels/Cargo.toml");
 
-    let mut all = Vec::new();
-    for architecture in architectures(&scope.arch)? {
+    let architectures = architectures(&scope.arch)?;
+    let sources = unique(architectures.iter().map(|architecture| architecture.ptx()));
+    let modules = in_parallel(&sources, |&source| {
+        let mut module = ptx::Module::parse(&compiler.compile(&manifest, source)?)?;
+        module.set_version(source.ptx_version())?;
+        Ok((source, module))
+    })?;
+    let mut work = Vec::new();
+    for &architecture in &architectures {
         let folder = out.join(architecture.name());
-        let module = ptx::Module::parse(&compiler.compile(&manifest, architecture)?)?;
-        ensure!(
-            module.version_feature().as_deref() == Some(architecture.ptx_feature()),
-            "{}'s kernels are meant to be {}, the device compiler wrote {:?}",
-            architecture.name(),
-            architecture.ptx_feature(),
-            module.version_feature()
-        );
-        let modules = split(&module)?;
         fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
-        remove_others(&folder, &modules)?;
-        let built = in_parallel(&modules, |(symbol, text)| ptxas.assemble(architecture, &folder, symbol, text))?;
-        let assembled = built.iter().filter(|kernel| kernel.assembled).count();
+        let module = modules.iter().find(|(source, _)| *source == architecture.ptx());
+        let kernels = split(&module.context("every PTX was compiled")?.1, architecture)?;
+        remove_others(&folder, &kernels)?;
+        work.extend(kernels.into_iter().map(|(symbol, text)| (architecture, folder.clone(), symbol, text)));
+    }
+    let built = in_parallel(&work, |(architecture, folder, symbol, text)| {
+        Ok((*architecture, ptxas.assemble(*architecture, folder, symbol, text)?))
+    })?;
+    let mut all: Vec<(Architecture, Vec<Built>)> = architectures.iter().map(|one| (*one, Vec::new())).collect();
+    for (architecture, kernel) in built {
+        all.iter_mut().filter(|(one, _)| *one == architecture).for_each(|(_, built)| built.push(kernel.clone()));
+    }
+    let mut bytes = 0;
+    for (architecture, built) in &all {
+        bytes += embed::compressed_bytes(&out.join(architecture.name()))?;
         println!(
-            "build-ptx: {}: {} kernels, {assembled} of them new, in {}",
+            "build-ptx: {}: {} kernels, {} of them new, in {}",
             architecture.name(),
             built.len(),
-            project::display(&folder)
+            built.iter().filter(|kernel| kernel.assembled).count(),
+            project::display(&out.join(architecture.name()))
         );
-        all.push((architecture, built));
     }
+    embed::check_size("build-ptx: kernels in the library, compressed", bytes)?;
     Ok(all)
 }
 
@@ -119,31 +131,36 @@ fn architectures(names: &[String]) -> Result<Vec<Architecture>> {
             }
         }
     }
+    Ok(unique(chosen))
+}
+
+/// Each architecture once, in the order of their first appearance.
+fn unique(architectures: impl IntoIterator<Item = Architecture>) -> Vec<Architecture> {
     let mut unique = Vec::new();
-    for architecture in chosen {
+    for architecture in architectures {
         if !unique.contains(&architecture) {
             unique.push(architecture);
         }
     }
-    Ok(unique)
+    unique
 }
 
 fn native() -> Result<Architecture> {
     let gpus = gpu::list().context("`native` needs a GPU and its driver")?;
     let gpu = gpus.first().context("`native` needs a GPU")?;
-    let (major, minor) = gpu.compute_capability;
-    let found = Architecture::ALL.into_iter().find(|architecture| architecture.runs_on(major, minor));
-    found.with_context(|| format!("no kernels for {} (compute capability {major}.{minor})", gpu.name))
+    let capability = gpu.compute_capability;
+    let found = Architecture::ALL.into_iter().find(|architecture| architecture.has_code_for(capability));
+    found.with_context(|| format!("no kernels for {} (compute capability {capability})", gpu.name))
 }
 
 /// Symbol and module of each kernel. A kernel that the table doesn't know has no launch bounds; `check-ptx` tells.
-fn split(module: &ptx::Module) -> Result<Vec<(String, String)>> {
+fn split(module: &ptx::Module, architecture: Architecture) -> Result<Vec<(String, String)>> {
     let mut modules = Vec::new();
     for entry in module.entries() {
         let alone = module.only(entry);
         let row = Kernel::ALL.iter().find(|kernel| kernel.symbol() == entry.name);
         let text = match row {
-            Some(kernel) => ptx::with_launch_bounds(&alone, kernel.threads(), kernel.min_blocks())
+            Some(kernel) => ptx::with_launch_bounds(&alone, kernel.launch_bounds(architecture))
                 .with_context(|| format!("kernel {}", entry.name))?,
             None => alone,
         };
@@ -166,7 +183,9 @@ impl Ptxas {
         let is_current = || {
             let same_text = fs::read_to_string(&ptx).is_ok_and(|old| old == text);
             let old_report = fs::read_to_string(&report).ok().filter(|old| old.starts_with(&stamp));
-            old_report.filter(|_| same_text && cubin.is_file())
+            let compressed = embed::embedded(architecture, &ptx, &cubin);
+            let has_all = cubin.is_file() && compressed.iter().all(|file| embed::compressed(file).is_file());
+            old_report.filter(|_| same_text && has_all)
         };
         let built = |report, assembled| {
             let (symbol, ptx, cubin) = (symbol.to_string(), text.to_string(), cubin.clone());
@@ -181,6 +200,7 @@ impl Ptxas {
         }
         fs::write(&ptx, text)?;
         let said = stamp + &ptxas::assemble(&self.path, architecture, &ptx, &cubin)?;
+        embed::embedded(architecture, &ptx, &cubin).iter().try_for_each(|file| embed::compress(file))?;
         fs::write(&report, &said)?;
         Ok(built(said, true))
     }
@@ -192,8 +212,9 @@ fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
         let path = file?.path();
         let is_ours = path
             .extension()
-            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass"].iter().any(|ours| extension == *ours));
-        let is_current = modules.iter().any(|(symbol, _)| path.file_stem().is_some_and(|stem| stem == symbol.as_str()));
+            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass", "lzma"].iter().any(|ours| extension == *ours));
+        let symbol = path.file_name().and_then(|name| name.to_str()?.split('.').next());
+        let is_current = modules.iter().any(|(current, _)| symbol == Some(current));
         if is_ours && !is_current {
             fs::remove_file(&path)?;
         }
@@ -253,7 +274,7 @@ mod tests {
     fn architectures_are_chosen_by_name() {
         let choose = |names: &[&str]| architectures(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(choose(&["all"]).unwrap(), Architecture::ALL);
-        assert_eq!(choose(&["sm_90a", "all"]).unwrap(), Architecture::ALL);
+        assert_eq!(choose(&["sm_90a", "sm_80", "sm_90a"]).unwrap(), [Architecture::Sm90a, Architecture::Sm80]);
         let error = choose(&["sm_30"]).unwrap_err().to_string();
         assert!(error.contains("sm_30") && error.contains("sm_90a") && error.contains("native"), "{error}");
     }

@@ -8,7 +8,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{build_ptx, process, project, setup};
+use crate::{build_ptx, embed, process, project, setup};
 
 /// Arguments of the verb.
 #[derive(clap::Args)]
@@ -39,6 +39,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     clear(bundle)?;
     fs::create_dir_all(bundle).with_context(|| format!("could not make {}", bundle.display()))?;
     fs::write(bundle.join(MARKER), "Made by `cargo xtask bundle`, which may replace it.\n")?;
+    for program in &sage {
+        embed::check_size(
+            &format!("bundle: the program {}, with kernels", program.name),
+            fs::metadata(&program.path)?.len(),
+        )?;
+    }
     copy_programs(&sage, &bundle.join("bin"))?;
     copy_programs(&tests, &bundle.join("tests"))?;
     copy_programs(&benches, &bundle.join("benches"))?;

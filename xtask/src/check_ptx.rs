@@ -5,7 +5,8 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Kernel;
 
 use crate::budget::{self, Budgets, Difference};
 use crate::build_ptx::{self, Built};
@@ -31,9 +32,10 @@ struct Promise {
     block_barriers: u32,
 }
 
-impl From<Kernel> for Promise {
-    fn from(kernel: Kernel) -> Self {
-        Self { threads: kernel.threads(), min_blocks: kernel.min_blocks(), block_barriers: kernel.block_barriers() }
+impl Promise {
+    fn new(kernel: Kernel, architecture: Architecture) -> Self {
+        let (threads, min_blocks) = kernel.launch_bounds(architecture);
+        Self { threads, min_blocks, block_barriers: kernel.block_barriers() }
     }
 }
 
@@ -42,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut problems = Vec::new();
     for (architecture, built) in build_ptx::build(&arguments.scope)? {
         print_table(architecture, &built);
-        problems.extend(check(&built));
+        problems.extend(check(architecture, &built));
         let found = count(&built)?;
         if arguments.update {
             update(architecture, &found)?;
@@ -140,16 +142,20 @@ fn grouped(problems: &[Problem]) -> String {
 }
 
 /// Everything that is wrong with the kernels of an architecture.
-fn check(built: &[Built]) -> Vec<Problem> {
+fn check(architecture: Architecture, built: &[Built]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for kernel in built {
-        let found = match find_row(&kernel.symbol) {
-            Some(row) => check_kernel(row.into(), &kernel.ptx, &kernel.report),
-            None => vec!["is not in the kernel table: add a row in sage-layout, or remove the entry".into()],
+        let row = Kernel::of(architecture).find(|row| row.symbol() == kernel.symbol);
+        let found = match row {
+            Some(row) => check_kernel(Promise::new(row, architecture), &kernel.ptx, &kernel.report),
+            None => vec![
+                "is not in the kernel table for this architecture: add a row in sage-layout, or remove the entry"
+                    .into(),
+            ],
         };
         problems.extend(found.into_iter().map(|text| Problem { kernel: kernel.symbol.clone(), text }));
     }
-    let missing = Kernel::ALL.iter().filter(|row| built.iter().all(|kernel| kernel.symbol != row.symbol()));
+    let missing = Kernel::of(architecture).filter(|row| built.iter().all(|kernel| kernel.symbol != row.symbol()));
     problems.extend(missing.map(|row| Problem {
         kernel: row.symbol().into(),
         text: "is in the kernel table but not in the PTX: add the entry to sage-kernels, or remove the row".into(),
@@ -358,14 +364,17 @@ ptxas info    : Used 24 registers, used 1 barriers";
 
     #[test]
     fn the_entries_are_those_of_the_table() {
-        let problems = check(&[]);
-        assert_eq!(problems.len(), Kernel::ALL.len());
+        let problems = check(Architecture::Sm90a, &[]);
+        assert_eq!(problems.len(), Kernel::of(Architecture::Sm90a).count());
         assert_eq!(problems[0].kernel, Kernel::ALL[0].symbol());
         assert!(problems[0].text.contains("not in the PTX"));
 
-        let problems = check(&[Built { symbol: "stranger".into(), ..Built::default() }]);
-        assert_eq!(problems[0].kernel, "stranger");
-        assert!(problems[0].text.contains("not in the kernel table"));
+        let other = Kernel::ALL.iter().find(|row| !row.family().exists_for(Architecture::Sm80));
+        for symbol in ["stranger", other.expect("a kernel for Hopper alone").symbol()] {
+            let problems = check(Architecture::Sm80, &[Built { symbol: symbol.into(), ..Built::default() }]);
+            assert_eq!(problems[0].kernel, symbol);
+            assert!(problems[0].text.contains("not in the kernel table"));
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::process::Command;
 use std::{env, fs};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use sage_layout::kernel::Architecture;
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Family;
 
 use crate::{process, project};
 
@@ -151,15 +152,15 @@ impl DeviceCompiler {
         let mut hasher = DefaultHasher::new();
         (format!("{command:?}"), &self.version).hash(&mut hasher);
         let ptx = target_dir.join(format!("{:016x}.ptx", hasher.finish()));
-        process::run(command.arg("--").arg(format!("--emit=asm={}", ptx.display())))?;
+        process::run(command.arg(format!("--emit=asm={}", ptx.display())))?;
         fs::read_to_string(&ptx)
             .with_context(|| format!("no {}: delete {} and try again", ptx.display(), target_dir.display()))
     }
 
-    /// The one command line that compiles for the device, but for where the PTX goes.
+    /// The one command line that compiles for the device, but for where the PTX goes. Of a package with kernel families, it
+    /// compiles those that exist for the architecture.
     fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path) -> Command {
-        // LLVM takes the PTX version from the processor. Naming it would do no more than make rustc warn, for each crate,
-        // that the feature is unstable.
+        // LLVM takes the PTX version from the processor.
         let processor = format!("-Ctarget-cpu={}", architecture.name());
         let mut command = Command::new(&self.cargo);
         command
@@ -177,7 +178,10 @@ impl DeviceCompiler {
             .env("RUSTC", &self.rustc)
             // These flags go to every crate, `core` included, and take precedence over a user's RUSTFLAGS.
             .env("CARGO_ENCODED_RUSTFLAGS", [UNROLL[0], UNROLL[1], &processor].join("\x1f"))
-            .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"));
+            .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"))
+            .arg("--")
+            .args(Family::ALL.iter().map(|family| format!("--check-cfg=cfg({})", family.name())))
+            .args(architecture.families().map(|family| format!("--cfg={}", family.name())));
         // What belongs to the host's toolchain, which runs us.
         for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "LD_LIBRARY_PATH"] {
             command.env_remove(variable);
@@ -201,7 +205,7 @@ fn examine(rustc: &Path, toolchain: Option<&str>) -> Result<DeviceCompiler> {
         }
     }
     let cpus = process::read(Command::new(rustc).args(["--print=target-cpus", "--target", TARGET]))?;
-    for architecture in Architecture::ALL {
+    for architecture in Architecture::ALL.map(Architecture::ptx) {
         let known = cpus.lines().any(|line| line.split_whitespace().next() == Some(architecture.name()));
         ensure!(known, "its LLVM has no {}", architecture.name());
     }
@@ -259,7 +263,7 @@ mod tests {
         assert!(barriers_in_source > 0);
 
         let compiler = find().unwrap();
-        for architecture in Architecture::ALL {
+        for architecture in [Architecture::Sm80, Architecture::Sm90a] {
             let module = ptx::Module::parse(&compiler.compile(&manifest, architecture).unwrap()).unwrap();
             let barriers: u32 = module.entries().map(|entry| ptx::count_block_barriers(&entry.text)).sum();
             assert_eq!(barriers, barriers_in_source, "{}", architecture.name());

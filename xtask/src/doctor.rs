@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::kernel::Kernel;
 
 use crate::{cuda_tools, device_compiler, gpu, process, project};
 
@@ -49,16 +50,16 @@ fn built(architecture: Architecture) -> Result<String> {
     if count == 0 {
         bail!("not built: run `cargo xtask build-ptx`");
     }
-    Ok(format!("{count} of {} kernels, {}", Kernel::ALL.len(), project::display(&folder)))
+    Ok(format!("{count} of {} kernels, {}", Kernel::of(architecture).count(), project::display(&folder)))
 }
 
 fn describe(gpu: &gpu::Gpu) -> Result<String> {
-    let (major, minor) = gpu.compute_capability;
-    let kernels = match Architecture::ALL.into_iter().find(|architecture| architecture.runs_on(major, minor)) {
+    let capability = gpu.compute_capability;
+    let kernels = match Architecture::ALL.into_iter().rev().find(|architecture| architecture.runs_on(capability)) {
         Some(architecture) => format!("runs {}", architecture.name()),
         None => "there are no kernels for it: attention runs on the CPU".into(),
     };
-    Ok(format!("{}, compute capability {major}.{minor}, driver {}: {kernels}", gpu.name, gpu.driver))
+    Ok(format!("{}, compute capability {capability}, driver {}: {kernels}", gpu.name, gpu.driver))
 }
 
 fn line(part: &str, finding: Result<String>) {

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use sage_layout::architecture::ComputeCapability;
 
 use crate::process;
 
@@ -11,8 +12,8 @@ use crate::process;
 pub struct Gpu {
     /// Product name.
     pub name: String,
-    /// Compute capability: major and minor number.
-    pub compute_capability: (i32, i32),
+    /// Compute capability.
+    pub compute_capability: ComputeCapability,
     /// Driver version.
     pub driver: String,
 }
@@ -28,7 +29,7 @@ fn parse(line: &str) -> Option<Gpu> {
     let mut fields = line.split(", ");
     let name = fields.next()?.to_string();
     let (major, minor) = fields.next()?.split_once('.')?;
-    let compute_capability = (major.parse().ok()?, minor.parse().ok()?);
+    let compute_capability = ComputeCapability::new(major.parse().ok()?, minor.parse().ok()?);
     Some(Gpu { name, compute_capability, driver: fields.next()?.to_string() })
 }
 
@@ -39,7 +40,10 @@ mod tests {
     #[test]
     fn nvidia_smi_lines_are_read() {
         let gpu = parse("NVIDIA H100 80GB HBM3, 9.0, 580.95.05").unwrap();
-        assert_eq!((gpu.name.as_str(), gpu.compute_capability), ("NVIDIA H100 80GB HBM3", (9, 0)));
+        assert_eq!(
+            (gpu.name.as_str(), gpu.compute_capability),
+            ("NVIDIA H100 80GB HBM3", ComputeCapability::new(9, 0))
+        );
         assert_eq!(gpu.driver, "580.95.05");
         assert_eq!(parse("No devices were found"), None);
     }

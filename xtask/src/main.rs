@@ -9,6 +9,7 @@ mod cuda_tools;
 mod demo;
 mod device_compiler;
 mod doctor;
+mod embed;
 mod gpu;
 mod process;
 mod project;
@@ -50,8 +51,8 @@ enum Verb {
     Doctor,
     /// Compile the GPU kernels to PTX, one module each, and assemble them
     ///
-    /// For each kernel OUT/ARCHITECTURE/ gets KERNEL.ptx, KERNEL.cubin and KERNEL.txt, which is what ptxas said. Needs
-    /// no GPU; `cargo xtask setup` must have been run once.
+    /// For each kernel OUT/ARCHITECTURE/ gets KERNEL.ptx, KERNEL.cubin and KERNEL.txt, which is what ptxas said, and
+    /// compressed what the library embeds, whose size is printed and must stay below 8 MiB. Needs no GPU; `cargo xtask setup` must have been run once.
     BuildPtx(build_ptx::Arguments),
     /// Build the GPU kernels, and check that the compiled code is as it must be
     ///

@@ -57,10 +57,23 @@ impl Module {
         Ok(Self { header, items })
     }
 
-    /// The PTX version, as LLVM's target features write it: `+ptx80` for 8.0.
-    pub fn version_feature(&self) -> Option<String> {
-        let version = self.header.lines().find_map(|line| line.strip_prefix(".version "))?;
-        Some(format!("+ptx{}", version.replace('.', "")))
+    /// Makes the PTX version `major.minor`, which may not be older than what LLVM wrote: instructions of `asm!`, which LLVM
+    /// does not read, may need a newer one than its own.
+    pub fn set_version(&mut self, (major, minor): (u32, u32)) -> Result<()> {
+        let line = self.header.lines().find(|line| line.starts_with(".version ")).context("PTX has no version")?;
+        let parse = |line: &str| -> Option<(u32, u32)> {
+            let (major, minor) = line.strip_prefix(".version ")?.split_once('.')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        };
+        let written = parse(line).with_context(|| format!("PTX has `{line}`"))?;
+        ensure!(
+            written <= (major, minor),
+            "the device compiler wrote PTX {}.{}, not {major}.{minor}",
+            written.0,
+            written.1
+        );
+        self.header = self.header.replace(line, &format!(".version {major}.{minor}"));
+        Ok(())
     }
 
     /// The kernels.
@@ -111,7 +124,7 @@ impl Item {
 /// Puts a kernel's launch bounds into its module: threads of a block, and blocks that a multiprocessor must hold.
 ///
 /// rustc has no attribute for them. ptxas needs them to allot registers.
-pub fn with_launch_bounds(module: &str, threads: u32, min_blocks: u32) -> Result<String> {
+pub fn with_launch_bounds(module: &str, (threads, min_blocks): (u32, u32)) -> Result<String> {
     let entry = module.find(".entry").context("the module has no kernel")?;
     let body = entry + module[entry..].find('{').context("the kernel has no body")?;
     let (head, body) = module.split_at(body);
@@ -219,14 +232,15 @@ $L__BB0_1: barrier.cta.sync.aligned 0;
 
     #[test]
     fn a_module_is_cut_into_one_a_kernel() {
-        let module = Module::parse(MODULE).unwrap();
-        assert_eq!(module.version_feature().unwrap(), "+ptx80");
+        let mut module = Module::parse(MODULE).unwrap();
+        module.set_version((8, 7)).unwrap();
+        assert!(module.set_version((8, 6)).is_err(), "LLVM may have written what is newer");
         let names: Vec<_> = module.entries().map(|entry| entry.name.as_str()).collect();
         assert_eq!(names, ["first", "second"]);
 
         let [first, second] = [0, 1].map(|index| module.only(module.entries().nth(index).unwrap()));
         for text in [&first, &second] {
-            assert!(text.starts_with(".version 8.0\n.target sm_90a\n.address_size 64\n"), "{text}");
+            assert!(text.starts_with(".version 8.7\n.target sm_90a\n.address_size 64\n"), "{text}");
             assert_eq!(text.matches(".entry").count(), 1);
             assert!(!text.contains("unused"));
         }
@@ -247,10 +261,10 @@ $L__BB0_1: barrier.cta.sync.aligned 0;
         let module = Module::parse(MODULE).unwrap();
         let first = module.only(module.entries().next().unwrap());
         assert_eq!(launch_bounds(&first), None);
-        let bounded = with_launch_bounds(&first, 384, 1).unwrap();
+        let bounded = with_launch_bounds(&first, (384, 1)).unwrap();
         assert!(bounded.contains("first_param_0\n)\n.maxntid 384\n.minnctapersm 1\n{"), "{bounded}");
         assert_eq!(launch_bounds(&bounded), Some((384, 1)));
-        assert!(with_launch_bounds(&bounded, 384, 1).is_err());
+        assert!(with_launch_bounds(&bounded, (384, 1)).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use sage_layout::kernel::Architecture;
+use sage_layout::architecture::Architecture;
 
 use crate::ptx;
 

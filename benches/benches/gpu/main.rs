@@ -102,7 +102,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         multiprocessors: Some(gpu.multiprocessors()),
         clock_ghz: clock_khz.map(|clock| f64::from(clock) / 1e6),
     };
-    println!("{}, compute capability {:?}, {} multiprocessors", device.name, gpu.capability(), gpu.multiprocessors());
+    println!("{}, compute capability {}, {} multiprocessors", device.name, gpu.capability(), gpu.multiprocessors());
     println!("{first_call}");
 
     let mut bench = Bench { gpu, effort, peers: None, report: Report { device, ..Default::default() } };

@@ -2,14 +2,15 @@
 
 use super::Gpu;
 use super::driver::cuda;
-use super::module::Function;
+use super::module::{self, Function};
 use crate::error::Error;
-use crate::kernels::Call;
-use crate::options::PvMode;
+use crate::kernels::{self, Call};
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
-use sage_layout::kernel::{Family, Kernel};
+use sage_layout::architecture::Architecture;
+use sage_layout::dispatch::{self, Choice};
+use sage_layout::kernel::Family;
 use sage_layout::params::Params;
 use std::ffi::c_void;
 
@@ -43,11 +44,11 @@ pub struct PreparedPlan {
     kernels: Kernels,
 }
 
-/// The kernels of a plan.
+/// The kernels of a plan, all of one architecture.
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
+    architecture: Architecture,
     quantize: Function,
-    /// Of the mode.
     attention: Function,
 }
 
@@ -56,7 +57,7 @@ impl Kernels {
     fn of(&self, family: Family) -> Function {
         match family {
             Family::Quantize => self.quantize,
-            Family::Attention | Family::AttentionF16 => self.attention,
+            _ => self.attention,
         }
     }
 }
@@ -76,22 +77,41 @@ pub enum Part {
 impl AttentionPlan {
     /// Loads the plan's kernels on a GPU, those that are not there yet.
     ///
+    /// They are the best that the GPU has for the options. The environment variable `SAGE_KERNELS` names an architecture,
+    /// such as `sm_80`, whose kernels are taken instead.
+    ///
     /// # Errors
     ///
-    /// [`Error::Driver`] if the driver does not take a kernel.
+    /// [`Error::NoKernels`] if there are none for the options, [`Error::MissingKernel`] if this build does not hold them,
+    /// [`Error::Driver`] if the driver does not take them; [`Error::KernelsVariable`] if `SAGE_KERNELS` names none that the
+    /// GPU runs.
     pub fn prepare(&self, gpu: &'static Gpu) -> Result<PreparedPlan, Error> {
+        self.prepare_for(gpu, gpu.named_architecture()?)
+    }
+
+    /// [`prepare`](Self::prepare) with kernels of an architecture, best or not.
+    #[doc(hidden)]
+    pub fn prepare_for(&self, gpu: &'static Gpu, architecture: Option<Architecture>) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
         let (head_dim, dtype) = (self.resolved.padded_head_dim, self.resolved.problem.dtype);
-        let function = |family| {
-            let kernel = Kernel::find(family, head_dim, dtype.into());
-            gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
-        };
-        let attention = match self.options().pv_mode {
-            PvMode::Fp8 => Family::Attention,
-            PvMode::F16 => Family::AttentionF16,
-        };
-        let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(attention)? };
-        Ok(PreparedPlan { plan: *self, gpu, kernels })
+        let modes = kernels::modes(self.options());
+        let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
+        let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
+        let mut first_error = None;
+        for Choice { architecture, quantize, attention } in choices.filter(is_wanted) {
+            let function = |kernel| gpu.function(architecture, kernel);
+            let load = || Ok(Kernels { architecture, quantize: function(quantize)?, attention: function(attention)? });
+            match load() {
+                Ok(kernels) => return Ok(PreparedPlan { plan: *self, gpu, kernels }),
+                // another architecture's may be there, or be older than the driver
+                Err(error) if module::is_about_the_image(&error) => {
+                    tracing::debug!(architecture = architecture.name(), %error, "kernels can't be used");
+                    first_error.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(first_error.unwrap_or_else(|| kernels::none(gpu.description(architecture), gpu.capability(), self)))
     }
 
     /// Checks the addresses of a call, as [`PreparedPlan::enqueue`] does before it enqueues anything.
@@ -139,6 +159,12 @@ impl PreparedPlan {
         self.gpu
     }
 
+    /// The architecture whose kernels it runs.
+    #[doc(hidden)]
+    pub fn architecture(&self) -> Architecture {
+        self.kernels.architecture
+    }
+
     /// Enqueues the call on a stream and returns. Nothing is allocated, nothing is waited for, no other stream is
     /// touched; so the call can be captured into a CUDA graph.
     ///
@@ -172,7 +198,8 @@ impl PreparedPlan {
         let _span = tracing::trace_span!("enqueue", ?part).entered();
         self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
-        let call = Call { plan: &self.plan, buffers, multiprocessors: self.gpu.multiprocessors() };
+        let attention = self.kernels.attention.kernel.family();
+        let call = Call { plan: &self.plan, buffers, attention, multiprocessors: self.gpu.multiprocessors() };
         // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`; each
         // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
         let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };

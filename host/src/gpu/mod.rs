@@ -20,10 +20,12 @@ use crate::error::Error;
 use cust::sys::{CUcontext, CUdevice, CUdevice_attribute};
 use driver::cuda;
 use module::Function;
-use sage_layout::kernel::{Architecture, Kernel};
+use sage_layout::architecture::{Architecture, ComputeCapability};
+use sage_layout::dispatch;
+use sage_layout::kernel::Kernel;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 pub use launch::{GpuBuffers, PreparedPlan};
 
@@ -35,12 +37,11 @@ pub use launch::{GpuBuffers, PreparedPlan};
 pub struct Gpu {
     ordinal: usize,
     name: String,
-    capability: (i32, i32),
+    capability: ComputeCapability,
     multiprocessors: u32,
-    architecture: Architecture,
     context: CUcontext,
-    /// The kernels that were loaded so far.
-    functions: Mutex<Vec<Function>>,
+    /// The kernels that were loaded so far, and for which architecture.
+    functions: Mutex<Vec<(Architecture, Function)>>,
 }
 
 // SAFETY: the only part that is not already is the context, which any thread may make current.
@@ -69,15 +70,14 @@ impl Gpu {
     fn find(ordinal: usize) -> Result<Self, Error> {
         let _span = tracing::debug_span!("open_gpu", ordinal).entered();
         let found = FoundGpu::find(ordinal)?;
-        let architecture = found.architecture()?;
-        module::complete(architecture)?;
+        found.usable()?;
         let multiprocessors = found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let mut context = std::ptr::null_mut();
         // SAFETY: the device comes from the driver. The context is never released, so that it outlives `Self`.
         unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, found.device))? };
         let FoundGpu { name, capability, .. } = found;
         tracing::debug!(name, ?capability, multiprocessors, "GPU opened");
-        Ok(Self { ordinal, name, capability, multiprocessors, architecture, context, functions: Mutex::default() })
+        Ok(Self { ordinal, name, capability, multiprocessors, context, functions: Mutex::default() })
     }
 
     /// The number that CUDA counts it by.
@@ -90,8 +90,8 @@ impl Gpu {
         &self.name
     }
 
-    /// Compute capability, major and minor.
-    pub fn capability(&self) -> (i32, i32) {
+    /// Compute capability.
+    pub fn capability(&self) -> ComputeCapability {
         self.capability
     }
 
@@ -101,15 +101,35 @@ impl Gpu {
     }
 
     /// The kernel as a function of the driver; loads it if this is the first time.
-    fn function(&self, kernel: Kernel) -> Result<Function, Error> {
+    fn function(&self, architecture: Architecture, kernel: Kernel) -> Result<Function, Error> {
         let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(function) = functions.iter().find(|function| function.kernel == kernel) {
+        let is_loaded = |(of, function): &&(Architecture, Function)| (*of, function.kernel) == (architecture, kernel);
+        if let Some((_, function)) = functions.iter().find(is_loaded) {
             return Ok(*function);
         }
         let _current = self.enter()?;
-        let function = module::load(self.architecture, kernel)?;
-        functions.push(function);
+        let function = module::load(architecture, kernel, self.capability)?;
+        functions.push((architecture, function));
         Ok(function)
+    }
+
+    /// The architecture that the environment variable `SAGE_KERNELS` names, if it is set.
+    fn named_architecture(&self) -> Result<Option<Architecture>, Error> {
+        static VARIABLE: OnceLock<Option<String>> = OnceLock::new();
+        let variable = VARIABLE.get_or_init(|| {
+            let value = std::env::var_os("SAGE_KERNELS").filter(|value| !value.is_empty());
+            value.map(|value| value.to_string_lossy().into_owned())
+        });
+        let Some(name) = variable else { return Ok(None) };
+        let error = |allowed| Error::KernelsVariable { got: name.clone(), gpu: self.description(None), allowed };
+        named(name, self.capability).map(Some).map_err(error)
+    }
+
+    /// The GPU as messages call it, and the architecture if its kernels alone are meant.
+    fn description(&self, architecture: Option<Architecture>) -> String {
+        let Self { ordinal, name, capability, .. } = self;
+        let of = architecture.map_or(String::new(), |architecture| format!(" with kernels of {}", architecture.name()));
+        format!("GPU {ordinal} ({name}, compute capability {capability}){of}")
     }
 
     /// Makes the GPU's context current on this thread until the guard is dropped.
@@ -119,6 +139,13 @@ impl Gpu {
         unsafe { cuda!(cuCtxPushCurrent_v2(self.context))? };
         Ok(CurrentContext(std::marker::PhantomData))
     }
+}
+
+/// The architecture of this name, if the GPU runs its kernels; else the names of those whose it does.
+fn named(name: &str, gpu: ComputeCapability) -> Result<Architecture, String> {
+    let allowed: Vec<_> = dispatch::architectures(gpu).filter(|one| dispatch::is_used(*one)).collect();
+    let found = allowed.iter().copied().find(|architecture| architecture.name() == name);
+    found.ok_or_else(|| allowed.into_iter().map(Architecture::name).collect::<Vec<_>>().join(", "))
 }
 
 /// A context that is current on this thread; dropping it brings back the one before.
@@ -140,7 +167,7 @@ struct FoundGpu {
     ordinal: usize,
     device: CUdevice,
     name: String,
-    capability: (i32, i32),
+    capability: ComputeCapability,
 }
 
 impl FoundGpu {
@@ -161,10 +188,10 @@ impl FoundGpu {
             cuda!(cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as i32, device))?;
         }
         let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
-        let mut found = Self { ordinal, device, name, capability: (0, 0) };
-        found.capability = (
-            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        let mut found = Self { ordinal, device, name, capability: ComputeCapability::new(0, 0) };
+        found.capability = ComputeCapability::new(
+            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+            found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
         );
         Ok(found)
     }
@@ -183,17 +210,29 @@ impl FoundGpu {
         Ok(bytes as u64)
     }
 
-    /// The architecture whose kernels run on it.
-    fn architecture(&self) -> Result<Architecture, Error> {
-        let (major, minor) = self.capability;
-        let architecture = Architecture::ALL.into_iter().find(|architecture| architecture.runs_on(major, minor));
-        architecture.ok_or_else(|| Error::UnsupportedGpu {
+    /// Whether there are kernels for it, and this build holds them: all of one architecture.
+    fn usable(&self) -> Result<(), Error> {
+        let architectures = dispatch::architectures(self.capability).filter(|one| dispatch::is_used(*one));
+        let mut first_error = None;
+        for architecture in architectures {
+            match module::complete(architecture) {
+                Ok(()) => return Ok(()),
+                Err(error) => first_error.get_or_insert(error),
+            };
+        }
+        Err(first_error.unwrap_or_else(|| Error::UnsupportedGpu {
             ordinal: self.ordinal,
             name: self.name.clone(),
             capability: self.capability,
-            supported: Architecture::ALL.map(Architecture::name).join(", "),
-        })
+            supported: supported(),
+        }))
     }
+}
+
+/// The compute capabilities that there are kernels for, and the PTX that later ones run.
+fn supported() -> String {
+    let capabilities = dispatch::GPUS.iter().filter(|(gpu, _)| dispatch::architectures(*gpu).any(dispatch::is_used));
+    capabilities.map(|(gpu, _)| gpu.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// How many GPUs the driver lists, or why it lists none.
@@ -213,8 +252,8 @@ pub struct GpuInfo {
     pub ordinal: usize,
     /// The name that its maker gave it.
     pub name: String,
-    /// Compute capability, major and minor.
-    pub capability: (i32, i32),
+    /// Compute capability.
+    pub capability: ComputeCapability,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// The highest clock of its multiprocessors, in kHz.
@@ -234,7 +273,7 @@ pub fn devices() -> Vec<GpuInfo> {
             multiprocessors: found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             clock_khz: found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as u32,
             memory_bytes: found.memory_bytes()?,
-            usable: found.architecture().and_then(module::complete),
+            usable: found.usable(),
             name: found.name,
             capability: found.capability,
         })
@@ -242,7 +281,29 @@ pub fn devices() -> Vec<GpuInfo> {
     (0..count().unwrap_or(0)).filter_map(|ordinal| info(ordinal).ok()).collect()
 }
 
-/// The architectures that kernels can be built for, and for each whether this build holds them all.
+/// The architectures that there are attention kernels for, and for each whether this build holds them all.
 pub fn embedded_kernels() -> Vec<(&'static str, Result<(), Error>)> {
-    Architecture::ALL.map(|architecture| (architecture.name(), module::complete(architecture))).into()
+    let used = Architecture::ALL.into_iter().filter(|architecture| dispatch::is_used(*architecture));
+    used.map(|architecture| (architecture.name(), module::complete(architecture))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_chosen_by_name_among_those_that_run() {
+        let hopper = ComputeCapability::new(9, 0);
+        assert_eq!(named("sm_90a", hopper), Ok(Architecture::Sm90a));
+        for name in ["sm_120", "sm_90", "hopper"] {
+            let allowed = named(name, hopper).unwrap_err();
+            assert!(allowed.starts_with("sm_90a") && !allowed.contains("sm_120"), "{allowed}");
+        }
+        assert_eq!(named("sm_90a", ComputeCapability::new(7, 5)), Err(String::new()));
+    }
+
+    #[test]
+    fn supported_gpus_are_those_with_attention_kernels() {
+        assert!(supported().contains("9.0") && !supported().contains("7.5"), "{}", supported());
+    }
 }

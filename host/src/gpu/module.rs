@@ -3,40 +3,82 @@
 use super::driver::cuda;
 use crate::error::Error;
 use cust::sys::{CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
-use sage_layout::kernel::{Architecture, Kernel};
+use lzma_rust2::LzmaReader;
+use sage_layout::architecture::{Architecture, ComputeCapability};
+use sage_layout::kernel::Kernel;
 use std::ffi::{CString, c_void};
+use std::io::Read;
 use std::time::Instant;
 
 /// A compiled kernel.
-#[derive(Clone, Copy)]
 struct Image {
     architecture: Architecture,
     kernel: Kernel,
-    /// PTX, with a final NUL.
-    ptx: &'static str,
-    /// What ptxas made of it.
-    cubin: Option<&'static Aligned<[u8]>>,
+    form: Form,
+    /// An LZMA file.
+    compressed: &'static [u8],
 }
 
-/// An ELF file where the driver may read it in words.
-#[repr(C, align(16))]
-struct Aligned<T: ?Sized>(T);
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A text, from which the driver compiles for any later GPU.
+    Ptx,
+    /// ptxas's machine code, an ELF file.
+    Cubin,
+}
 
 static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// Dynamic shared memory that a kernel gets without asking, in bytes.
 const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
 
-fn image(architecture: Architecture, kernel: Kernel) -> Result<&'static Image, Error> {
-    IMAGES
-        .iter()
-        .find(|image| image.architecture == architecture && image.kernel == kernel)
-        .ok_or(Error::MissingKernel { kernel: kernel.symbol(), architecture: architecture.name() })
+fn image(architecture: Architecture, kernel: Kernel, form: Form) -> Option<&'static Image> {
+    IMAGES.iter().find(|image| (image.architecture, image.kernel, image.form) == (architecture, kernel, form))
+}
+
+/// What a GPU may load for a kernel, best first. Machine code that was made with newer tools than a driver's is refused by
+/// it, PTX mostly not.
+fn images(architecture: Architecture, kernel: Kernel, gpu: ComputeCapability) -> Vec<&'static Image> {
+    let cubin = image(architecture, kernel, Form::Cubin).filter(|_| architecture.has_code_for(gpu));
+    cubin.into_iter().chain(image(architecture.ptx(), kernel, Form::Ptx)).collect()
+}
+
+fn missing(architecture: Architecture, kernel: Kernel) -> Error {
+    Error::MissingKernel { kernel: kernel.symbol(), architecture: architecture.name() }
 }
 
 /// Whether this build holds every kernel for an architecture; the error names the first that it lacks.
 pub(super) fn complete(architecture: Architecture) -> Result<(), Error> {
-    Kernel::ALL.iter().try_for_each(|&kernel| image(architecture, kernel).map(drop))
+    let gpu = architecture.capabilities()[0];
+    let lacks = |kernel: &Kernel| images(architecture, *kernel, gpu).is_empty();
+    Kernel::of(architecture).find(lacks).map_or(Ok(()), |kernel| Err(missing(architecture, kernel)))
+}
+
+/// Whether other images of the kernels may do.
+pub(super) fn is_about_the_image(error: &Error) -> bool {
+    const INVALID_IMAGE: u32 = 200;
+    const NO_BINARY_FOR_GPU: u32 = 209;
+    const INVALID_PTX: u32 = 218;
+    const UNSUPPORTED_PTX_VERSION: u32 = 222;
+    match error {
+        Error::MissingKernel { .. } => true,
+        Error::Driver { code, .. } => {
+            [INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_PTX, UNSUPPORTED_PTX_VERSION].contains(code)
+        }
+        _ => false,
+    }
+}
+
+impl Image {
+    /// The image, where the driver may read it in words, and at least one NUL behind it.
+    fn decompress(&self) -> std::io::Result<Vec<u128>> {
+        let mut bytes = Vec::new();
+        LzmaReader::new_mem_limit(self.compressed, u32::MAX, None)?.read_to_end(&mut bytes)?;
+        let mut words = vec![0; bytes.len() / size_of::<u128>() + 1];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+        Ok(words)
+    }
 }
 
 /// A kernel that is ready to be launched. Its module stays loaded as long as the process lives.
@@ -51,20 +93,24 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
-/// Loads a kernel into the current context.
-pub(super) fn load(architecture: Architecture, kernel: Kernel) -> Result<Function, Error> {
-    let _span = tracing::debug_span!("load_kernel", symbol = kernel.symbol()).entered();
-    let start = Instant::now();
-    let image = image(architecture, kernel)?;
-    // A cubin is for one compute capability; from PTX the driver compiles for any later one.
-    let from_cubin = image.cubin.and_then(|cubin| {
-        load_image(&cubin.0).inspect_err(|error| tracing::debug!(%error, "the driver does not take the cubin")).ok()
-    });
-    let (module, source) = match from_cubin {
-        Some(module) => (module, "cubin"),
-        None => (load_image(image.ptx.as_bytes())?, "ptx"),
-    };
-    tracing::debug!(source, elapsed = ?start.elapsed(), "kernel loaded");
+/// Loads a kernel into the current context, which is of a GPU of this compute capability.
+pub(super) fn load(architecture: Architecture, kernel: Kernel, gpu: ComputeCapability) -> Result<Function, Error> {
+    let _span =
+        tracing::debug_span!("load_kernel", symbol = kernel.symbol(), architecture = architecture.name()).entered();
+    let mut result = Err(missing(architecture, kernel));
+    for image in images(architecture, kernel, gpu) {
+        let start = Instant::now();
+        let words = image.decompress().map_err(|_| missing(architecture, kernel))?;
+        result = load_image(bytemuck::cast_slice(&words));
+        match &result {
+            Ok(_) => {
+                tracing::debug!(form = ?image.form, elapsed = ?start.elapsed(), "kernel loaded");
+                break;
+            }
+            Err(error) => tracing::debug!(form = ?image.form, %error, "the driver does not take the kernel"),
+        }
+    }
+    let module = result?;
 
     let symbol = CString::new(kernel.symbol()).expect("a symbol has no NUL");
     let mut raw = std::ptr::null_mut();
@@ -101,5 +147,45 @@ fn load_image(image: &[u8]) -> Result<CUmodule, Error> {
             Err(Error::Driver { call, code, message })
         }
         other => other.map(|()| module),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    #[test]
+    fn every_image_is_what_it_says() {
+        for image in IMAGES {
+            let words = image.decompress().unwrap();
+            let bytes: &[u8] = bytemuck::cast_slice(&words);
+            let symbol = image.kernel.symbol();
+            assert!(bytes.windows(symbol.len()).any(|window| window == symbol.as_bytes()), "{symbol}");
+            assert_eq!(bytes.last(), Some(&0));
+            match image.form {
+                Form::Cubin => assert!(bytes.starts_with(b"\x7fELF")),
+                Form::Ptx => {
+                    assert_eq!(image.architecture.ptx(), image.architecture);
+                    let text = CStr::from_bytes_until_nul(bytes).unwrap().to_str().unwrap();
+                    assert!(text.contains(&format!(".target {}\n", image.architecture.name())), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gpu_loads_machine_code_of_its_own_and_ptx_of_others() {
+        let kernel = Kernel::QuantizeD64F16;
+        let forms = |architecture, major, minor| {
+            images(architecture, kernel, ComputeCapability::new(major, minor))
+                .iter()
+                .map(|image| (image.architecture, image.form))
+                .collect::<Vec<_>>()
+        };
+        for architecture in [Architecture::Sm90a].into_iter().filter(|one| complete(*one).is_ok()) {
+            assert_eq!(forms(architecture, 9, 0), [(architecture, Form::Cubin), (architecture, Form::Ptx)]);
+            assert_eq!(forms(architecture, 8, 0), [(architecture, Form::Ptx)]);
+        }
     }
 }

@@ -3,42 +3,10 @@
 //! [`for_each_kernel!`](crate::for_each_kernel) is the one list. This module makes [`Kernel`] of it, `sage-kernels`
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
+use crate::architecture::Architecture;
 use crate::tile::{
     CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes, query_tile_bytes, value_tile_bytes,
 };
-
-/// A GPU architecture that kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Architecture {
-    /// Hopper (H100, H200, GH200), with the features that only compute capability 9.0 has.
-    Sm90a,
-}
-
-impl Architecture {
-    /// Every architecture that kernels exist for.
-    pub const ALL: [Self; 1] = [Self::Sm90a];
-
-    /// The name that compilers know it by.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sm90a => "sm_90a",
-        }
-    }
-
-    /// The PTX version its kernels are written in, as an LLVM target feature.
-    pub const fn ptx_feature(self) -> &'static str {
-        match self {
-            Self::Sm90a => "+ptx80",
-        }
-    }
-
-    /// Whether its kernels run on a GPU of compute capability `major.minor`.
-    pub const fn runs_on(self, major: i32, minor: i32) -> bool {
-        match self {
-            Self::Sm90a => major == 9 && minor == 0,
-        }
-    }
-}
 
 /// Element type of the caller's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,15 +17,42 @@ pub enum ElementType {
     Bf16,
 }
 
-/// What a kernel does; its instantiations differ in head dimension and element type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
+/// Makes [`Family`] of the families, each with the architectures whose PTX it is compiled to.
+macro_rules! define_family {
+    ($($(#[$documentation:meta])* $family:ident: $architectures:expr;)*) => {
+        /// What a kernel does; its instantiations differ in head dimension and element type.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Family { $($(#[$documentation])* $family),* }
+
+        impl Family {
+            /// Every family.
+            pub const ALL: &[Self] = &[$(Self::$family),*];
+
+            /// Its name, which is also the `--cfg` that it is compiled with.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$family => stringify!($family)),* }
+            }
+
+            /// The architectures whose PTX it is compiled to.
+            pub const fn architectures(self) -> &'static [Architecture] {
+                match self { $(Self::$family => &const { $architectures }),* }
+            }
+
+            /// Whether its kernels are among those of an architecture.
+            pub fn exists_for(self, architecture: Architecture) -> bool {
+                self.architectures().contains(&architecture.ptx())
+            }
+        }
+    };
+}
+
+define_family! {
     /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
-    Quantize,
-    /// Attention on INT8 queries and keys and e4m3 values.
-    Attention,
-    /// Attention on INT8 queries and keys and 16-bit values.
-    AttentionF16,
+    Quantize: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
+    Attention: [Architecture::Sm90a];
+    /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
+    AttentionF16: [Architecture::Sm90a];
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
@@ -132,6 +127,11 @@ impl Kernel {
         })
     }
 
+    /// The kernels of an architecture.
+    pub fn of(architecture: Architecture) -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(move |kernel| kernel.family().exists_for(architecture))
+    }
+
     /// Threads of a CTA; becomes `.maxntid`.
     pub const fn threads(self) -> u32 {
         match self.family() {
@@ -140,12 +140,22 @@ impl Kernel {
         }
     }
 
-    /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`.
+    /// CTAs that a multiprocessor must hold at a time; becomes `.minnctapersm`, see
+    /// [`launch_bounds`](Self::launch_bounds).
     pub const fn min_blocks(self) -> u32 {
         match self.family() {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             Family::Quantize => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
+        }
+    }
+
+    /// `.maxntid` and `.minnctapersm`, for which ptxas allots registers.
+    pub const fn launch_bounds(self, architecture: Architecture) -> (u32, u32) {
+        match (self.family(), architecture) {
+            // it needs more than 64 registers there
+            (Family::Quantize, Architecture::Sm120) => (self.threads(), self.min_blocks() - 1),
+            _ => (self.threads(), self.min_blocks()),
         }
     }
 
@@ -289,7 +299,10 @@ mod tests {
     #[test]
     fn shared_memory_fits_and_tiles_are_aligned() {
         for &kernel in Kernel::ALL {
-            assert!(kernel.shared_bytes() <= 227 * 1024, "{kernel:?}: {}", kernel.shared_bytes());
+            for architecture in kernel.family().architectures() {
+                let (needed, allowed) = (kernel.shared_bytes(), architecture.shared_bytes());
+                assert!(needed <= allowed, "{kernel:?} needs {needed} bytes, {architecture:?} has {allowed}");
+            }
             assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {

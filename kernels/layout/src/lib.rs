@@ -16,12 +16,18 @@
 //! | [`statistics`] | the order of summation of channel statistics |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`visibility`] | which keys a query may see |
-//! | [`kernel`] | the kernel table: names, launch bounds, shared memory |
+//! | [`mode`] | how Q·Kᵀ and P·V are multiplied |
+//! | [`architecture`] | compute capabilities, and what kernels are compiled for |
+//! | [`kernel`] | the kernel table: names, architectures, launch bounds, shared memory |
+//! | [`dispatch`] | which kernels run a call on which GPU |
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
 #![no_std]
 
+pub mod architecture;
+pub mod dispatch;
 pub mod fragment;
 pub mod kernel;
+pub mod mode;
 pub mod params;
 pub mod round;
 pub mod scale;

@@ -178,6 +178,17 @@ define_params! {
     AttentionF16: AttentionParams;
 }
 
+impl Params {
+    /// The parameters of an attention kernel; `None` if the family is another.
+    pub const fn attention(family: Family, params: AttentionParams) -> Option<Self> {
+        match family {
+            Family::Attention => Some(Self::Attention(params)),
+            Family::AttentionF16 => Some(Self::AttentionF16(params)),
+            Family::Quantize => None,
+        }
+    }
+}
+
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);

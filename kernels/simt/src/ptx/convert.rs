@@ -1,5 +1,13 @@
 use core::arch::asm;
 
+/// Older GPUs have no such instruction.
+#[cfg(not(target_feature = "sm_89"))]
+#[inline(always)]
+pub fn e4m3x4(values: [f32; 4]) -> u32 {
+    u32::from_le_bytes(values.map(sage_layout::round::e4m3_from_f32))
+}
+
+#[cfg(target_feature = "sm_89")]
 #[inline(always)]
 pub fn e4m3x4(values: [f32; 4]) -> u32 {
     let codes;

@@ -1,0 +1,246 @@
+//! Which kernels run a call, on which GPU.
+//!
+//! [`choices`] is the one answer: the kernels for a GPU, a head dimension, an element type and [`Modes`], best first. A GPU
+//! takes machine code of its own architecture, and PTX of older ones, which its driver compiles.
+
+use core::fmt;
+
+use crate::architecture::{Architecture, ComputeCapability};
+use crate::kernel::{ElementType, Family, Kernel};
+use crate::mode::{PvAccum, PvMode, QkMode};
+use crate::scale::Granularity;
+
+/// The options that decide which kernels run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Modes {
+    /// What queries and keys become.
+    pub query_key: QkMode,
+    /// How probabilities are multiplied with values.
+    pub value: PvMode,
+    /// Where those products are added up.
+    pub accumulator: PvAccum,
+}
+
+impl Modes {
+    /// Modes by their three parts.
+    pub const fn new(query_key: QkMode, value: PvMode, accumulator: PvAccum) -> Self {
+        Self { query_key, value, accumulator }
+    }
+}
+
+/// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
+impl fmt::Display for Modes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { query_key, value, accumulator } = self;
+        write!(formatter, "{} Q·Kᵀ, {} P·V in {}", query_key.name(), value.name(), accumulator.name())
+    }
+}
+
+/// The modes of each attention family; of several families for the same modes and architecture, the first is taken.
+const FAMILIES: &[(Family, Modes)] = &[
+    (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
+    (Family::AttentionF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
+];
+
+/// The GPUs that are known, for a human, oldest first.
+pub const GPUS: [(ComputeCapability, &str); 11] = [
+    (ComputeCapability::new(7, 5), "T4, RTX 20"),
+    (ComputeCapability::new(8, 0), "A100, A30"),
+    (ComputeCapability::new(8, 6), "RTX 30, A40, A10"),
+    (ComputeCapability::new(8, 7), "Orin"),
+    (ComputeCapability::new(8, 9), "RTX 40, L40, L4"),
+    (ComputeCapability::new(9, 0), "H100, H200, GH200"),
+    (ComputeCapability::new(10, 0), "B200, GB200"),
+    (ComputeCapability::new(10, 3), "B300, GB300"),
+    (ComputeCapability::new(11, 0), "Thor"),
+    (ComputeCapability::new(12, 0), "RTX 50, RTX PRO"),
+    (ComputeCapability::new(12, 1), "GB10"),
+];
+
+/// SageAttention's options for a GPU, where it has some (SageAttention 2.2, `sageattn`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// How many queries and keys share a scale.
+    pub granularity: Granularity,
+    /// Formats and accumulators.
+    pub modes: Modes,
+}
+
+/// What SageAttention does on a GPU if it is not told; on Hopper, what our kernel does best.
+///
+/// Of GPUs that SageAttention refuses, 8.7 gets what 8.0 does, and those from 10.0 to 11.0 what SageAttention does on
+/// Hopper. GPUs newer than all that are known get what the newest does.
+pub const fn defaults(gpu: ComputeCapability) -> Defaults {
+    use Granularity::{PerBlock, PerThread, PerWarp};
+    let (granularity, value, accumulator) = match (gpu.major, gpu.minor) {
+        (8, 6) => (PerBlock, PvMode::F16, PvAccum::F16F32),
+        (8, 9) => (PerThread, PvMode::Fp8, PvAccum::F32F16),
+        (..=8, _) => (PerThread, PvMode::F16, PvAccum::F32),
+        (9, _) => (PerThread, PvMode::Fp8, PvAccum::F32),
+        (10..=11, _) => (PerThread, PvMode::Fp8, PvAccum::F32F32),
+        (12.., _) => (PerWarp, PvMode::Fp8, PvAccum::F32F16),
+    };
+    Defaults { granularity, modes: Modes::new(QkMode::Int8, value, accumulator) }
+}
+
+/// The architectures whose kernels run on a GPU, best first: its own, then newer PTX before older.
+pub fn architectures(gpu: ComputeCapability) -> impl Iterator<Item = Architecture> {
+    let own = Architecture::ALL.into_iter().filter(move |architecture| architecture.has_code_for(gpu));
+    let older = Architecture::ALL.into_iter().rev().filter(move |architecture| {
+        architecture.ptx() == *architecture && architecture.runs_on(gpu) && !architecture.has_code_for(gpu)
+    });
+    own.chain(older)
+}
+
+/// The attention families of an architecture, each with its modes.
+pub fn families(architecture: Architecture) -> impl Iterator<Item = (Family, Modes)> {
+    FAMILIES.iter().copied().filter(move |(family, _)| family.exists_for(architecture))
+}
+
+/// Whether an architecture has attention kernels, and not just what goes with them.
+pub fn is_used(architecture: Architecture) -> bool {
+    families(architecture).next().is_some()
+}
+
+/// Kernels that run a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The architecture that they are compiled for.
+    pub architecture: Architecture,
+    /// The quantizer.
+    pub quantize: Kernel,
+    /// The attention kernel.
+    pub attention: Kernel,
+}
+
+/// The kernels that run a call on a GPU, best first; none if there are none.
+pub fn choices(
+    gpu: ComputeCapability,
+    modes: Modes,
+    padded_head_dim: u32,
+    element: ElementType,
+) -> impl Iterator<Item = Choice> {
+    let families = architectures(gpu)
+        .flat_map(|architecture| families(architecture).map(move |(family, served)| (architecture, family, served)));
+    families.filter(move |(.., served)| *served == modes).filter_map(move |(architecture, family, _)| {
+        let kernel = |family| Kernel::find(family, padded_head_dim, element);
+        Some(Choice { architecture, quantize: kernel(Family::Quantize)?, attention: kernel(family)? })
+    })
+}
+
+/// The modes that some kernel has on a GPU, each once.
+pub fn modes(gpu: ComputeCapability, padded_head_dim: u32, element: ElementType) -> impl Iterator<Item = Modes> {
+    let is_served = move |modes: &Modes| choices(gpu, *modes, padded_head_dim, element).next().is_some();
+    all_modes().filter(is_served)
+}
+
+/// Every combination of modes.
+pub fn all_modes() -> impl Iterator<Item = Modes> {
+    QkMode::ALL.into_iter().flat_map(|query_key| {
+        PvMode::ALL.into_iter().flat_map(move |value| {
+            PvAccum::ALL.into_iter().map(move |accumulator| Modes::new(query_key, value, accumulator))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tile::NATIVE_HEAD_DIMS;
+
+    extern crate std;
+    use std::string::ToString;
+    use std::vec::Vec;
+
+    const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
+    const FP8: Modes = Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32);
+
+    fn capabilities() -> impl Iterator<Item = ComputeCapability> {
+        let newer = [(9, 9), (12, 5), (13, 0), (20, 3)].map(|(major, minor)| ComputeCapability::new(major, minor));
+        GPUS.into_iter().map(|(gpu, _)| gpu).chain(newer)
+    }
+
+    #[test]
+    fn every_gpu_with_machine_code_is_known() {
+        for gpu in Architecture::ALL.into_iter().flat_map(Architecture::capabilities) {
+            assert!(GPUS.iter().any(|(known, _)| known == gpu), "{gpu}");
+        }
+        assert!(GPUS.is_sorted_by_key(|(gpu, _)| *gpu));
+    }
+
+    #[test]
+    fn a_gpu_runs_its_own_code_then_newer_ptx_before_older() {
+        use Architecture::*;
+        for (major, minor, expected) in [
+            (7, 5, &[][..]),
+            (8, 0, &[Sm80]),
+            (8, 6, &[Sm86, Sm80]),
+            (8, 7, &[Sm80]),
+            (8, 9, &[Sm89, Sm80]),
+            (9, 0, &[Sm90a, Sm89, Sm80]),
+            (10, 3, &[Sm100, Sm89, Sm80]),
+            (11, 0, &[Sm89, Sm80]),
+            (12, 1, &[Sm120, Sm89, Sm80]),
+            (13, 0, &[Sm89, Sm80]),
+        ] {
+            let found: Vec<_> = architectures(ComputeCapability::new(major, minor)).collect();
+            assert_eq!(found, expected, "{major}.{minor}");
+        }
+    }
+
+    #[test]
+    fn choices_are_kernels_of_the_architecture_and_run_on_the_gpu() {
+        for gpu in capabilities() {
+            for modes in all_modes() {
+                for (head_dim, element) in NATIVE_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
+                    for Choice { architecture, quantize, attention } in choices(gpu, modes, head_dim, element) {
+                        assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
+                        for kernel in [quantize, attention] {
+                            assert!(kernel.family().exists_for(architecture), "{kernel:?} {architecture:?}");
+                            assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
+                        }
+                        assert_eq!(quantize.family(), Family::Quantize);
+                        assert!(families(architecture).any(|found| found == (attention.family(), modes)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_attention_family_is_chosen_on_a_gpu_of_its_own() {
+        for &family in Family::ALL.iter().filter(|family| **family != Family::Quantize) {
+            let modes: Vec<_> =
+                FAMILIES.iter().filter(|(served, _)| *served == family).map(|(_, modes)| *modes).collect();
+            assert!(!modes.is_empty(), "{family:?} has no modes");
+            let is_chosen = |architecture: &Architecture| {
+                let first = |modes| choices(architecture.capabilities()[0], modes, 128, ElementType::F16).next();
+                modes.iter().any(|&modes| first(modes).is_some_and(|choice| choice.attention.family() == family))
+            };
+            assert!(family.architectures().iter().any(is_chosen), "{family:?}");
+        }
+    }
+
+    #[test]
+    fn hopper_runs_its_own_kernels_first() {
+        let first = choices(HOPPER, FP8, 128, ElementType::Bf16).next().expect("the Hopper kernel");
+        assert_eq!((first.architecture, first.attention), (Architecture::Sm90a, Kernel::AttentionD128Bf16));
+        assert!(choices(HOPPER, FP8, 96, ElementType::Bf16).next().is_none(), "no such head dimension");
+    }
+
+    #[test]
+    fn defaults_are_among_the_modes_where_there_are_kernels() {
+        for gpu in capabilities() {
+            let mut served = modes(gpu, 64, ElementType::F16).peekable();
+            let default = defaults(gpu).modes;
+            assert!(served.peek().is_none() || served.any(|modes| modes == default), "{gpu}: {default}");
+        }
+    }
+
+    #[test]
+    fn modes_are_told_in_words() {
+        let modes = Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F16);
+        assert_eq!(modes.to_string(), "int4 Q·Kᵀ, fp8 P·V in fp32+fp16");
+        assert_eq!(all_modes().count(), 20);
+    }
+}
