@@ -64,6 +64,7 @@ pub fn attention<T: Element>(
         }
         #[cfg(feature = "simt")]
         Device::Simt => {
+            crate::kernels::attention_family(&options)?;
             let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
             let execution = crate::simt::Options::new(schedule);
             let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &execution)

@@ -4,10 +4,11 @@
 //! counters = 0 ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
-//! With [`PvMode::F16`](crate::PvMode::F16) the last is `AttentionF16`.
+//! With [`PvMode::F16`] the last is `AttentionF16`.
 
+use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::Mask;
+use crate::options::{AttentionOptions, Mask, PvAccum, PvMode, QkMode};
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
 use crate::workspace::{Region, Values};
@@ -21,6 +22,20 @@ use sage_layout::tile;
 /// an H100, 4096 tokens (`docs/performance.md`): half of the CTAs 256 µs, three quarters 241, all 249, one and a half times 292.
 const fn lag(resident: u32) -> u32 {
     (resident as u64 * 3 / 4) as u32
+}
+
+/// The attention kernel for a plan's options.
+///
+/// `AttentionF16` sums in f32, `Attention` anew for every key tile or, with the values' means taken out, for longer.
+pub(crate) fn attention_family(options: &AttentionOptions) -> Result<Family, Error> {
+    match (options.qk_mode, options.smooth_q, options.pv_mode, options.pv_accum) {
+        (QkMode::Int8, false, PvMode::Fp8, PvAccum::F32 | PvAccum::F32F32) => Ok(Family::Attention),
+        (QkMode::Int8, false, PvMode::F16, PvAccum::F32) => Ok(Family::AttentionF16),
+        _ => Err(Error::NoKernels {
+            options: *options,
+            available: "qk_mode Int8, smooth_q false, with pv_mode Fp8, pv_accum F32 or F32F32, or pv_mode F16, pv_accum F32",
+        }),
+    }
 }
 
 /// One call. All addresses were checked.

@@ -5,9 +5,19 @@ use proptest::prelude::*;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::tensor::{Inputs, Outputs, Random, attend, indices, key_shape, offset, query_shape, tensor};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvMode, QuantGranularity, Strides,
-    TensorLayout, testing,
+    AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
+    Strides, TensorLayout, testing,
 };
+
+/// Every way to multiply probabilities with values.
+const PV_MODES: [(PvMode, PvAccum); 6] = [
+    (PvMode::Fp8, PvAccum::F32),
+    (PvMode::Fp8, PvAccum::F32F32),
+    (PvMode::Fp8, PvAccum::F32F16),
+    (PvMode::F16, PvAccum::F32),
+    (PvMode::F16, PvAccum::F16),
+    (PvMode::F16, PvAccum::F16F32),
+];
 
 /// Strides of a tensor with its tokens, heads or batches in any order, and gaps after each.
 fn any_strides(heads: usize, tokens: usize, head_dim: usize) -> impl Strategy<Value = Strides> {
@@ -53,17 +63,30 @@ fn any_options() -> impl Strategy<Value = AttentionOptions> {
         1 => Just(Mask::CausalAligned(CausalAlign::BottomRight)),
     ];
     let granularity = prop::sample::select(&QuantGranularity::ALL[..]);
-    let pv_mode = prop::sample::select(&PvMode::ALL[..]);
+    let qk_mode = prop::sample::select(&QkMode::ALL[..]);
+    let pv = prop::sample::select(&PV_MODES[..]);
     let softmax_scale = prop_oneof![3 => Just(None), 1 => (0.01f32..0.3).prop_map(Some)];
-    (granularity, pv_mode, any::<bool>(), any::<bool>(), mask, softmax_scale, any::<bool>()).prop_map(
-        |(granularity, pv_mode, smooth_k, smooth_v, mask, softmax_scale, return_lse)| AttentionOptions {
+    (granularity, qk_mode, pv, any::<[bool; 4]>(), mask, softmax_scale).prop_map(
+        |(
             granularity,
-            pv_mode,
-            smooth_k,
-            smooth_v,
+            qk_mode,
+            (pv_mode, pv_accum),
+            [smooth_q, smooth_k, smooth_v, return_lse],
             mask,
             softmax_scale,
-            return_lse,
+        )| {
+            AttentionOptions {
+                granularity,
+                qk_mode,
+                pv_mode,
+                pv_accum,
+                smooth_q,
+                smooth_k,
+                smooth_v,
+                mask,
+                softmax_scale,
+                return_lse,
+            }
         },
     )
 }

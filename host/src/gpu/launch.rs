@@ -4,8 +4,7 @@ use super::Gpu;
 use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
-use crate::kernels::Call;
-use crate::options::PvMode;
+use crate::kernels::{Call, attention_family};
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
@@ -78,7 +77,7 @@ impl AttentionPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`] if the driver does not take a kernel.
+    /// [`Error::NoKernels`] if there are none for the options; [`Error::Driver`] if the driver does not take a kernel.
     pub fn prepare(&self, gpu: &'static Gpu) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
         let (head_dim, dtype) = (self.resolved.padded_head_dim, self.resolved.problem.dtype);
@@ -86,10 +85,7 @@ impl AttentionPlan {
             let kernel = Kernel::find(family, head_dim, dtype.into());
             gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
         };
-        let attention = match self.options().pv_mode {
-            PvMode::Fp8 => Family::Attention,
-            PvMode::F16 => Family::AttentionF16,
-        };
+        let attention = attention_family(self.options())?;
         let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(attention)? };
         Ok(PreparedPlan { plan: *self, gpu, kernels })
     }

@@ -6,6 +6,8 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`mode`] | how queries meet keys, and probabilities meet values |
+//! | [`dispatch`] | which GPU is which |
 //! | [`tile`] | tile sizes, padded lengths, byte sizes of the operand buffers |
 //! | [`swizzle`] | where byte `(row, column)` of a tile lies in shared memory |
 //! | [`fragment`] | which lane of a warp holds which element of a tensor-core tile |
@@ -20,8 +22,10 @@
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
 #![no_std]
 
+pub mod dispatch;
 pub mod fragment;
 pub mod kernel;
+pub mod mode;
 pub mod params;
 pub mod round;
 pub mod scale;

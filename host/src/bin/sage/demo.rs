@@ -1,6 +1,6 @@
 //! `sage demo`: attention on activations of a trained model, and on random numbers.
 
-use crate::arguments::{DeviceChoice, Layout, TensorArguments, explain};
+use crate::arguments::{DeviceChoice, Layout, ModeArguments, TensorArguments, explain};
 use crate::call::Call;
 use crate::devices::cpu_description;
 use crate::operands::{Operands, Slices};
@@ -25,6 +25,8 @@ pub struct Arguments {
     /// [default: whisper_tiny.safetensors in the folder SAGE_DATA_DIR, or in the source tree's tests/data]
     #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     data: Option<PathBuf>,
+    #[command(flatten)]
+    modes: ModeArguments,
     /// Where to compute: auto, cpu, gpu, gpu:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -50,9 +52,11 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
     let mut file = TensorFile::open(&data_file(arguments))?;
     let mut samples = LAYERS
         .iter()
-        .map(|&(layer, title, mask)| Sample::read(&mut file, layer, title, mask))
+        .map(|&(layer, title, mask)| {
+            Sample::read(&mut file, layer, title, AttentionOptions { mask, ..arguments.modes.options() })
+        })
         .collect::<Result<Vec<_>>>()?;
-    samples.push(Sample::random());
+    samples.push(Sample::random(arguments.modes.options()));
 
     match device {
         Device::Gpu(ordinal) => {
@@ -111,7 +115,7 @@ struct Sample {
 
 impl Sample {
     /// One layer of a file.
-    fn read(file: &mut TensorFile, layer: &str, title: &'static str, mask: Mask) -> Result<Self> {
+    fn read(file: &mut TensorFile, layer: &str, title: &'static str, options: AttentionOptions) -> Result<Self> {
         let arguments = TensorArguments {
             input: PathBuf::new(),
             query: format!("{layer}.q"),
@@ -121,18 +125,18 @@ impl Sample {
             precision: None,
         };
         let Operands { problem, slices, .. } = Operands::read(file, &arguments)?;
-        Ok(Self { title, options: AttentionOptions { mask, ..Default::default() }, problem, slices })
+        Ok(Self { title, options, problem, slices })
     }
 
     /// Normal queries, keys and values.
-    fn random() -> Self {
+    fn random(options: AttentionOptions) -> Self {
         let tensor = |seed: u64| -> Vec<f16> {
             let elements = RANDOM.iter().product();
             normal(seed).take(elements).map(f16::from_f64).collect()
         };
         Self {
             title: "random normal",
-            options: AttentionOptions::default(),
+            options,
             problem: AttentionProblem::new(TensorLayout::Hnd, DType::F16, RANDOM),
             slices: Slices::F16([tensor(1), tensor(2), tensor(3)]),
         }
