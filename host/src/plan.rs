@@ -1,10 +1,10 @@
 //! Checking a call, once, before anything runs: [`AttentionPlan`].
 
 use crate::error::{Error, Unsupported};
-use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode};
+use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode};
 use crate::tensor::{AttentionProblem, DType, Strides, extent};
 use crate::workspace::Workspace;
-use sage_layout::tile;
+use sage_layout::{int4_tile, tile};
 
 /// Largest length or count: the kernels count in 32 bits, with room to add two.
 const MAX_SIZE: u64 = (1 << 30) - 1;
@@ -33,7 +33,11 @@ impl Resolved {
             PvMode::Fp8 => tile::key_tile_bytes(self.padded_head_dim),
             PvMode::F16 => tile::value_tile_bytes(self.padded_head_dim),
         };
-        tile::key_tile_bytes(self.padded_head_dim) + value
+        let key = match self.options.qk_mode {
+            QkMode::Int8 => tile::key_tile_bytes(self.padded_head_dim),
+            QkMode::Int4 => int4_tile::tile_bytes(tile::KEY_TILE, self.padded_head_dim),
+        };
+        key + value
     }
 
     /// Derives what follows from a problem and options that are known to be valid.

@@ -12,6 +12,7 @@
 //! | [`swizzle`] | where byte `(row, column)` of a tile lies in shared memory |
 //! | [`fragment`] | which lane of a warp holds which element of a tensor-core tile |
 //! | [`token_order`] | the order of tokens inside an e4m3 value tile |
+//! | [`int4_tile`] | how a tile of INT4 codes lies in memory |
 //! | [`value_tile`] | how a 16-bit value tile lies in memory |
 //! | [`scale`] | quantization groups and their scales |
 //! | [`round`] | e4m3, f16 and bf16 rounding, bit-exact |
@@ -24,6 +25,7 @@
 
 pub mod dispatch;
 pub mod fragment;
+pub mod int4_tile;
 pub mod kernel;
 pub mod mode;
 pub mod params;
