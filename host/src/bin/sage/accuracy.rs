@@ -1,6 +1,6 @@
 //! `sage accuracy`: every mode against exact attention, on inputs of many kinds.
 
-use crate::arguments::{DeviceChoice, explain};
+use crate::arguments::{DeviceChoice, accum_name, explain};
 use crate::call::Call;
 use crate::operands::Slices;
 use crate::samples::{DataArguments, LAYERS, Sample, normal};
@@ -186,15 +186,8 @@ fn words(options: &AttentionOptions) -> [String; 4] {
         PvMode::Fp8 => "FP8",
         PvMode::F16 => "F16",
     };
-    let sums = match options.pv_accum {
-        PvAccum::F32 => "f32",
-        PvAccum::F32F32 => "f32+f32",
-        PvAccum::F16 => "f16",
-        PvAccum::F16F32 => "f16+f32",
-        PvAccum::F32F16 => "f32+f16",
-    };
     let smoothed = if smoothed.is_empty() { "nothing".to_owned() } else { smoothed.join(" ") };
-    [qk.to_owned(), smoothed, pv.to_owned(), sums.to_owned()]
+    [qk.to_owned(), smoothed, pv.to_owned(), accum_name(options.pv_accum).to_owned()]
 }
 
 /// Cosine, relative L1, RMSE, and the least cosine of a head of so many elements.

@@ -171,6 +171,17 @@ enum Pv {
     F16,
 }
 
+/// The word for sums on the command line.
+pub fn accum_name(accum: PvAccum) -> &'static str {
+    match accum {
+        PvAccum::F32 => "f32",
+        PvAccum::F32F32 => "f32+f32",
+        PvAccum::F16 => "f16",
+        PvAccum::F16F32 => "f16+f32",
+        PvAccum::F32F16 => "f32+f16",
+    }
+}
+
 /// Order of a tensor's axes.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Layout {
@@ -251,6 +262,21 @@ pub fn explain(error: Error) -> anyhow::Error {
         Error::Unsupported(Unsupported::SoftmaxScale { got }) => {
             anyhow::anyhow!("--scale is {got}; it must be finite and positive")
         }
+        Error::Unsupported(Unsupported::PvAccum { pv_accum, pv_mode, dtype, allowed }) => {
+            let mode = match pv_mode {
+                PvMode::Fp8 => "fp8",
+                PvMode::F16 => "f16",
+            };
+            let allowed: Vec<&str> = allowed.iter().copied().map(accum_name).collect();
+            anyhow::anyhow!(
+                "--pv-accum is {} with --pv-mode {mode} and {dtype} values; allowed there: {}",
+                accum_name(pv_accum),
+                allowed.join(", ")
+            )
+        }
+        Error::NoKernels { available, .. } => anyhow::anyhow!(
+            "no GPU kernels compute these modes; there are {available}; use --device cpu, which computes every mode"
+        ),
         Error::NoGpu { ordinal, reason } => {
             anyhow::anyhow!("no GPU {ordinal}: {reason}; use --device cpu, or --device auto to take what is there")
         }
