@@ -8,7 +8,7 @@ use sage_tests::modes::{PV_MODES, QK_MODES, f16_roundings, on_codes};
 use sage_tests::tensor::{Inputs, attend};
 use sageattention::{
     AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
-    TensorLayout, testing,
+    TensorLayout, supports, testing,
 };
 
 /// Root mean square of the relative error of a number rounded to so many bits after the first, which is as likely in each
@@ -33,12 +33,11 @@ fn expected(problem: &AttentionProblem, options: &AttentionOptions) -> f64 {
     (probability.powi(2) + sums.powi(2) + rounding(bits).powi(2)).sqrt()
 }
 
-/// How much larger than expected an error may be: outputs of few keys or channels scatter, and partial sums are at times
-/// larger than what they end in.
-const SCATTER: f64 = 1.5;
+/// How much larger than expected an error may be; outputs of few keys or channels scatter more.
+const SCATTER: f64 = 1.15;
 
 fn near_codes<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, seed: u64) -> f64 {
-    let inputs = Inputs::<T>::random(problem, seed);
+    let inputs = Inputs::<T>::normal(problem, seed);
     let codes = on_codes(problem, options, &inputs);
     let result = attend(problem, options, &inputs);
     if codes.output.iter().all(|&x| x == 0.0) {
@@ -61,36 +60,39 @@ fn near_codes<T: Element>(problem: &AttentionProblem, options: &AttentionOptions
 /// Everything with everything: queries and keys, granularities, values, head dimensions, masks, element types.
 #[test]
 fn the_whole_matrix() {
-    let mut largest = 0.0f64;
-    for (index, granularity) in QuantGranularity::ALL.into_iter().enumerate() {
-        for ((qk_mode, smooth_q), (pv_mode, pv_accum)) in QK_MODES.into_iter().flat_map(|q| PV_MODES.map(|v| (q, v))) {
-            for (head_dim, mask) in [64, 128].into_iter().flat_map(|d| MASKS.map(|mask| (d, mask))) {
-                let options = AttentionOptions {
-                    granularity,
-                    qk_mode,
-                    pv_mode,
-                    pv_accum,
-                    smooth_q,
-                    smooth_k: (index + head_dim / 64) % 2 == 0,
-                    smooth_v: mask == Mask::None || pv_accum == PvAccum::F16,
-                    mask,
-                    return_lse: true,
-                    ..Default::default()
-                };
-                let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 35, head_dim], [1, 150]);
-                largest = largest.max(near_codes::<f16>(&problem, &options, 1));
-                if pv_accum == PvAccum::F32 || pv_mode == PvMode::Fp8 {
-                    let problem = AttentionProblem { dtype: DType::Bf16, ..problem };
-                    largest = largest.max(near_codes::<bf16>(&problem, &options, 2));
+    for (pv_mode, pv_accum) in PV_MODES {
+        let (mut least, mut largest) = (f64::INFINITY, 0.0f64);
+        for (index, granularity) in QuantGranularity::ALL.into_iter().enumerate() {
+            for ((qk_mode, smooth_q), head_dim) in QK_MODES.into_iter().flat_map(|mode| [(mode, 64), (mode, 128)]) {
+                for mask in [Mask::None, Mask::CausalAligned(CausalAlign::BottomRight)] {
+                    let options = AttentionOptions {
+                        granularity,
+                        qk_mode,
+                        pv_mode,
+                        pv_accum,
+                        smooth_q,
+                        smooth_k: (index + head_dim / 64) % 2 == 0,
+                        smooth_v: mask == Mask::None,
+                        mask,
+                        return_lse: true,
+                        ..Default::default()
+                    };
+                    let shape = [1, 2, 35, head_dim];
+                    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, shape, [1, 150]);
+                    let error = near_codes::<f16>(&problem, &options, 1);
+                    (least, largest) = (least.min(error), largest.max(error));
+                    if supports(&AttentionProblem { dtype: DType::Bf16, ..problem }, &options).is_ok() {
+                        let problem = AttentionProblem { dtype: DType::Bf16, ..problem };
+                        let error = near_codes::<bf16>(&problem, &options, 2);
+                        (least, largest) = (least.min(error), largest.max(error));
+                    }
                 }
             }
         }
+        println!("{pv_mode:?} {pv_accum:?}: {least} to {largest} times what is expected");
+        assert!(least > 0.45, "{pv_mode:?} {pv_accum:?}: fewer roundings than the mode has");
     }
-    println!("at most {largest} times what is expected");
-    assert!(largest > 0.5, "what is expected is far too large: {largest}");
 }
-
-const MASKS: [Mask; 2] = [Mask::None, Mask::CausalAligned(CausalAlign::BottomRight)];
 
 fn any_options() -> impl Strategy<Value = AttentionOptions> {
     let masks = [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
@@ -221,6 +223,47 @@ fn sums_cost_little() {
         }
     }
     assert!(error(PvMode::F16, PvAccum::F16) < 0.5 * error(PvMode::Fp8, PvAccum::F32));
+}
+
+/// Where sums are rounded to f16 and where they start anew, seen on keys of equal weight whose values cancel but for what
+/// rounding drops: 2048 + 1 is 2048 in f16, and 126 + 7/64 is 126 + 8/64.
+#[test]
+fn f16_sums_are_rounded_after_each_product() {
+    let output = |len: usize, (pv_mode, pv_accum), values: &[(usize, f32)]| -> f64 {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, len]);
+        let mut inputs = Inputs::<f16>::random(&problem, 6);
+        inputs.key.fill(f16::ONE);
+        inputs.value.fill(f16::ZERO);
+        for &(key, value) in values {
+            inputs.value[key * 64..][..64].fill(f16::from_f32(value));
+        }
+        let options = AttentionOptions { pv_mode, pv_accum, smooth_v: false, ..Default::default() };
+        attend(&problem, &options, &inputs).output[0]
+    };
+    let near = |result: f64, expected: f64| (result - expected).abs() <= expected * 2f64.powi(-10);
+    let f16 = |accum| (PvMode::F16, accum);
+
+    // 1 is in the product of 2048, and dropped
+    let one_product = [(0, 2048.0), (1, 1.0), (16, -2048.0)];
+    assert_eq!(output(64, f16(PvAccum::F32), &one_product), 1.0 / 64.0);
+    assert_eq!(output(64, f16(PvAccum::F16F32), &one_product), 0.0);
+    assert_eq!(output(64, f16(PvAccum::F16), &one_product), 0.0);
+    // −2048 and 1 are in the same product, which is exact
+    let cancelling = [(0, 2048.0), (16, 1.0), (17, -2048.0)];
+    assert_eq!(output(64, f16(PvAccum::F16F32), &cancelling), 1.0 / 64.0);
+    assert_eq!(output(64, f16(PvAccum::F16), &cancelling), 1.0 / 64.0);
+    // 1 is in another chunk than the first 2048
+    let two_chunks = [(0, 2048.0), (64, 1.0), (80, -2048.0)];
+    assert_eq!(output(128, f16(PvAccum::F16F32), &two_chunks), 1.0 / 128.0);
+    assert_eq!(output(128, f16(PvAccum::F16), &two_chunks), 0.0);
+
+    // probabilities are 56, and values 2.25 and 2⁻⁹ times 64
+    let one_product = [(0, 144.0), (31, 0.125), (32, -144.0)];
+    let two_products = [(0, 144.0), (32, 0.125), (33, -144.0)];
+    let sums = (PvMode::Fp8, PvAccum::F32F16);
+    let expected = |sum: f64| 64.0 * sum / (56.0 * 64.0);
+    assert!(near(output(64, sums, &one_product), expected(8.0 / 64.0)), "{}", output(64, sums, &one_product));
+    assert!(near(output(64, sums, &two_products), expected(7.0 / 64.0)), "{}", output(64, sums, &two_products));
 }
 
 /// Equal keys of equal weight whose values are far from zero: their sum ends f16's range. The mean does not.

@@ -147,6 +147,35 @@ fn queries_are_quantized_less_their_mean() {
     }
 }
 
+/// What is subtracted from queries comes back in the scores: the mean's product with each key less its mean, in octaves.
+#[test]
+fn score_biases_are_products_with_the_query_means() {
+    let problem = problem();
+    let inputs = Inputs::<f16>::random(&problem, 8);
+    let keys = (tile::key_tiles(problem.key_len as u32) * tile::KEY_TILE) as usize;
+    let blocks = problem.query_len.div_ceil(tile::QUERY_BLOCK as usize);
+    for smooth_k in [true, false] {
+        let options = AttentionOptions { smooth_q: true, smooth_k, ..Default::default() };
+        let quantized = testing::quantize(&problem, &options, inputs.slices());
+        let biases = testing::score_bias(&problem, &options, inputs.slices());
+        assert_eq!(biases.len(), 2 * 4 * blocks * keys);
+        for (place, &bias) in biases.iter().enumerate() {
+            let (block, token) = (place / keys, place % keys);
+            let (sequence, key_head) = (block / blocks / 4, block / blocks % 4 / 2);
+            let product = |channel: usize| {
+                let key = inputs.key[offset(problem.key_strides, [sequence, key_head, token, channel])].to_f64();
+                let place = (sequence * problem.key_heads + key_head) * WIDTH + channel;
+                let mean = quantized.key_mean.get(place).map_or(0.0, |&mean| f64::from(mean));
+                f64::from(quantized.query_means[block * WIDTH + channel]) * (key - mean)
+            };
+            let sum: f64 = (0..if token < problem.key_len { HEAD_DIM } else { 0 }).map(product).sum();
+            let expected = sum * std::f64::consts::LOG2_E / (HEAD_DIM as f64).sqrt();
+            assert!((f64::from(bias) - expected).abs() < 1e-5, "{bias}, expected {expected}");
+        }
+    }
+    assert!(testing::score_bias(&problem, &AttentionOptions::default(), inputs.slices()).is_empty());
+}
+
 #[test]
 fn means_are_means() {
     let problem = problem();

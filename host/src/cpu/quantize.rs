@@ -354,6 +354,29 @@ fn query_means<T: Element>(plan: &Resolved, query: &View<T>) -> Vec<f32> {
     means
 }
 
+/// [`score_bias`] of every block of queries and every key: `[query heads][query blocks][key tiles · 128]`; empty without
+/// `smooth_q`. It grows with the product of the lengths, so that the engine computes it tile by tile.
+pub(crate) fn score_biases<T: Element>(plan: &Resolved, quantized: &Quantized, key: &[T]) -> Vec<f32> {
+    let (problem, width) = (&plan.problem, quantized.width);
+    let key = View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim };
+    let keys = key_tiles(problem.key_len as u32) as usize * TILE;
+    let heads_per_key_head = problem.query_heads / problem.key_heads;
+    let blocks = query_blocks(problem.query_len as u32) as usize;
+    let mut biases = vec![0.0; quantized.query_means.len() / width * keys];
+    biases.par_chunks_exact_mut(keys).zip(quantized.query_means.par_chunks_exact(width)).enumerate().for_each(
+        |(block, (bias, query_mean))| {
+            let key_head = block / blocks / heads_per_key_head;
+            let key_mean = nth_row(&quantized.key_mean, key_head, width);
+            let mut rows = vec![0.0; TILE * width];
+            for (tile, bias) in bias.chunks_exact_mut(TILE).enumerate() {
+                read_keys(plan, &key, key_mean, [key_head, tile], &mut rows);
+                score_bias(plan, query_mean, &rows, bias);
+            }
+        },
+    );
+    biases
+}
+
 /// What smoothing takes out of the scores of a block of queries, in octaves: `softmax_scale · log₂ e · mean · (key - key_mean)`
 /// of each key, which are rows of `width` elements.
 pub(super) fn score_bias(plan: &Resolved, query_mean: &[f32], keys: &[f32], bias: &mut [f32]) {
