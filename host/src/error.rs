@@ -2,6 +2,7 @@
 //!
 //! Every message names the argument, what it got and what is allowed.
 
+use crate::options::{PvAccum, PvMode};
 use crate::tensor::DType;
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::Modes;
@@ -82,12 +83,36 @@ pub enum Unsupported {
         /// Keys a sequence.
         key_len: usize,
     },
+    /// Sums that the products of probabilities and values can't be taken in.
+    #[error(
+        "pv_accum is {pv_accum:?} with pv_mode {pv_mode:?} and {dtype} values; allowed there is {}",
+        list(.allowed.iter().map(|accum| format!("{accum:?}")), "or")
+    )]
+    PvAccum {
+        /// The options' sums.
+        pv_accum: PvAccum,
+        /// The options' mode.
+        pv_mode: PvMode,
+        /// The problem's element type.
+        dtype: DType,
+        /// The sums that go with the two.
+        allowed: &'static [PvAccum],
+    },
     /// A softmax scale that makes no softmax.
     #[error("softmax_scale is {got}; it must be finite and positive")]
     SoftmaxScale {
         /// The options' scale.
         got: f32,
     },
+}
+
+/// Words as a list: "a, b or c".
+fn list(words: impl IntoIterator<Item = String>, conjunction: &str) -> String {
+    let mut words: Vec<String> = words.into_iter().collect();
+    match words.pop() {
+        Some(last) if !words.is_empty() => format!("{} {conjunction} {last}", words.join(", ")),
+        last => last.unwrap_or_default(),
+    }
 }
 
 /// Any error of this crate.

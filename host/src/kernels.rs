@@ -8,14 +8,13 @@
 
 use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::{AttentionOptions, Mask, PvMode};
+use crate::options::{AttentionOptions, Mask};
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
 use crate::workspace::{Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::kernel::{Family, Kernel};
-use sage_layout::mode::{self, PvAccum, QkMode};
 use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
@@ -39,11 +38,12 @@ pub(crate) struct Call<'a> {
 
 /// What kernels must be able to do for these options.
 pub(crate) fn modes(options: &AttentionOptions) -> Modes {
-    let value = match options.pv_mode {
-        PvMode::Fp8 => mode::PvMode::Fp8,
-        PvMode::F16 => mode::PvMode::F16,
-    };
-    Modes::new(QkMode::Int8, value, PvAccum::F32)
+    Modes {
+        query_key: options.qk_mode,
+        smooth_query: options.smooth_q,
+        value: options.pv_mode,
+        accumulator: options.pv_accum,
+    }
 }
 
 /// The error that a device has no kernels for a plan.

@@ -1,4 +1,4 @@
-//! SageAttention in pure Rust: attention with INT8 Q·Kᵀ and FP8 or 16-bit P·V on NVIDIA GPUs, and the same call on the
+//! SageAttention in pure Rust: attention with INT8 or INT4 Q·Kᵀ and FP8 or 16-bit P·V on NVIDIA GPUs, and the same call on the
 //! CPU.
 //!
 //! Queries and keys are quantized to INT8 and values to FP8 (e4m3) on the fly, after the keys and values were smoothed,

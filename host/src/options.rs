@@ -1,6 +1,10 @@
 //! What to compute: [`AttentionOptions`] and its parts.
 
+pub use sage_layout::architecture::ComputeCapability;
+pub use sage_layout::mode::{PvAccum, PvMode, QkMode};
 pub use sage_layout::scale::Granularity as QuantGranularity;
+
+use sage_layout::dispatch::{self, Defaults};
 
 /// How the two sides of an unequal causal mask line up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,39 +29,33 @@ pub enum Mask {
     CausalAligned(CausalAlign),
 }
 
-/// How probabilities are multiplied with values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PvMode {
-    /// Probabilities and values in e4m3, tensor-core sums emptied into f32 every 4096 keys, or every 128 without
-    /// `smooth_v`: SageAttention2's `pv_accum_dtype="fp32+fp32"`.
-    #[default]
-    Fp8,
-    /// Values as they are; probabilities in the values' 16-bit type; sums in f32: SageAttention's FP16 P·V, for f16 and
-    /// bf16. Nearly as exact as Q·Kᵀ in INT8 allows, relative L1 on normal inputs .011 instead of .039, and slower:
-    /// P·V takes the tensor cores twice as long, and twice the memory.
-    F16,
-}
-
-impl PvMode {
-    /// Every mode.
-    pub const ALL: [Self; 2] = [Self::Fp8, Self::F16];
-}
-
 /// Options of an attention call. `AttentionOptions::default()` is SageAttention2's default on Hopper, with values smoothed too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionOptions {
-    /// How many queries and keys share an INT8 scale. Finer is more exact and costs nothing. Default: per thread.
+    /// How many queries and keys share a scale. Finer is more exact and costs nothing. Default: per thread.
     pub granularity: QuantGranularity,
+    /// How queries and keys are quantized. Default: INT8.
+    pub qk_mode: QkMode,
     /// How probabilities are multiplied with values. Default: FP8.
     pub pv_mode: PvMode,
+    /// What their products are summed in: [`PvAccum::of`] the mode, and with bf16 values in 16 bits only
+    /// [`PvAccum::F32`], which is the default.
+    pub pv_accum: PvAccum,
+    /// Subtract from queries the channel mean of every 128 before quantizing, and add its product with the keys back to the
+    /// scores in f32 (SageAttention2, section 3.1). INT4 needs it; INT8 gains where queries have offsets by
+    /// channel, on real tensors a quarter of its error. It costs a product of each 128 queries' mean with every key, in f32.
+    /// Default: off.
+    pub smooth_q: bool,
     /// Subtract the keys' channel mean before quantizing; softmax does not notice (SageAttention, section 4.2). Default: on.
     pub smooth_k: bool,
-    /// Subtract the values' channel mean over each segment of keys before quantizing, and add it back to the output
-    /// (SageAttention2, section 3.4), so that FP8 sums stay exact enough at any length. Up to 128 keys nothing is
-    /// subtracted: their sums are short, and real activations were measured to be more exact as they are. Default: on.
+    /// Subtract the values' channel mean before rounding them, and add it back to the output (SageAttention2, section
+    /// 3.4). Default: on.
     ///
-    /// It is about how values are quantized: with [`PvMode::F16`] they are not, and on and off are the same computation.
+    /// - [`PvMode::Fp8`] with [`PvAccum::F32`]: the mean over each segment of 1024 keys, so that FP8 sums stay exact enough at any
+    ///   length. Up to 128 keys nothing is subtracted: their sums are short, and real activations were measured to be more
+    ///   exact as they are.
+    /// - [`PvMode::F16`] with [`PvAccum::F16`]: the mean over all keys, so that f16 sums stay small.
+    /// - With all others there is no long sum that could lose by a mean: on and off are the same computation.
     pub smooth_v: bool,
     /// Which keys a query sees. Default: all.
     pub mask: Mask,
@@ -72,12 +70,37 @@ impl Default for AttentionOptions {
     fn default() -> Self {
         Self {
             granularity: QuantGranularity::PerThread,
+            qk_mode: QkMode::Int8,
             pv_mode: PvMode::Fp8,
+            pv_accum: PvAccum::F32,
+            smooth_q: false,
             smooth_k: true,
             smooth_v: true,
             mask: Mask::None,
             softmax_scale: None,
             return_lse: false,
+        }
+    }
+}
+
+impl AttentionOptions {
+    /// SageAttention's own choice for a GPU of this compute capability; on Hopper, and where it has none, ours.
+    ///
+    /// | capability | queries and keys | P·V | sums | granularity |
+    /// |---|---|---|---|---|
+    /// | up to 8.8 (Turing, Ampere) | INT8 | 16 bits | f32 | per thread |
+    /// | 8.9 (Ada) | INT8 | FP8 | f16, added to f32 every 64 keys | per thread |
+    /// | 9.x (Hopper) | INT8 | FP8 | f32 | per thread |
+    /// | 10.x, 11.x (Blackwell in data centers) | INT8 | FP8 | f32, added to f32 every 64 keys | per thread |
+    /// | 12.0 and up (other Blackwell) | INT8 | FP8 | f16, added to f32 every 64 keys | per warp |
+    pub fn auto(capability: ComputeCapability) -> Self {
+        let Defaults { granularity, modes } = dispatch::defaults(capability);
+        Self {
+            granularity,
+            qk_mode: modes.query_key,
+            pv_mode: modes.value,
+            pv_accum: modes.accumulator,
+            ..Self::default()
         }
     }
 }

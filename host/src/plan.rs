@@ -1,10 +1,10 @@
 //! Checking a call, once, before anything runs: [`AttentionPlan`].
 
 use crate::error::{Error, Unsupported};
-use crate::options::{AttentionOptions, CausalAlign, Mask, PvMode};
-use crate::tensor::{AttentionProblem, Strides, extent};
+use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode};
+use crate::tensor::{AttentionProblem, DType, Strides, extent};
 use crate::workspace::Workspace;
-use sage_layout::tile;
+use sage_layout::{int4_tile, tile};
 
 /// Largest length or count: the kernels count in 32 bits, with room to add two.
 const MAX_SIZE: u64 = (1 << 30) - 1;
@@ -22,7 +22,7 @@ pub(crate) struct Resolved {
     pub diagonal: i32,
     /// 64 or 128.
     pub padded_head_dim: u32,
-    /// The options' `smooth_v`, where values are quantized and there is more than one key tile: see there.
+    /// The options' `smooth_v`, where it is a question: see there.
     pub smooth_v: bool,
 }
 
@@ -33,7 +33,11 @@ impl Resolved {
             PvMode::Fp8 => tile::key_tile_bytes(self.padded_head_dim),
             PvMode::F16 => tile::value_tile_bytes(self.padded_head_dim),
         };
-        tile::key_tile_bytes(self.padded_head_dim) + value
+        let key = match self.options.qk_mode {
+            QkMode::Int8 => tile::key_tile_bytes(self.padded_head_dim),
+            QkMode::Int4 => int4_tile::tile_bytes(tile::KEY_TILE, self.padded_head_dim),
+        };
+        key + value
     }
 
     /// Derives what follows from a problem and options that are known to be valid.
@@ -49,7 +53,12 @@ impl Resolved {
             softmax_scale: options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)),
             diagonal,
             padded_head_dim: tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
-            smooth_v: options.smooth_v && options.pv_mode == PvMode::Fp8 && problem.key_len > tile::KEY_TILE as usize,
+            smooth_v: options.smooth_v
+                && match (options.pv_mode, options.pv_accum) {
+                    (PvMode::Fp8, PvAccum::F32) => problem.key_len > tile::KEY_TILE as usize,
+                    (PvMode::F16, PvAccum::F16) => true,
+                    _ => false,
+                },
         }
     }
 }
@@ -153,6 +162,14 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
 
     if options.mask == Mask::Causal && query_len != key_len {
         return Err(Unsupported::AmbiguousCausal { query_len, key_len });
+    }
+    let allowed = match (options.pv_mode, problem.dtype) {
+        (PvMode::F16, DType::Bf16) => &[PvAccum::F32],
+        (mode, _) => PvAccum::of(mode),
+    };
+    if !allowed.contains(&options.pv_accum) {
+        let AttentionOptions { pv_accum, pv_mode, .. } = *options;
+        return Err(Unsupported::PvAccum { pv_accum, pv_mode, dtype: problem.dtype, allowed });
     }
     match options.softmax_scale {
         Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),

@@ -27,6 +27,16 @@ pub fn quantize<T: Element>(
     cpu::quantize(&Resolved::derive(*problem, *options), query, key, value).expect("memory for the codes")
 }
 
+/// What smoothed queries take out of the scores, in octaves: `[query heads][query blocks][key tiles · 128]`, empty without
+/// `smooth_q`.
+pub fn score_bias<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    inputs @ [_, key, _]: [&[T]; 3],
+) -> Vec<f32> {
+    cpu::score_biases(&Resolved::derive(*problem, *options), &quantize(problem, options, inputs), key)
+}
+
 /// Quantized attention on the CPU. `output` is written where the problem's output strides say, `log_sum_exp` is
 /// `[batch, query_heads, query_len]`.
 pub fn attend<T: Element>(

@@ -1,11 +1,12 @@
 //! The workspace: where in it the kernels keep what.
 
-use crate::options::PvMode;
+use crate::options::{PvMode, QkMode};
 use crate::plan::Resolved;
+use sage_layout::int4_tile;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
 use sage_layout::schedule::counter;
-use sage_layout::tile::{self, WARPGROUP_ROWS};
+use sage_layout::tile::{self, KEY_TILE, WARPGROUP_ROWS};
 use std::ops::Range;
 
 /// Alignment of the workspace and of every region in it, in bytes: what a bulk copy and the memory system like best.
@@ -74,7 +75,10 @@ impl Workspace {
 
         let channels = [key_heads, 1, head_dim as u64 * 4];
         let segment_channels = [key_heads, segments, head_dim as u64 * 4];
-        let key_codes = [key_heads, key_tiles, tile::key_tile_bytes(head_dim) as u64];
+        let [query_tile, key_tile] = match options.qk_mode {
+            QkMode::Int8 => [tile::query_tile_bytes(head_dim), tile::key_tile_bytes(head_dim)],
+            QkMode::Int4 => [WARPGROUP_ROWS, KEY_TILE].map(|rows| int4_tile::tile_bytes(rows, head_dim)),
+        };
 
         let mut bytes = 0;
         let mut region = |[heads, tiles, size]: [u64; 3]| {
@@ -83,13 +87,13 @@ impl Workspace {
             region
         };
         let workspace = Self {
-            query_codes: region([query_heads, query_tiles, tile::query_tile_bytes(head_dim) as u64]),
+            query_codes: region([query_heads, query_tiles, query_tile as u64]),
             query_scales: region([query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
-            key_codes: region(key_codes),
+            key_codes: region([key_heads, key_tiles, key_tile as u64]),
             key_scales: region([key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
             values: match options.pv_mode {
                 PvMode::Fp8 => Values::Fp8 {
-                    codes: region(key_codes),
+                    codes: region([key_heads, key_tiles, tile::key_tile_bytes(head_dim) as u64]),
                     scale: region(channels),
                     inverse_scale: region(channels),
                     mean: region(segment_channels),

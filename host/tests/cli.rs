@@ -289,13 +289,62 @@ fn options_are_heeded() {
         &["--granularity", "per-warp"],
         &["--no-smooth-k"],
         &["--no-smooth-v"],
+        &["--qk-mode", "int4"],
+        &["--smooth-q"],
         &["--pv-mode", "f16"],
+        &["--pv-accum", "f32+f32"],
+        &["--pv-accum", "f32+f16"],
         &["--scale", "0.5"],
         &["--causal"],
     ] {
         assert_ne!(result(options), plain, "{options:?}");
     }
     assert_eq!(result(&["--causal=top-left"]), result(&["--causal"]));
+    let plain = result(&["--pv-mode", "f16"]);
+    for accum in ["f16", "f16+f32"] {
+        assert_ne!(result(&["--pv-mode", "f16", "--pv-accum", accum]), plain, "{accum}");
+    }
+    let words = ["--pv-accum is f16 with --pv-mode fp8 and f16 values; allowed there: f32, f32+f32, f32+f16"];
+    fail(&["attend", &input, &output, "--pv-accum", "f16"], &words);
+}
+
+/// The order of the modes, as SageAttention's papers have it, on keys and queries with offsets by channel.
+#[test]
+fn accuracy_shows_what_modes_cost_and_smoothing_gains() {
+    let (out, _) = succeed(&["accuracy", "--inputs", "offsets,cross-shifted", "--tokens", "300"]);
+    let tables: Vec<&str> = out.split("\n\n").collect();
+    assert!(tables.len() == 3 && tables[0].contains("1 × 4 × 300 × 128") && tables[1].contains("× 1500 ×"), "{out}");
+    for table in &tables[..2] {
+        // titles and the heading, 24 modes, and what smoothing does
+        assert_eq!(table.lines().count(), 2 + 24 + 4, "{table}");
+        let find = |mode: &str| -> [f64; 4] {
+            let words: Vec<&str> = mode.split_whitespace().collect();
+            let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let row = rows.find(|row| row.starts_with(&words)).unwrap_or_else(|| panic!("{mode}: {table}"));
+            let numbers = row[words.len()..].iter().map(|cell| cell.parse().expect(cell)).collect::<Vec<_>>();
+            numbers.try_into().unwrap_or_else(|_| panic!("{mode}: {table}"))
+        };
+        let cosine = |mode: &str| find(mode)[0];
+        let relative_l1 = |mode: &str| find(mode)[1];
+        assert!(cosine("INT4 nothing FP8 f32") < 0.9, "INT4 collapses: {table}");
+        assert!(cosine("INT4 Q K FP8 f32+f32") > 0.98, "smoothing keeps INT4: {table}");
+        assert!(relative_l1("INT4 Q K FP8 f32+f32") < 0.9 * relative_l1("INT4 K FP8 f32+f32"), "{table}");
+        assert!(relative_l1("INT8 K F16 f32") < 0.2 * relative_l1("INT4 K F16 f32"), "{table}");
+        assert!(relative_l1("INT8 Q K F16 f32") < relative_l1("INT8 K F16 f32"), "{table}");
+        assert!(relative_l1("INT8 K FP8 f32+f32") < relative_l1("INT8 nothing FP8 f32"), "{table}");
+        assert!(relative_l1("INT8 K F16 f32") < 0.8 * relative_l1("INT8 K FP8 f32+f32"), "{table}");
+        for (sums, plain) in [
+            ("INT8 K FP8 f32+f16", "INT8 K FP8 f32+f32"),
+            ("INT8 K V F16 f16", "INT8 K F16 f32"),
+            ("INT8 K F16 f16+f32", "INT8 K F16 f32"),
+        ] {
+            let ratio = relative_l1(sums) / relative_l1(plain);
+            assert!((0.9..1.1).contains(&ratio), "{sums}: {table}");
+        }
+        let [all, worst] = [cosine("INT8 Q K F16 f32"), find("INT8 Q K F16 f32")[3]];
+        assert!(worst < all && worst > 0.999, "{table}");
+    }
+    fail(&["accuracy", "--inputs", "cross", "--data", "nowhere"], &["cannot read nowhere"]);
 }
 
 #[test]

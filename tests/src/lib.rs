@@ -1,7 +1,8 @@
-//! What the tests share: random tensors, real tensors, measures of error, runs on the GPU.
+//! What the tests share: random tensors, real tensors, every mode, measures of error, runs on the GPU.
 
 pub mod codes;
 pub mod data;
 pub mod error;
 pub mod gpu;
+pub mod modes;
 pub mod tensor;

@@ -113,7 +113,8 @@ impl<T: Element> Inputs<T> {
         }
     }
 
-    fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
+    /// Normal queries, keys and values, with offsets by channel of these standard deviations on keys and on values.
+    pub fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);
         let offsets: Vec<[f32; 2]> =
             (0..128).map(|_| [of_keys * random.normal(), of_values * random.normal()]).collect();

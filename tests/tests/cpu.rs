@@ -3,10 +3,11 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use sage_tests::error::{Accuracy, assert_rows_near};
+use sage_tests::modes::{PV_MODES, f16_roundings};
 use sage_tests::tensor::{Inputs, Outputs, Random, attend, indices, key_shape, offset, query_shape, tensor};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvMode, QuantGranularity, Strides,
-    TensorLayout, testing,
+    AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
+    Strides, TensorLayout, testing,
 };
 
 /// Strides of a tensor with its tokens, heads or batches in any order, and gaps after each.
@@ -53,17 +54,30 @@ fn any_options() -> impl Strategy<Value = AttentionOptions> {
         1 => Just(Mask::CausalAligned(CausalAlign::BottomRight)),
     ];
     let granularity = prop::sample::select(&QuantGranularity::ALL[..]);
-    let pv_mode = prop::sample::select(&PvMode::ALL[..]);
+    let qk_mode = prop::sample::select(&QkMode::ALL[..]);
+    let pv = prop::sample::select(&PV_MODES[..]);
     let softmax_scale = prop_oneof![3 => Just(None), 1 => (0.01f32..0.3).prop_map(Some)];
-    (granularity, pv_mode, any::<bool>(), any::<bool>(), mask, softmax_scale, any::<bool>()).prop_map(
-        |(granularity, pv_mode, smooth_k, smooth_v, mask, softmax_scale, return_lse)| AttentionOptions {
+    (granularity, qk_mode, pv, any::<[bool; 4]>(), mask, softmax_scale).prop_map(
+        |(
             granularity,
-            pv_mode,
-            smooth_k,
-            smooth_v,
+            qk_mode,
+            (pv_mode, pv_accum),
+            [smooth_q, smooth_k, smooth_v, return_lse],
             mask,
             softmax_scale,
-            return_lse,
+        )| {
+            AttentionOptions {
+                granularity,
+                qk_mode,
+                pv_mode,
+                pv_accum,
+                smooth_q,
+                smooth_k,
+                smooth_v,
+                mask,
+                softmax_scale,
+                return_lse,
+            }
         },
     )
 }
@@ -74,13 +88,15 @@ fn near_exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions
     let result = attend(problem, options, &inputs);
     // Standard deviation of a logit's error, about: INT8 steps of numbers up to 4, or up to 9 where the keys' offset stays.
     let scale = options.softmax_scale.map_or(1.0, |scale| f64::from(scale) * (problem.head_dim as f64).sqrt());
-    let noise = scale * if options.smooth_k { 0.012 } else { 0.03 };
+    let steps = if options.qk_mode == QkMode::Int4 { 127.0 / 7.0 } else { 1.0 };
+    let noise = steps * scale * if options.smooth_k { 0.012 } else { 0.03 };
     // few elements make the measure noisy
     let (rounding, log_rounding) = match options.pv_mode {
         PvMode::F16 => (0.004, 0.001),
         // e4m3 rounds a single probability by up to 1/16
-        _ => (0.045, 0.07),
+        PvMode::Fp8 => (0.045, 0.07),
     };
+    let rounding = rounding + f16_roundings(options, problem.key_len) * 2f64.powi(-11);
     let limit = rounding + 3.0 * noise + 1.0 / (exact.output.len() as f64).sqrt();
     let accuracy = Accuracy::of(result.output.iter().copied(), &exact.output);
     assert!(exact.output.iter().all(|&x| x == 0.0) || accuracy.relative_l1 < limit, "{accuracy:?}, limit {limit}");
@@ -99,6 +115,9 @@ proptest! {
 
     #[test]
     fn is_near_exact_attention(problem in any_problem(), options in any_options(), seed: u64) {
+        // what other sums need of values is f16's
+        let pv_accum = if problem.dtype == DType::F16 { options.pv_accum } else { PvAccum::F32 };
+        let options = AttentionOptions { pv_accum, ..options };
         match problem.dtype {
             DType::F16 => near_exact::<f16>(&problem, &options, seed),
             _ => near_exact::<bf16>(&problem, &options, seed),
@@ -172,8 +191,9 @@ proptest! {
         for (row, log_sum_exp) in result.chunks(problem.head_dim).zip(exact.log_sum_exp) {
             let expected = if log_sum_exp.is_finite() { 1.0 } else { 0.0 };
             // one step of f16: 16-bit probabilities are rounded after they were added up
-            let near = if options.pv_mode == PvMode::F16 { expected * 2f64.powi(-10) } else { 0.0 };
-            prop_assert!(row.iter().all(|&x| (x - expected).abs() <= near), "{:?}", row);
+            let rounding = if options.pv_mode == PvMode::F16 { 2f64.powi(-10) } else { 0.0 };
+            let near = expected * (rounding + f16_roundings(&options, problem.key_len) * 2f64.powi(-11));
+            prop_assert!(row.iter().all(|&x| (x - expected).abs() <= near), "{:?}, allowed {}", row, near);
         }
     }
 }
@@ -221,13 +241,16 @@ fn a_constant_row_on_every_key_changes_nothing() {
 /// keys anything at all without `smooth_k`, values anything within their channel's range without `smooth_v`.
 #[test]
 fn later_tiles_leave_no_trace() {
-    PvMode::ALL.into_iter().for_each(check_later_tiles);
+    for (pv_mode, pv_accum) in PV_MODES {
+        for (qk_mode, smooth_q) in QkMode::ALL.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
+            check_later_tiles(AttentionOptions { pv_mode, pv_accum, qk_mode, smooth_q, ..Default::default() });
+        }
+    }
 }
 
-fn check_later_tiles(pv_mode: PvMode) {
+fn check_later_tiles(options: AttentionOptions) {
     let problem = AttentionProblem::new(TensorLayout::Nhd, DType::F16, [1, 2, 400, 64]);
-    let options =
-        AttentionOptions { pv_mode, mask: Mask::Causal, smooth_k: false, smooth_v: false, ..Default::default() };
+    let options = AttentionOptions { mask: Mask::Causal, smooth_k: false, smooth_v: false, ..options };
     let mut inputs = Inputs::<f16>::random(&problem, 6);
     // the channels' largest values come first
     for (channel, value) in inputs.value.iter_mut().take(2 * 64).enumerate() {
@@ -325,11 +348,18 @@ fn the_error_does_not_grow_with_the_length() {
 /// Scores that rise all the way: what was summed up must follow each new maximum.
 #[test]
 fn rising_scores() {
-    let modes = [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)];
-    for ((pv_mode, smooth_v), mask) in modes.into_iter().flat_map(|mode| [(mode, Mask::None), (mode, Mask::Causal)]) {
+    let modes = PV_MODES.into_iter().flat_map(|mode| [(mode, true), (mode, false)]);
+    for (((pv_mode, pv_accum), smooth_v), mask) in modes.flat_map(|mode| [(mode, Mask::None), (mode, Mask::Causal)]) {
         let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 3000, 64]);
-        let options =
-            AttentionOptions { pv_mode, mask, smooth_k: false, smooth_v, return_lse: true, ..Default::default() };
+        let options = AttentionOptions {
+            pv_mode,
+            pv_accum,
+            mask,
+            smooth_k: false,
+            smooth_v,
+            return_lse: true,
+            ..Default::default()
+        };
         let inputs = Inputs::<f16>::rising(&problem, 42);
         let exact = testing::exact(&problem, &options, inputs.slices());
         let result = attend(&problem, &options, &inputs);
@@ -344,8 +374,10 @@ fn rising_scores() {
 fn results_repeat_on_any_number_of_threads() {
     let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [2, 3, 333, 64]);
     let inputs = Inputs::<f16>::random(&problem, 12);
-    for pv_mode in PvMode::ALL {
-        let options = AttentionOptions { pv_mode, return_lse: true, mask: Mask::Causal, ..Default::default() };
+    for (pv_mode, pv_accum) in PV_MODES {
+        let smooth_q = pv_mode == PvMode::F16;
+        let mask = Mask::Causal;
+        let options = AttentionOptions { pv_mode, pv_accum, smooth_q, return_lse: true, mask, ..Default::default() };
         let expected = attend(&problem, &options, &inputs);
         for threads in [1, 2, 3, 8] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");

@@ -2,10 +2,10 @@
 
 use half::{bf16, f16};
 use sage_layout::dispatch::Modes;
-use sage_layout::mode::{self as layout, PvAccum, QkMode};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Error, Gpu,
-    GpuBuffers, Mask, PvMode, Strides, TensorDesc, TensorLayout, Unsupported, attention, devices, supports,
+    GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity, Strides, TensorDesc, TensorLayout, Unsupported,
+    attention, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -70,6 +70,69 @@ fn modes() {
     let tensor = vec![f16::ONE; 4 * 100 * 64];
     let call = |options| attention(Device::Cpu, problem(), options, &tensor, &tensor, &tensor);
     assert_eq!(call(f16), call(AttentionOptions { smooth_v: false, ..f16 }));
+}
+
+/// Each mode has its sums.
+#[test]
+fn sums() {
+    let f32_alone = [PvAccum::F32];
+    let each = [PvMode::Fp8, PvMode::F16].into_iter().flat_map(|mode| [DType::F16, DType::Bf16].map(|d| (mode, d)));
+    for (pv_mode, dtype) in each {
+        let allowed = match (pv_mode, dtype) {
+            (PvMode::F16, DType::Bf16) => &f32_alone[..],
+            _ => PvAccum::of(pv_mode),
+        };
+        for pv_accum in PvAccum::ALL {
+            let options = AttentionOptions { pv_mode, pv_accum, ..Default::default() };
+            let supported = supports(&AttentionProblem { dtype, ..problem() }, &options);
+            assert_eq!(supported.is_ok(), allowed.contains(&pv_accum), "{options:?}, {dtype}");
+        }
+    }
+    assert_refused(
+        problem(),
+        AttentionOptions { pv_accum: PvAccum::F16, ..Default::default() },
+        "pv_accum is F16 with pv_mode Fp8 and f16 values; allowed there is F32, F32F32 or F32F16",
+    );
+    assert_refused(
+        AttentionProblem { dtype: DType::Bf16, ..problem() },
+        AttentionOptions { pv_mode: PvMode::F16, pv_accum: PvAccum::F16F32, ..Default::default() },
+        "pv_accum is F16F32 with pv_mode F16 and bf16 values; allowed there is F32",
+    );
+}
+
+/// Every GPU's own choice is one that can be planned, with f16 and with bf16.
+#[test]
+fn automatic_options() {
+    let auto = |major, minor| AttentionOptions::auto(ComputeCapability::new(major, minor));
+    for (major, minor) in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)] {
+        for dtype in [DType::F16, DType::Bf16] {
+            assert_eq!(supports(&AttentionProblem { dtype, ..problem() }, &auto(major, minor)), Ok(()));
+        }
+    }
+    assert_eq!(auto(9, 0), AttentionOptions::default());
+    for (major, minor) in [(7, 5), (8, 0), (8, 6)] {
+        assert_eq!((auto(major, minor).pv_mode, auto(major, minor).pv_accum), (PvMode::F16, PvAccum::F32));
+    }
+    for (minor, granularity) in [(0, QuantGranularity::PerWarp), (1, QuantGranularity::PerWarp)] {
+        assert_eq!((auto(12, minor).pv_accum, auto(12, minor).granularity), (PvAccum::F32F16, granularity));
+    }
+    assert_eq!((auto(8, 9).pv_accum, auto(8, 9).granularity), (PvAccum::F32F16, QuantGranularity::PerThread));
+}
+
+/// What no GPU kernel computes is refused before anything runs.
+#[test]
+fn no_kernels() {
+    let tensor = vec![f16::ONE; 4 * 100 * 64];
+    for options in [
+        AttentionOptions { qk_mode: QkMode::Int4, ..Default::default() },
+        AttentionOptions { smooth_q: true, ..Default::default() },
+        AttentionOptions { pv_accum: PvAccum::F32F16, ..Default::default() },
+        AttentionOptions { pv_mode: PvMode::F16, pv_accum: PvAccum::F16, ..Default::default() },
+    ] {
+        let on = |device| attention(device, problem(), options, &tensor, &tensor, &tensor).map(drop);
+        assert!(matches!(on(Device::Simt), Err(Error::NoKernels { .. })), "{options:?}");
+        assert_eq!(on(Device::Cpu), Ok(()));
+    }
 }
 
 #[test]
@@ -397,7 +460,7 @@ fn gpus_and_builds() {
         (
             Error::NoKernels {
                 device: "GPU 0 (NVIDIA A100, compute capability 8.0)".to_owned(),
-                modes: Modes::new(QkMode::Int8, layout::PvMode::Fp8, PvAccum::F32),
+                modes: Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32),
                 allowed: "int8 Q·Kᵀ, 16-bit P·V in fp32".to_owned(),
             },
             "GPU 0 (NVIDIA A100, compute capability 8.0) has no kernels for int8 Q·Kᵀ, fp8 P·V in fp32; it has them for \

@@ -12,7 +12,7 @@ use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::testing::quantize;
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, PvMode,
+    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, PvAccum, PvMode,
     QuantGranularity, TensorLayout, attention,
 };
 
@@ -223,4 +223,18 @@ fn device() {
     let gaps = |result: &AttentionOutput<f16>| result.output.iter().filter(|element| element.to_bits() == 0).count();
     assert_eq!(gaps(&simt), gaps(&cpu));
     assert_near(&outputs(simt), &outputs(cpu), problem.head_dim, PvMode::Fp8, "Device::Simt");
+}
+
+/// A fresh accumulator for every key tile is what sums are without smoothed values.
+#[test]
+fn two_levels_of_f32() {
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 300]);
+    let inputs = Inputs::<f16>::random(&problem, 8);
+    let [query, key, value] = inputs.slices();
+    let [fresh, unsmoothed] = [
+        AttentionOptions { pv_accum: PvAccum::F32F32, ..with_lse() },
+        AttentionOptions { smooth_v: false, ..with_lse() },
+    ]
+    .map(|options| attention(Device::Simt, problem, options, query, key, value).expect("a call without mistakes"));
+    assert_eq!(fresh, unsmoothed);
 }

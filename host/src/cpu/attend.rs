@@ -1,18 +1,20 @@
 //! Attention on codes.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use sage_layout::scale::{self, E4M3_MAX, KEY_SCALES_PER_TILE};
-use sage_layout::tile::{SEGMENT_TILES, key_tiles, padded_queries, segments};
+use sage_layout::tile::{KEY_CHUNK, SEGMENT_TILES, key_tiles, padded_queries, query_blocks, segments};
 use sage_layout::visibility::visible_keys;
 
-use super::quantize::{MAX_WIDTH, QUERY_TILE, Quantized, TILE, quantize};
+use super::quantize::{BLOCK, MAX_WIDTH, QUERY_TILE, Quantized, TILE, nth_row, quantize, read_keys, score_bias};
 use super::simd::{InstructionSet, Matrix, ProbabilityFormat, QUAD, ROWS};
-use super::{view, zeroed};
+use super::view::{self, View};
+use super::zeroed;
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::PvMode;
+use crate::options::{PvAccum, PvMode};
 use crate::plan::Resolved;
 use crate::tensor::DType;
 
@@ -20,12 +22,78 @@ use crate::tensor::DType;
 ///
 /// The GPU keeps a row's reference until a probability saturates, so its largest lies anywhere in some octaves from here on;
 /// the CPU keeps it at their lower end.
-fn ceiling(format: ProbabilityFormat) -> f32 {
-    match format {
-        ProbabilityFormat::E4m3 => E4M3_MAX.log2() - 3.0,
-        ProbabilityFormat::F16 => 5.0,
+fn ceiling(format: ProbabilityFormat, accum: PvAccum) -> f32 {
+    match (format, accum) {
+        (ProbabilityFormat::E4m3, _) => E4M3_MAX.log2() - 3.0,
+        (ProbabilityFormat::F16, PvAccum::F32) => 5.0,
+        // what is summed in f16 has to stay under 65504
+        (ProbabilityFormat::F16, _) => 0.0,
         // products with values as large as f32's must add up to numbers
-        ProbabilityFormat::Bf16 => -20.0,
+        (ProbabilityFormat::Bf16, _) => -20.0,
+    }
+}
+
+/// How the products of probabilities and values are summed, as the tensor cores do it for a [`PvAccum`].
+#[derive(Clone, Copy)]
+struct Summation {
+    /// Keys whose products are added up before the accumulator is rounded to f16: those of one `mma.sync`. `None` if
+    /// it is f32.
+    f16_step: Option<usize>,
+    /// Keys after which the accumulator is added to f32 sums and starts anew. `None` if it never does.
+    chunk: Option<usize>,
+}
+
+impl Summation {
+    fn new(accum: PvAccum) -> Self {
+        let chunk = KEY_CHUNK as usize;
+        let (f16_step, chunk) = match accum {
+            PvAccum::F32 => (None, None),
+            PvAccum::F32F32 => (None, Some(chunk)),
+            // mma.m16n8k16 in f16
+            PvAccum::F16 => (Some(16), None),
+            PvAccum::F16F32 => (Some(16), Some(chunk)),
+            // mma.m16n8k32 in e4m3
+            PvAccum::F32F16 => (Some(32), Some(chunk)),
+        };
+        Self { f16_step, chunk }
+    }
+
+    /// Whether sums are f16 from the first key to the last.
+    fn stays_f16(self) -> bool {
+        self.f16_step.is_some() && self.chunk.is_none()
+    }
+
+    /// Adds the products of a block's probabilities with a tile's values, `[128][width]`, to `sums`.
+    fn multiply(self, probabilities: &[f32], values: &[f32], sums: Matrix<&mut [f32]>) {
+        let instructions = InstructionSet::detect();
+        let width = sums.stride;
+        let multiply = |keys: Range<usize>, sums: &mut [f32]| {
+            instructions.multiply_accumulate_f32(
+                Matrix { elements: &probabilities[keys.start..], stride: TILE },
+                Matrix { elements: &values[keys.start * width..], stride: width },
+                Matrix { elements: sums, stride: width },
+                [keys.len(), width],
+            );
+        };
+        let multiply_in_steps = |keys: Range<usize>, sums: &mut [f32]| match self.f16_step {
+            None => multiply(keys, sums),
+            Some(step) => {
+                for first in keys.clone().step_by(step) {
+                    multiply(first..keys.end.min(first + step), sums);
+                    instructions.round_to_f16(sums);
+                }
+            }
+        };
+        let sums = &mut sums.elements[..ROWS * width];
+        let Some(chunk) = self.chunk else { return multiply_in_steps(0..TILE, sums) };
+        for first in (0..TILE).step_by(chunk) {
+            let mut accumulator = [0.0; ROWS * MAX_WIDTH];
+            let accumulator = &mut accumulator[..ROWS * width];
+            multiply_in_steps(first..TILE.min(first + chunk), accumulator);
+            for (sum, accumulator) in sums.iter_mut().zip(accumulator) {
+                *sum += *accumulator;
+            }
+        }
     }
 }
 
@@ -49,7 +117,14 @@ pub(crate) fn attend<T: Element>(
         (PvMode::F16, DType::F16) => ProbabilityFormat::F16,
         (PvMode::F16, DType::Bf16) => ProbabilityFormat::Bf16,
     };
-    let operands = Operands { keys: interleave_keys(&quantized)?, plan, format, quantized };
+    let operands = Operands {
+        keys: interleave_keys(&quantized)?,
+        key: View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim },
+        plan,
+        format,
+        summation: Summation::new(plan.options.pv_accum),
+        quantized,
+    };
     let tiles = problem.query_len.div_ceil(QUERY_TILE);
     // Held only while a finished tile is copied out.
     let destination = Mutex::new((output, log_sum_exp));
@@ -59,7 +134,7 @@ pub(crate) fn attend<T: Element>(
             // late tiles of a causal mask see the most keys: they go first
             let (batch_head, tile) = (item / tiles, tiles - 1 - item % tiles);
             let first = tile * QUERY_TILE;
-            operands.attend_tile::<T>(scratch, batch_head, first);
+            operands.attend_tile(scratch, batch_head, first);
             let mut destination = destination.lock().unwrap_or_else(PoisonError::into_inner);
             let (output, log_sum_exp) = &mut *destination;
             let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
@@ -111,6 +186,9 @@ struct Scratch {
     probabilities: Vec<f32>,
     /// `[128][width]`.
     values: Vec<f32>,
+    /// With `smooth_q`: keys less their mean, `[128][width]`, and what they add to the tile's scores.
+    smoothed_keys: Vec<f32>,
+    bias: [f32; TILE],
     /// `[64][width]`: products of the segment at work.
     segment: Vec<f32>,
     /// `[64][width]`: products of finished segments, in the end the output.
@@ -124,6 +202,8 @@ impl Scratch {
             dots: Box::new([[0; TILE]; ROWS]),
             probabilities: vec![0.0; ROWS * TILE],
             values: vec![0.0; TILE * width],
+            smoothed_keys: vec![0.0; TILE * width],
+            bias: [0.0; TILE],
             segment: vec![0.0; QUERY_TILE * width],
             output: vec![0.0; QUERY_TILE * width],
         }
@@ -136,16 +216,20 @@ impl Scratch {
     }
 }
 
-struct Operands<'a> {
+struct Operands<'a, T> {
     plan: &'a Resolved,
+    /// The caller's.
+    key: View<'a, T>,
     format: ProbabilityFormat,
+    summation: Summation,
     quantized: Quantized,
+    /// Key codes, interleaved.
     keys: Vec<i8>,
 }
 
-impl Operands<'_> {
+impl<T: Element> Operands<'_, T> {
     /// Attention of the 64 queries from `first` on; result and log-sum-exp are left in `scratch`.
-    fn attend_tile<T: Element>(&self, scratch: &mut Scratch, batch_head: usize, first: usize) {
+    fn attend_tile(&self, scratch: &mut Scratch, batch_head: usize, first: usize) {
         let (plan, quantized, width) = (self.plan, &self.quantized, self.quantized.width);
         let problem = &plan.problem;
         let instructions = InstructionSet::detect();
@@ -156,6 +240,11 @@ impl Operands<'_> {
         let visible = |row: usize| visible_keys((first + row) as u32, plan.diagonal, problem.key_len as u32) as usize;
         // later rows never see fewer keys
         let visible_tiles = visible(rows - 1).div_ceil(TILE);
+
+        let ceiling = ceiling(self.format, plan.options.pv_accum);
+        let key_mean = nth_row(&quantized.key_mean, key_head, width);
+        let query_block = batch_head * query_blocks(problem.query_len as u32) as usize + first / BLOCK;
+        let query_mean = nth_row(&quantized.query_means, query_block, width);
 
         scratch.reset();
         for tile in 0..visible_tiles {
@@ -168,6 +257,11 @@ impl Operands<'_> {
             }
             let stored = &quantized.key_scales[tile_index * KEY_SCALES_PER_TILE as usize..];
             let key_scales = std::array::from_fn(|key| stored[scale::key_scale_index(key as u32) as usize]);
+            let bias = query_mean.map(|query_mean| {
+                read_keys(plan, &self.key, key_mean, [key_head, tile], &mut scratch.smoothed_keys);
+                score_bias(plan, query_mean, &scratch.smoothed_keys, &mut scratch.bias);
+                &scratch.bias
+            });
             let visible_here = |row: usize| visible(row).saturating_sub(tile * TILE).min(TILE);
 
             for block in (0..rows).step_by(ROWS) {
@@ -184,33 +278,34 @@ impl Operands<'_> {
                     let (Some(probabilities), true) = (probabilities, visible_here(row) > 0) else { continue };
                     let dots = &scratch.dots[row - block];
                     let query_scale = self.query_scale(batch_head, first + row);
-                    let max = instructions.scores(dots, &key_scales, query_scale, visible_here(row), probabilities);
+                    let visible = visible_here(row);
+                    let max = instructions.scores(dots, &key_scales, query_scale, bias, visible, probabilities);
                     let state = &mut scratch.rows[row];
                     if max > state.reference {
                         let factor = (state.reference - max).exp2();
                         state.reference = max;
                         state.sum *= factor;
                         state.segment_sum *= factor;
-                        for sum in &mut scratch.segment[row * width..][..width] {
-                            *sum *= factor;
+                        let segment = &mut scratch.segment[row * width..][..width];
+                        if self.summation.stays_f16() {
+                            rescale_f16(segment, factor);
+                        } else {
+                            segment.iter_mut().for_each(|sum| *sum *= factor);
                         }
                         for sum in &mut scratch.output[row * width..][..width] {
                             *sum *= factor;
                         }
                     }
-                    let offset = ceiling(self.format) - state.reference;
+                    let offset = ceiling - state.reference;
                     state.segment_sum += instructions.probabilities(self.format, probabilities, offset);
                 }
-                instructions.multiply_accumulate_f32(
-                    Matrix { elements: &scratch.probabilities, stride: TILE },
-                    Matrix { elements: &scratch.values, stride: width },
-                    Matrix { elements: &mut scratch.segment[block * width..], stride: width },
-                    [TILE, width],
-                );
+                let sums = Matrix { elements: &mut scratch.segment[block * width..], stride: width };
+                self.summation.multiply(&scratch.probabilities, &scratch.values, sums);
             }
 
             let segment = tile / SEGMENT_TILES as usize;
-            if tile + 1 == visible_tiles || (tile + 1).is_multiple_of(SEGMENT_TILES as usize) {
+            let segment_ends = (tile + 1).is_multiple_of(SEGMENT_TILES as usize) && !self.summation.stays_f16();
+            if tile + 1 == visible_tiles || segment_ends {
                 let means = quantized.value_mean_codes.get((key_head * segment_count + segment) * width..);
                 scratch
                     .finish_segment(means.and_then(|means| means.get(..width)).unwrap_or(&[0.0; MAX_WIDTH][..width]));
@@ -219,13 +314,23 @@ impl Operands<'_> {
         let scales = quantized.value_scales.get(key_head * width..).and_then(|scales| scales.get(..width));
         let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
         let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
-        scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), shifts, ceiling(self.format));
+        let output_mean = nth_row(&quantized.output_mean, key_head, width);
+        scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), output_mean, shifts, ceiling);
     }
 
     fn query_scale(&self, batch_head: usize, row: usize) -> f32 {
         let stored = scale::query_scale_index(padded_queries(self.plan.problem.query_len as u32)) as usize;
         self.quantized.query_scales[batch_head * stored + scale::query_scale_index(row as u32) as usize]
     }
+}
+
+/// Multiplies sums in f16 by a factor in f16.
+fn rescale_f16(sums: &mut [f32], factor: f32) {
+    let mut factor = [factor];
+    let instructions = InstructionSet::detect();
+    instructions.round_to_f16(&mut factor);
+    sums.iter_mut().for_each(|sum| *sum *= factor[0]);
+    instructions.round_to_f16(sums);
 }
 
 impl Scratch {
@@ -244,10 +349,15 @@ impl Scratch {
     }
 
     /// Turns sums into the output, and into natural log-sum-exps; a query that sees no key gets zeros and −∞.
-    fn finish(&mut self, scales: &[f32], shifts: &[f32], ceiling: f32) {
+    fn finish(&mut self, scales: &[f32], mean: Option<&[f32]>, shifts: &[f32], ceiling: f32) {
         for (index, (row, output)) in self.rows.iter_mut().zip(self.output.chunks_exact_mut(scales.len())).enumerate() {
             for (output, scale) in output.iter_mut().zip(scales) {
                 *output = if row.sum == 0.0 { 0.0 } else { *output * scale / row.sum };
+            }
+            if let (Some(mean), true) = (mean, row.sum != 0.0) {
+                for (output, mean) in output.iter_mut().zip(mean) {
+                    *output += mean;
+                }
             }
             let octaves = row.sum.log2() - ceiling + row.reference;
             let shift = shifts.get(index).copied().unwrap_or(0.0);

@@ -5,7 +5,7 @@
 //! | [`mod@exact`] | attention in f64, the yardstick of every accuracy figure |
 //! | [`mod@quantize`] | the codes and scales that the GPU makes, bit for bit, in row-major order |
 //! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
-//! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers |
+//! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers, summed as a mode says |
 //! | [`simd`] | their inner loops, for each instruction set |
 //! | [`view`] | rows of a caller's tensor |
 //!
@@ -23,7 +23,7 @@ use crate::error::Error;
 
 pub(crate) use attend::attend;
 pub(crate) use exact::exact;
-pub(crate) use quantize::quantize;
+pub(crate) use quantize::{quantize, score_biases};
 
 /// A vector of zeros, or the error that there is no memory for it.
 pub(crate) fn zeroed<T: bytemuck::Zeroable>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {

@@ -10,17 +10,20 @@ use rayon::prelude::*;
 use sage_layout::round::e4m3_from_f32;
 use sage_layout::scale::{self, Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
 use sage_layout::statistics;
-use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, WARPGROUP_ROWS, key_tiles, padded_queries, segments};
+use sage_layout::tile::{
+    KEY_TILE, QUERY_BLOCK, SEGMENT_KEYS, WARPGROUP_ROWS, key_tiles, padded_queries, query_blocks, segments,
+};
 
 use super::view::View;
 use super::zeroed;
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::PvMode;
+use crate::options::{PvMode, QkMode};
 use crate::plan::Resolved;
 
 pub(super) const QUERY_TILE: usize = WARPGROUP_ROWS as usize;
 pub(super) const TILE: usize = KEY_TILE as usize;
+pub(super) const BLOCK: usize = QUERY_BLOCK as usize;
 const SEGMENT: usize = SEGMENT_KEYS as usize;
 pub(super) const MAX_WIDTH: usize = 128;
 
@@ -32,7 +35,9 @@ pub(super) const MAX_WIDTH: usize = 128;
 pub struct Quantized {
     /// 64 or 128.
     pub width: usize,
-    /// `[query heads][padded queries][width]`.
+    /// What codes there are.
+    pub qk_mode: QkMode,
+    /// `[query heads][padded queries][width]`: of the queries less their block's mean. A byte each, in INT4 too.
     pub query_codes: Vec<i8>,
     /// `[query heads][padded queries / 2]`, by [`scale::query_scale_index`]: what a code is worth, times the softmax
     /// scale and log₂ e.
@@ -41,7 +46,8 @@ pub struct Quantized {
     pub key_codes: Vec<i8>,
     /// `[key heads][key tiles · 4]`, by [`scale::key_scale_index`].
     pub key_scales: Vec<f32>,
-    /// With [`PvMode::F16`]: the values' bits, `[key heads][key tiles · 128][width]`; and the next four are empty.
+    /// With [`PvMode::F16`]: the values' bits, `[key heads][key tiles · 128][width]`, less `output_mean` if that is there; and
+    /// the next four are empty.
     pub value_elements: Vec<u16>,
     /// e4m3 `[key heads][key tiles · 128][width]`: of the values less their segment's mean.
     pub value_codes: Vec<u8>,
@@ -51,6 +57,10 @@ pub struct Quantized {
     pub value_means: Vec<f32>,
     /// The same in units of the channel's scale.
     pub value_mean_codes: Vec<f32>,
+    /// `[key heads][width]`: the values' channel means, which the output gets back, where [`PvAccum::F16`](crate::PvAccum::F16) smooths them; else empty.
+    pub output_mean: Vec<f32>,
+    /// `[query heads][query blocks][width]`: the queries' channel means; empty without `smooth_q`.
+    pub query_means: Vec<f32>,
     /// `[key heads][width]`: the keys' channel means; empty without `smooth_k`.
     pub key_mean: Vec<f32>,
     /// `[query heads][padded queries]`: `softmax_scale · query · key_mean`, what smoothing takes out of a row's
@@ -79,21 +89,27 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
     let mut value_codes = zeroed("value codes", value_codes_len)?;
     let mut value_elements = zeroed("padded values", value_elements_len)?;
 
-    let key_mean = if options.smooth_k { key_mean(plan, &key) } else { Vec::new() };
+    let key_mean = if options.smooth_k { channel_mean(plan, &key) } else { Vec::new() };
     let key_scales = quantize_key(plan, &key, &key_mean, &mut key_codes);
     let ValueScales { scales, inverses, means, mean_codes } = match options.pv_mode {
         PvMode::Fp8 => value_scales(plan, &value),
         PvMode::F16 => ValueScales::default(),
     };
+    let output_mean = match (options.pv_mode, plan.smooth_v) {
+        (PvMode::F16, true) => channel_mean(plan, &value),
+        _ => Vec::new(),
+    };
     match options.pv_mode {
         PvMode::Fp8 => quantize_value(plan, &value, &inverses, &means, &mut value_codes),
-        PvMode::F16 => pad_value(plan, &value, &mut value_elements),
+        PvMode::F16 => pad_value(plan, &value, &output_mean, &mut value_elements),
     }
-    let query_scales = quantize_query(plan, &query, &mut query_codes);
+    let query_means = if options.smooth_q { query_means(plan, &query) } else { Vec::new() };
+    let query_scales = quantize_query(plan, &query, &query_means, &mut query_codes);
     let log_sum_exp_shift =
         if options.smooth_k && options.return_lse { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
     Ok(Quantized {
         width,
+        qk_mode: options.qk_mode,
         query_codes,
         query_scales,
         key_codes,
@@ -103,6 +119,8 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
         value_scales: scales,
         value_means: means,
         value_mean_codes: mean_codes,
+        output_mean,
+        query_means,
         key_mean,
         log_sum_exp_shift,
     })
@@ -115,8 +133,30 @@ struct ChannelStatistics {
     max: Vec<f32>,
 }
 
+/// Sums of a tile's channels, in the order of [`statistics`].
+struct PartialSums([[f32; MAX_WIDTH]; statistics::TOKEN_LANES as usize]);
+
+impl Default for PartialSums {
+    fn default() -> Self {
+        Self([[0.0; MAX_WIDTH]; statistics::TOKEN_LANES as usize])
+    }
+}
+
+impl PartialSums {
+    /// Adds the tile's token `index`.
+    fn add(&mut self, index: usize, row: &[f32]) {
+        let partial = &mut self.0[index % statistics::TOKEN_LANES as usize];
+        for (sum, element) in partial.iter_mut().zip(row) {
+            *sum += element;
+        }
+    }
+
+    fn sum(&self, channel: usize) -> f32 {
+        self.0.iter().fold(0.0, |sum, partial| sum + partial[channel])
+    }
+}
+
 fn channel_statistics<T: Element>(plan: &Resolved, input: &View<T>) -> ChannelStatistics {
-    const LANES: usize = statistics::TOKEN_LANES as usize;
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let segments = segments(problem.key_len as u32) as usize;
     let len = problem.batch * problem.key_heads * segments * width;
@@ -133,30 +173,29 @@ fn channel_statistics<T: Element>(plan: &Resolved, input: &View<T>) -> ChannelSt
         let mut row = [0.0f32; MAX_WIDTH];
         let end = problem.key_len.min((segment + 1) * SEGMENT);
         for tile in (segment * SEGMENT..end).step_by(TILE) {
-            let mut partial = [[0.0f32; MAX_WIDTH]; LANES];
+            let mut partial = PartialSums::default();
             for token in tile..end.min(tile + TILE) {
                 input.read_row([batch, head, token], &mut row);
-                let partial = &mut partial[(token - tile) % LANES];
+                partial.add(token - tile, &row[..width]);
                 for channel in 0..width {
                     let element = row[channel];
-                    partial[channel] += element;
                     min[channel] = if element < min[channel] { element } else { min[channel] };
                     max[channel] = if element > max[channel] { element } else { max[channel] };
                 }
             }
             for (channel, sum) in sum.iter_mut().enumerate() {
-                *sum += partial.iter().fold(0.0, |sum, partial| sum + partial[channel]);
+                *sum += partial.sum(channel);
             }
         }
     });
     result
 }
 
-/// Channel means of the keys: `[key heads][width]`.
-fn key_mean<T: Element>(plan: &Resolved, key: &View<T>) -> Vec<f32> {
+/// Channel means of the keys, or of the values, over all of them: `[key heads][width]`.
+fn channel_mean<T: Element>(plan: &Resolved, input: &View<T>) -> Vec<f32> {
     let width = plan.padded_head_dim as usize;
     let segments = segments(plan.problem.key_len as u32) as usize;
-    let statistics = channel_statistics(plan, key);
+    let statistics = channel_statistics(plan, input);
     let mut means = vec![0.0; plan.problem.batch * plan.problem.key_heads * width];
     for (mean, sums) in means.chunks_exact_mut(width).zip(statistics.sum.chunks_exact(segments * width)) {
         for sum in sums.chunks_exact(width) {
@@ -185,6 +224,7 @@ fn value_scales<T: Element>(plan: &Resolved, value: &View<T>) -> ValueScales {
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let segments = segments(problem.key_len as u32) as usize;
     let statistics = channel_statistics(plan, value);
+    let largest = scale::largest_value(plan.options.pv_accum);
     let mut scales = vec![0.0; problem.batch * problem.key_heads * width];
     let mut inverses = scales.clone();
     let mut means = statistics.sum;
@@ -201,7 +241,7 @@ fn value_scales<T: Element>(plan: &Resolved, value: &View<T>) -> ValueScales {
                 amax = amax.max(statistics.max[place] - mean).max(mean - statistics.min[place]);
                 mean_amax = mean_amax.max(mean.abs());
             }
-            let (scale, inverse) = scale::value_scale(amax, mean_amax);
+            let (scale, inverse) = scale::value_scale_to(largest, amax, mean_amax);
             scales[head * width + channel] = scale;
             inverses[head * width + channel] = inverse;
             for place in places {
@@ -234,14 +274,23 @@ fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32]
 }
 
 /// Writes [`Quantized::value_elements`].
-fn pad_value<T: Element>(plan: &Resolved, value: &View<T>, elements: &mut [u16]) {
+fn pad_value<T: Element>(plan: &Resolved, value: &View<T>, means: &[f32], elements: &mut [u16]) {
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let tokens = key_tiles(problem.key_len as u32) as usize * TILE;
-    elements.par_chunks_exact_mut(tokens * width).enumerate().for_each(|(head, elements)| {
-        let (batch, head) = (head / problem.key_heads, head % problem.key_heads);
+    elements.par_chunks_exact_mut(tokens * width).enumerate().for_each(|(batch_head, elements)| {
+        let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
+        let mean = nth_row(means, batch_head, width);
         for (token, row) in elements.chunks_exact_mut(width).enumerate().take(problem.key_len) {
-            let bits: &[u16] = bytemuck::cast_slice(value.row([batch, head, token]));
-            row[..problem.head_dim].copy_from_slice(bits);
+            let source = value.row([batch, head, token]);
+            let row: &mut [T] = bytemuck::cast_slice_mut(&mut row[..problem.head_dim]);
+            match mean {
+                None => row.copy_from_slice(source),
+                Some(mean) => {
+                    for ((element, source), mean) in row.iter_mut().zip(source).zip(mean) {
+                        *element = T::from_f32(source.to_f32() - mean);
+                    }
+                }
+            }
         }
     });
 }
@@ -258,18 +307,10 @@ fn quantize_key<T: Element>(plan: &Resolved, key: &View<T>, means: &[f32], codes
         || vec![0.0f32; TILE * width],
         |rows, (index, (codes, scales))| {
             let (batch_head, tile) = (index / tiles, index % tiles);
-            let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
-            rows.fill(0.0);
-            for (token, row) in (tile * TILE..problem.key_len).zip(rows.chunks_exact_mut(width)) {
-                key.read_row([batch, head, token], row);
-                if plan.options.smooth_k {
-                    for (element, mean) in row.iter_mut().zip(&means[batch_head * width..]) {
-                        *element -= mean;
-                    }
-                }
-            }
+            read_keys(plan, key, nth_row(means, batch_head, width), [batch_head, tile], rows);
             let groups = Groups {
                 granularity: plan.options.granularity,
+                largest: scale::largest_code(plan.options.qk_mode),
                 index: scale::key_scale_index,
                 share: scale::keys_share_scale,
             };
@@ -279,8 +320,91 @@ fn quantize_key<T: Element>(plan: &Resolved, key: &View<T>, means: &[f32], codes
     scales
 }
 
+/// A row of means; `None` if there are none.
+pub(super) fn nth_row(rows: &[f32], index: usize, width: usize) -> Option<&[f32]> {
+    rows.chunks_exact(width).nth(index)
+}
+
+/// Takes the mean, if there is one, out of a row.
+fn subtract(row: &mut [f32], mean: Option<&[f32]>) {
+    for (element, mean) in row.iter_mut().zip(mean.unwrap_or_default()) {
+        *element -= mean;
+    }
+}
+
+/// [`Quantized::query_means`].
+fn query_means<T: Element>(plan: &Resolved, query: &View<T>) -> Vec<f32> {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let blocks = query_blocks(problem.query_len as u32) as usize;
+    let mut means = vec![0.0; problem.batch * problem.query_heads * blocks * width];
+    means.par_chunks_exact_mut(width).enumerate().for_each(|(index, mean)| {
+        let (batch_head, first) = (index / blocks, index % blocks * BLOCK);
+        let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
+        let queries = BLOCK.min(problem.query_len - first);
+        let mut row = [0.0f32; MAX_WIDTH];
+        let mut partial = PartialSums::default();
+        for token in 0..queries {
+            query.read_row([batch, head, first + token], &mut row);
+            partial.add(token, &row[..width]);
+        }
+        for (channel, mean) in mean.iter_mut().enumerate() {
+            *mean = partial.sum(channel) / queries as f32;
+        }
+    });
+    means
+}
+
+/// [`score_bias`] of every block of queries and every key: `[query heads][query blocks][key tiles · 128]`; empty without
+/// `smooth_q`. It grows with the product of the lengths, so that the engine computes it tile by tile.
+pub(crate) fn score_biases<T: Element>(plan: &Resolved, quantized: &Quantized, key: &[T]) -> Vec<f32> {
+    let (problem, width) = (&plan.problem, quantized.width);
+    let key = View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim };
+    let keys = key_tiles(problem.key_len as u32) as usize * TILE;
+    let heads_per_key_head = problem.query_heads / problem.key_heads;
+    let blocks = query_blocks(problem.query_len as u32) as usize;
+    let mut biases = vec![0.0; quantized.query_means.len() / width * keys];
+    biases.par_chunks_exact_mut(keys).zip(quantized.query_means.par_chunks_exact(width)).enumerate().for_each(
+        |(block, (bias, query_mean))| {
+            let key_head = block / blocks / heads_per_key_head;
+            let key_mean = nth_row(&quantized.key_mean, key_head, width);
+            let mut rows = vec![0.0; TILE * width];
+            for (tile, bias) in bias.chunks_exact_mut(TILE).enumerate() {
+                read_keys(plan, &key, key_mean, [key_head, tile], &mut rows);
+                score_bias(plan, query_mean, &rows, bias);
+            }
+        },
+    );
+    biases
+}
+
+/// What smoothing takes out of the scores of a block of queries, in octaves: `softmax_scale · log₂ e · mean · (key - key_mean)`
+/// of each key, which are rows of `width` elements.
+pub(super) fn score_bias(plan: &Resolved, query_mean: &[f32], keys: &[f32], bias: &mut [f32]) {
+    let score_scale = plan.softmax_scale * LOG2_E;
+    for (bias, key) in bias.iter_mut().zip(keys.chunks_exact(query_mean.len())) {
+        *bias = score_scale * dot(query_mean, key);
+    }
+}
+
+/// Writes a tile of keys less their mean into rows of `width` elements; what pads it is zero.
+pub(super) fn read_keys<T: Element>(
+    plan: &Resolved,
+    key: &View<T>,
+    mean: Option<&[f32]>,
+    [batch_head, tile]: [usize; 2],
+    rows: &mut [f32],
+) {
+    let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
+    let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
+    rows.fill(0.0);
+    for (token, row) in (tile * TILE..problem.key_len).zip(rows.chunks_exact_mut(width)) {
+        key.read_row([batch, head, token], row);
+        subtract(row, mean);
+    }
+}
+
 /// Writes [`Quantized::query_codes`] and returns their scales.
-fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, codes: &mut [i8]) -> Vec<f32> {
+fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, means: &[f32], codes: &mut [i8]) -> Vec<f32> {
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let tiles = padded_queries(problem.query_len as u32) as usize / QUERY_TILE;
     let heads = problem.batch * problem.query_heads;
@@ -293,12 +417,16 @@ fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, codes: &mut [i8]
         |rows, (index, (codes, scales))| {
             let (batch_head, tile) = (index / tiles, index % tiles);
             let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
+            let block = batch_head * query_blocks(problem.query_len as u32) as usize + tile * QUERY_TILE / BLOCK;
+            let mean = nth_row(means, block, width);
             rows.fill(0.0);
             for (token, row) in (tile * QUERY_TILE..problem.query_len).zip(rows.chunks_exact_mut(width)) {
                 query.read_row([batch, head, token], row);
+                subtract(row, mean);
             }
             let groups = Groups {
                 granularity: plan.options.granularity,
+                largest: scale::largest_code(plan.options.qk_mode),
                 index: scale::query_scale_index,
                 share: scale::queries_share_scale,
             };
@@ -314,6 +442,8 @@ fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, codes: &mut [i8]
 /// How the rows of a tile are grouped.
 struct Groups {
     granularity: Granularity,
+    /// Largest code.
+    largest: f32,
     /// Where a row's scale is stored.
     index: fn(u32) -> u32,
     /// Whether two rows share a scale.
@@ -335,7 +465,8 @@ impl Groups {
         for (stored, scale) in scales.iter_mut().enumerate() {
             let shared =
                 (0..MAX_SCALES).filter(|&other| (self.share)(self.granularity, any_row[stored], any_row[other]));
-            (*scale, inverses[stored]) = scale::int8_scale(shared.fold(0.0, |max, other| amax[other].max(max)));
+            let amax = shared.fold(0.0, |max, other| amax[other].max(max));
+            (*scale, inverses[stored]) = scale::int_scale(amax, self.largest);
         }
         for (row, (elements, codes)) in (0..).zip(rows.chunks_exact(width).zip(codes.chunks_exact_mut(width))) {
             let inverse = inverses[(self.index)(row) as usize];
@@ -366,8 +497,6 @@ fn round_to_i8(value: f32) -> i8 {
 }
 
 fn log_sum_exp_shift<T: Element>(plan: &Resolved, query: &View<T>, key_mean: &[f32]) -> Vec<f32> {
-    /// Channels that one thread of the GPU adds up.
-    const CHUNK: usize = 8;
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let rows = padded_queries(problem.query_len as u32) as usize;
     let mut shifts = vec![0.0; problem.batch * problem.query_heads * rows];
@@ -378,21 +507,28 @@ fn log_sum_exp_shift<T: Element>(plan: &Resolved, query: &View<T>, key_mean: &[f
         let mut row = [0.0f32; MAX_WIDTH];
         for (token, shift) in shifts.iter_mut().enumerate().take(problem.query_len) {
             query.read_row([batch, head, token], &mut row);
-            let mut sums = [0.0f32; MAX_WIDTH / CHUNK];
-            for (sum, (row, mean)) in sums.iter_mut().zip(row.chunks(CHUNK).zip(mean.chunks(CHUNK))) {
-                *sum = row.iter().zip(mean).fold(0.0, |sum, (element, mean)| sum + element * mean);
-            }
-            let mut lanes = width / CHUNK;
-            while lanes > 1 {
-                lanes /= 2;
-                for lane in 0..lanes {
-                    sums[lane] = sums[2 * lane] + sums[2 * lane + 1];
-                }
-            }
-            *shift = plan.softmax_scale * sums[0];
+            *shift = plan.softmax_scale * dot(&row[..width], mean);
         }
     });
     shifts
+}
+
+/// The product of two rows, in the order of [`statistics`].
+fn dot(row: &[f32], mean: &[f32]) -> f32 {
+    /// Channels that one thread of the GPU adds up.
+    const CHUNK: usize = 8;
+    let mut sums = [0.0f32; MAX_WIDTH / CHUNK];
+    for (sum, (row, mean)) in sums.iter_mut().zip(row.chunks_exact(CHUNK).zip(mean.chunks_exact(CHUNK))) {
+        *sum = row.iter().zip(mean).fold(0.0, |sum, (element, mean)| sum + element * mean);
+    }
+    let mut lanes = row.len() / CHUNK;
+    while lanes > 1 {
+        lanes /= 2;
+        for lane in 0..lanes {
+            sums[lane] = sums[2 * lane] + sums[2 * lane + 1];
+        }
+    }
+    sums[0]
 }
 
 #[cfg(test)]

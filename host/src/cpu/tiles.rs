@@ -1,18 +1,27 @@
 //! [`Quantized`] as the bytes of the GPU's operand buffers.
 
-use sage_layout::{swizzle, tile, token_order, value_tile};
+use sage_layout::mode::QkMode;
+use sage_layout::{int4_tile, swizzle, tile, token_order, value_tile};
 
 use super::quantize::{QUERY_TILE, Quantized, TILE};
 
 impl Quantized {
-    /// The query codes as the GPU's buffer: `[query heads][query tiles][64 · width]`, each tile swizzled.
+    /// The query codes as the GPU's buffer: `[query heads][query tiles][64 · width]`, each tile swizzled; in INT4 half as many
+    /// bytes, as [`int4_tile`] says.
     pub fn query_tiles(&self) -> Vec<u8> {
-        row_tiles(&self.query_codes, QUERY_TILE, self.width)
+        self.row_tiles(&self.query_codes, QUERY_TILE)
     }
 
-    /// The key codes as the GPU's buffer: `[key heads][key tiles][128 · width]`, each tile swizzled.
+    /// The key codes as the GPU's buffer: `[key heads][key tiles][128 · width]`, as the queries'.
     pub fn key_tiles(&self) -> Vec<u8> {
-        row_tiles(&self.key_codes, TILE, self.width)
+        self.row_tiles(&self.key_codes, TILE)
+    }
+
+    fn row_tiles(&self, codes: &[i8], rows: usize) -> Vec<u8> {
+        match self.qk_mode {
+            QkMode::Int8 => int8_tiles(codes, rows, self.width),
+            QkMode::Int4 => int4_tiles(codes, rows, self.width),
+        }
     }
 
     /// The value codes as the GPU's buffer: `[key heads][key tiles][width · 128]`, each tile transposed, its tokens in
@@ -47,8 +56,22 @@ impl Quantized {
     }
 }
 
+/// Tiles of `rows` rows of `width` codes, two a byte, swizzled.
+fn int4_tiles(codes: &[i8], rows: usize, width: usize) -> Vec<u8> {
+    let mut bytes = vec![0; codes.len() / 2];
+    for (codes, bytes) in codes.chunks_exact(rows * width).zip(bytes.chunks_exact_mut(rows * width / 2)) {
+        for (row, codes) in (0..).zip(codes.chunks_exact(width)) {
+            for (pair, codes) in (0..).zip(codes.chunks_exact(2)) {
+                let (byte, _) = int4_tile::place(row, 2 * pair, width as u32);
+                bytes[byte as usize] = int4_tile::pack(codes[0], codes[1]);
+            }
+        }
+    }
+    bytes
+}
+
 /// Tiles of `rows` rows of `width` codes, swizzled.
-fn row_tiles(codes: &[i8], rows: usize, width: usize) -> Vec<u8> {
+fn int8_tiles(codes: &[i8], rows: usize, width: usize) -> Vec<u8> {
     let mut bytes = vec![0; codes.len()];
     for (codes, bytes) in codes.chunks_exact(rows * width).zip(bytes.chunks_exact_mut(rows * width)) {
         for (row, codes) in (0..).zip(codes.chunks_exact(width)) {

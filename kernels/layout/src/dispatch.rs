@@ -15,6 +15,8 @@ use crate::scale::Granularity;
 pub struct Modes {
     /// What queries and keys become.
     pub query_key: QkMode,
+    /// Whether queries are smoothed too, and their mean's scores added back.
+    pub smooth_query: bool,
     /// How probabilities are multiplied with values.
     pub value: PvMode,
     /// Where those products are added up.
@@ -22,23 +24,25 @@ pub struct Modes {
 }
 
 impl Modes {
-    /// Modes by their three parts.
+    /// Modes without smoothed queries.
     pub const fn new(query_key: QkMode, value: PvMode, accumulator: PvAccum) -> Self {
-        Self { query_key, value, accumulator }
+        Self { query_key, smooth_query: false, value, accumulator }
     }
 }
 
 /// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
 impl fmt::Display for Modes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { query_key, value, accumulator } = self;
-        write!(formatter, "{} Q·Kᵀ, {} P·V in {}", query_key.name(), value.name(), accumulator.name())
+        let Self { query_key, smooth_query, value, accumulator } = self;
+        let smoothed = if *smooth_query { " with smoothed queries" } else { "" };
+        write!(formatter, "{} Q·Kᵀ{smoothed}, {} P·V in {}", query_key.name(), value.name(), accumulator.name())
     }
 }
 
 /// The modes of each attention family; of several families for the same modes and architecture, the first is taken.
 const FAMILIES: &[(Family, Modes)] = &[
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
+    (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::AttentionF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
 ];
 
@@ -68,12 +72,11 @@ pub struct Defaults {
 
 /// What SageAttention does on a GPU if it is not told; on Hopper, what our kernel does best.
 ///
-/// Of GPUs that SageAttention refuses, 8.7 gets what 8.0 does, and those from 10.0 to 11.0 what SageAttention does on
-/// Hopper. GPUs newer than all that are known get what the newest does.
+/// 8.6, where SageAttention runs a Triton kernel, and 8.7, which it refuses, get what 8.0 does;
+/// those from 10.0 to 11.0, which it refuses too, what it does on Hopper. GPUs newer than all that are known get what the newest does.
 pub const fn defaults(gpu: ComputeCapability) -> Defaults {
-    use Granularity::{PerBlock, PerThread, PerWarp};
+    use Granularity::{PerThread, PerWarp};
     let (granularity, value, accumulator) = match (gpu.major, gpu.minor) {
-        (8, 6) => (PerBlock, PvMode::F16, PvAccum::F16F32),
         (8, 9) => (PerThread, PvMode::Fp8, PvAccum::F32F16),
         (..=8, _) => (PerThread, PvMode::F16, PvAccum::F32),
         (9, _) => (PerThread, PvMode::Fp8, PvAccum::F32),
@@ -137,8 +140,11 @@ pub fn modes(gpu: ComputeCapability, padded_head_dim: u32, element: ElementType)
 /// Every combination of modes.
 pub fn all_modes() -> impl Iterator<Item = Modes> {
     QkMode::ALL.into_iter().flat_map(|query_key| {
-        PvMode::ALL.into_iter().flat_map(move |value| {
-            PvAccum::ALL.into_iter().map(move |accumulator| Modes::new(query_key, value, accumulator))
+        [false, true].into_iter().flat_map(move |smooth_query| {
+            PvMode::ALL.into_iter().flat_map(move |value| {
+                let with = move |&accumulator| Modes { smooth_query, ..Modes::new(query_key, value, accumulator) };
+                PvAccum::of(value).iter().map(with)
+            })
         })
     })
 }
@@ -241,6 +247,8 @@ mod tests {
     fn modes_are_told_in_words() {
         let modes = Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F16);
         assert_eq!(modes.to_string(), "int4 Q·Kᵀ, fp8 P·V in fp32+fp16");
-        assert_eq!(all_modes().count(), 20);
+        let modes = Modes { smooth_query: true, ..modes };
+        assert_eq!(modes.to_string(), "int4 Q·Kᵀ with smoothed queries, fp8 P·V in fp32+fp16");
+        assert_eq!(all_modes().count(), 24);
     }
 }

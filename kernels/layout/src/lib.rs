@@ -26,6 +26,7 @@
 pub mod architecture;
 pub mod dispatch;
 pub mod fragment;
+pub mod int4_tile;
 pub mod kernel;
 pub mod mode;
 pub mod params;

@@ -1,4 +1,4 @@
-//! Quantization groups of queries, keys and values (SageAttention2, section 3.2).
+//! Quantization groups of queries, keys and values (SageAttention2, section 3.2), and their scales.
 //!
 //! One thread of the attention kernel holds rows `lane / 4` and `lane / 4 + 8` of its warp's 16 queries, and of every 8
 //! keys the two of its quad position, `lane % 4`. The finest granularity gives every thread exactly one query scale and
@@ -11,6 +11,7 @@
 //! | per warp | 16 (a warp's rows) | 128 (a key tile) |
 //! | per thread | 2 (rows `r` and `r + 8` of a warp) | 32 (keys with `key % 8 / 2` equal in a tile) |
 
+use crate::mode::{PvAccum, QkMode};
 use crate::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS};
 
 /// How many elements share a quantization scale.
@@ -37,12 +38,17 @@ pub const KEY_SCALES_PER_TILE: u32 = 4;
 /// Stored scales of the 64 queries of a query tile.
 pub const QUERY_SCALES_PER_TILE: u32 = WARPGROUP_ROWS / WARP_ROWS * QUERY_SCALES_PER_WARP;
 
-/// Smallest absolute maximum that an INT8 group is scaled by: a group of zeros gets this one's scale, and codes 0.
-pub const INT8_MIN_AMAX: f32 = 1e-7;
+/// Smallest absolute maximum that a group of queries or keys is scaled by: a group of zeros gets this one's scale, and codes 0.
+pub const INT_MIN_AMAX: f32 = 1e-7;
 /// Largest INT8 code.
 pub const INT8_MAX: f32 = 127.0;
+/// Largest INT4 code.
+pub const INT4_MAX: f32 = 7.0;
 /// Largest e4m3 number.
 pub const E4M3_MAX: f32 = 448.0;
+/// What the largest magnitude of a value channel becomes where products are summed in f16: the sums of 64 keys, with
+/// probabilities up to [`E4M3_MAX`], stay under f16's 65504.
+pub const F16_SUM_VALUE_MAX: f32 = 2.25;
 /// Smallest absolute maximum that a value channel is scaled by.
 pub const VALUE_MIN_AMAX: f32 = 1e-30;
 /// A value channel's scale never resolves less than this part of its mean: nothing smaller is in a 16-bit input, and
@@ -76,15 +82,39 @@ pub const fn keys_share_scale(granularity: Granularity, a: u32, b: u32) -> bool 
     }
 }
 
+/// Largest code of a mode.
+#[inline(always)]
+pub const fn largest_code(mode: QkMode) -> f32 {
+    match mode {
+        QkMode::Int8 => INT8_MAX,
+        QkMode::Int4 => INT4_MAX,
+    }
+}
+
 /// The scale of an INT8 group, and what its elements are multiplied by before rounding half to even. A group with an
 /// infinity or NaN has NaN for a scale, so that its scores are NaN.
 #[inline(always)]
 pub fn int8_scale(amax: f32) -> (f32, f32) {
+    int_scale(amax, INT8_MAX)
+}
+
+/// The same for codes up to `largest`.
+#[inline(always)]
+pub fn int_scale(amax: f32, largest: f32) -> (f32, f32) {
     if !amax.is_finite() {
         return (f32::NAN, 0.0);
     }
-    let amax = if amax > INT8_MIN_AMAX { amax } else { INT8_MIN_AMAX };
-    (amax / INT8_MAX, INT8_MAX / amax)
+    let amax = if amax > INT_MIN_AMAX { amax } else { INT_MIN_AMAX };
+    (amax / largest, largest / amax)
+}
+
+/// What the largest magnitude of a value channel becomes in e4m3.
+#[inline(always)]
+pub const fn largest_value(accum: PvAccum) -> f32 {
+    match accum {
+        PvAccum::F32F16 => F16_SUM_VALUE_MAX,
+        _ => E4M3_MAX,
+    }
 }
 
 /// The scale of a value channel, and what its elements are multiplied by before rounding to e4m3.
@@ -92,6 +122,12 @@ pub fn int8_scale(amax: f32) -> (f32, f32) {
 /// `amax` is the largest distance of an element from its segment's mean, `mean_amax` the largest absolute mean.
 #[inline(always)]
 pub fn value_scale(amax: f32, mean_amax: f32) -> (f32, f32) {
+    value_scale_to(E4M3_MAX, amax, mean_amax)
+}
+
+/// The same where the largest magnitude becomes `largest`.
+#[inline(always)]
+pub fn value_scale_to(largest: f32, amax: f32, mean_amax: f32) -> (f32, f32) {
     let mut bound = mean_amax * VALUE_MEAN_RESOLUTION;
     if amax > bound {
         bound = amax;
@@ -99,7 +135,7 @@ pub fn value_scale(amax: f32, mean_amax: f32) -> (f32, f32) {
     if bound < VALUE_MIN_AMAX {
         bound = VALUE_MIN_AMAX;
     }
-    let scale = bound / E4M3_MAX;
+    let scale = bound / largest;
     (scale, 1.0 / scale)
 }
 
@@ -134,15 +170,24 @@ mod tests {
         }
     }
 
+    /// A chunk's products, each as large as codes let them be, are a number in f16.
+    #[test]
+    fn f16_sums_do_not_overflow() {
+        assert!(crate::tile::KEY_CHUNK as f32 * E4M3_MAX * F16_SUM_VALUE_MAX <= 65504.0);
+    }
+
     #[test]
     fn scales_are_finite_and_positive() {
         for amax in [0.0, 1e-45, 1e-30, 1e-7, 1.0, 65504.0, 3e38] {
-            let (scale, inverse) = int8_scale(amax);
-            assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
-            for mean in [0.0, 1.0, 3e38] {
-                let (scale, inverse) = value_scale(amax, mean);
+            for mode in QkMode::ALL {
+                let (scale, inverse) = int_scale(amax, largest_code(mode));
                 assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
-                assert!(amax * inverse <= 448.001);
+                assert!(amax * inverse < largest_code(mode) + 0.5);
+            }
+            for (mean, accum) in [0.0, 1.0, 3e38].into_iter().flat_map(|mean| PvAccum::ALL.map(|accum| (mean, accum))) {
+                let (scale, inverse) = value_scale_to(largest_value(accum), amax, mean);
+                assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
+                assert!(amax * inverse <= largest_value(accum) * 1.00001);
             }
         }
     }

@@ -9,7 +9,10 @@
 //! 3. A segment's sum adds its tiles' sums in order, starting from 0.
 //! 4. The channel's sum adds the segments' sums in order, starting from 0. The mean is that sum divided by the length.
 //!
-//! The product of a query row with the key mean (for the log-sum-exp) is a sum too: each chunk of eight channels from 0
+//! The mean of a block of queries ([`QUERY_BLOCK`](crate::tile::QUERY_BLOCK), the last one possibly short) is made by the first
+//! two rules, with the block for a tile, and divided by the number of its queries.
+//!
+//! The product of a query row with the key mean (for the log-sum-exp), or of a query mean with a key row, is a sum too: each chunk of eight channels from 0
 //! in order, then the chunks' sums in pairs, pairs of pairs, and so on: every sum plus its partner's, whose index differs
 //! in bit 0, then in bit 1, …
 //!
@@ -44,12 +47,14 @@ pub const fn row_offset(row: Row, padded_head_dim: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tile::{NATIVE_HEAD_DIMS, key_tile_bytes};
+    use crate::int4_tile;
+    use crate::tile::{KEY_TILE, NATIVE_HEAD_DIMS, key_tile_bytes};
 
     #[test]
     fn rows_fit_the_codes() {
         for head_dim in NATIVE_HEAD_DIMS {
-            assert!(row_offset(Row::SegmentAmax, head_dim) + 4 * head_dim <= key_tile_bytes(head_dim));
+            let needed = row_offset(Row::SegmentAmax, head_dim) + 4 * head_dim;
+            assert!(needed <= key_tile_bytes(head_dim) && needed <= int4_tile::tile_bytes(KEY_TILE, head_dim));
         }
     }
 }

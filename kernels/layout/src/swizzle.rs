@@ -2,7 +2,8 @@
 //!
 //! The tensor cores read eight rows of 16-byte chunks at once. So that these fall into different banks, the hardware
 //! expects chunk `c` of row `r` at position `c ^ phase(r)` of that row (PTX ISA, "Shared memory matrix layout").
-//! Rows of 128 bytes use the 128-byte swizzle, rows of 64 bytes the 64-byte swizzle.
+//! Rows of 128 bytes use the 128-byte swizzle, rows of 64 bytes the 64-byte swizzle, rows of 32 bytes (INT4, 64 channels)
+//! the 32-byte swizzle: chunks `0 1` in rows 0 to 3, `1 0` in rows 4 to 7.
 //!
 //! ```text
 //! 128-byte swizzle (8 chunks a row)      64-byte swizzle (4 chunks a row)
@@ -20,11 +21,12 @@ pub const PERIOD: u32 = 8;
 
 /// What the chunk index of `row` is xored with.
 ///
-/// `row_bytes` is 64 or 128.
+/// `row_bytes` is 32, 64 or 128.
 pub const fn phase(row: u32, row_bytes: u32) -> u32 {
     match row_bytes {
         128 => row % 8,
-        _ => row / 2 % 4,
+        64 => row / 2 % 4,
+        _ => row / 4 % 2,
     }
 }
 
@@ -48,7 +50,7 @@ mod tests {
 
     #[test]
     fn offset_is_a_bijection_of_the_tile() {
-        for row_bytes in [64u32, 128] {
+        for row_bytes in [32u32, 64, 128] {
             let mut seen = [false; 128 * 128];
             for row in 0..128 {
                 for column in 0..row_bytes {
@@ -63,7 +65,7 @@ mod tests {
 
     #[test]
     fn repeats() {
-        for row_bytes in [64, 128] {
+        for row_bytes in [32, 64, 128] {
             for row in 0..64 {
                 for column in 0..row_bytes {
                     let below = offset(row + PERIOD, column, row_bytes);
@@ -76,7 +78,7 @@ mod tests {
     /// The hardware's definition: address bits 4.. are xored with bits 7.. (as many as the swizzle has).
     #[test]
     fn matches_the_address_bit_definition() {
-        for (row_bytes, bits) in [(64u32, 2u32), (128, 3)] {
+        for (row_bytes, bits) in [(32u32, 1u32), (64, 2), (128, 3)] {
             for linear in 0..128 * row_bytes {
                 let mask = (1 << bits) - 1;
                 let swizzled = linear ^ ((linear >> 7 & mask) << 4);
@@ -88,14 +90,16 @@ mod tests {
     /// Eight rows of one chunk column, as the tensor cores read them, touch all 32 banks once.
     #[test]
     fn a_chunk_column_has_no_bank_conflicts() {
-        for column in (0..128).step_by(16) {
-            let mut banks = [0; 32];
-            for row in 0..8 {
-                for word in 0..4 {
-                    banks[(offset(row, column, 128) / 4 + word) as usize % 32] += 1;
+        for row_bytes in [32, 64, 128] {
+            for column in (0..row_bytes).step_by(16) {
+                let mut banks = [0; 32];
+                for row in 0..8 {
+                    for word in 0..4 {
+                        banks[(offset(row, column, row_bytes) / 4 + word) as usize % 32] += 1;
+                    }
                 }
+                assert_eq!(banks, [1; 32]);
             }
-            assert_eq!(banks, [1; 32]);
         }
     }
 }

@@ -7,6 +7,8 @@
 pub const WARP_ROWS: u32 = 16;
 /// Query rows of one warpgroup (four warps), and of one quantized query tile.
 pub const WARPGROUP_ROWS: u32 = 4 * WARP_ROWS;
+/// Queries of a head that share a mean, with `smooth_q`: two query tiles.
+pub const QUERY_BLOCK: u32 = 2 * WARPGROUP_ROWS;
 /// Consumer warpgroups of one attention CTA.
 pub const CONSUMER_WARPGROUPS: u32 = 3;
 /// Query rows of one attention CTA.
@@ -46,6 +48,11 @@ pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
 /// Query rows after padding to whole CTAs.
 pub const fn padded_queries(query_len: u32) -> u32 {
     query_len.div_ceil(CTA_QUERIES) * CTA_QUERIES
+}
+
+/// Blocks of queries that share a mean, the last one possibly short.
+pub const fn query_blocks(query_len: u32) -> u32 {
+    query_len.div_ceil(QUERY_BLOCK)
 }
 
 /// Attention CTAs' worth of queries.

@@ -2,7 +2,8 @@
 
 use clap::ValueEnum;
 use sageattention::{
-    AttentionOptions, CausalAlign, DType, Device, Error, Mask, PvMode, QuantGranularity, TensorLayout, Unsupported,
+    AttentionOptions, CausalAlign, DType, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
+    Unsupported,
 };
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -38,16 +39,32 @@ pub struct OptionArguments {
     /// What query · key is multiplied by before the softmax [default: head_dim^-½]
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
-    /// How many queries and keys share an INT8 scale
+    #[command(flatten)]
+    modes: ModeArguments,
+}
+
+/// How to compute it.
+#[derive(clap::Args)]
+pub struct ModeArguments {
+    /// How many queries and keys share a scale
     #[arg(long, value_enum, default_value_t = Granularity::Thread)]
     granularity: Granularity,
+    /// How queries and keys are quantized
+    #[arg(long, value_enum, default_value_t = Qk::Int8)]
+    qk_mode: Qk,
     /// How probabilities are multiplied with values
     #[arg(long, value_enum, default_value_t = Pv::Fp8)]
     pv_mode: Pv,
+    /// What their products are summed in
+    #[arg(long, value_enum, default_value_t = Accum::F32)]
+    pv_accum: Accum,
+    /// Take the queries' channel means out, and their products with keys into the scores
+    #[arg(long)]
+    smooth_q: bool,
     /// Leave the keys' channel mean in
     #[arg(long)]
     no_smooth_k: bool,
-    /// Leave the values' channel means in (--pv-mode f16 always does)
+    /// Leave the values' channel means in (all sums but --pv-mode fp8 --pv-accum f32 and --pv-accum f16 always do)
     #[arg(long)]
     no_smooth_v: bool,
 }
@@ -56,17 +73,6 @@ impl OptionArguments {
     /// The library's options, without log-sum-exp.
     pub fn options(&self) -> AttentionOptions {
         AttentionOptions {
-            granularity: match self.granularity {
-                Granularity::Block => QuantGranularity::PerBlock,
-                Granularity::Warp => QuantGranularity::PerWarp,
-                Granularity::Thread => QuantGranularity::PerThread,
-            },
-            pv_mode: match self.pv_mode {
-                Pv::Fp8 => PvMode::Fp8,
-                Pv::F16 => PvMode::F16,
-            },
-            smooth_k: !self.no_smooth_k,
-            smooth_v: !self.no_smooth_v,
             mask: match self.causal {
                 None => Mask::None,
                 Some(None) => Mask::Causal,
@@ -74,6 +80,38 @@ impl OptionArguments {
                 Some(Some(Align::BottomRight)) => Mask::CausalAligned(CausalAlign::BottomRight),
             },
             softmax_scale: self.scale,
+            ..self.modes.options()
+        }
+    }
+}
+
+impl ModeArguments {
+    /// The library's options, without mask, scale and log-sum-exp.
+    pub fn options(&self) -> AttentionOptions {
+        AttentionOptions {
+            granularity: match self.granularity {
+                Granularity::Block => QuantGranularity::PerBlock,
+                Granularity::Warp => QuantGranularity::PerWarp,
+                Granularity::Thread => QuantGranularity::PerThread,
+            },
+            qk_mode: match self.qk_mode {
+                Qk::Int8 => QkMode::Int8,
+                Qk::Int4 => QkMode::Int4,
+            },
+            pv_mode: match self.pv_mode {
+                Pv::Fp8 => PvMode::Fp8,
+                Pv::F16 => PvMode::F16,
+            },
+            pv_accum: match self.pv_accum {
+                Accum::F32 => PvAccum::F32,
+                Accum::F32F32 => PvAccum::F32F32,
+                Accum::F16 => PvAccum::F16,
+                Accum::F16F32 => PvAccum::F16F32,
+                Accum::F32F16 => PvAccum::F32F16,
+            },
+            smooth_q: self.smooth_q,
+            smooth_k: !self.no_smooth_k,
+            smooth_v: !self.no_smooth_v,
             ..Default::default()
         }
     }
@@ -101,11 +139,47 @@ enum Granularity {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Qk {
+    /// Codes from -127 to 127
+    Int8,
+    /// Codes from -7 to 7; wants --smooth-q
+    Int4,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Accum {
+    /// f32
+    F32,
+    /// f32, a chunk of keys at a time, added to f32 (fp8)
+    #[value(name = "f32+f32")]
+    F32F32,
+    /// f16 (f16 values): may overflow
+    F16,
+    /// f16, a chunk of keys at a time, added to f32 (f16 values)
+    #[value(name = "f16+f32")]
+    F16F32,
+    /// f16, a chunk of keys at a time, added to f32 (fp8)
+    #[value(name = "f32+f16")]
+    F32F16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Pv {
     /// Values in e4m3: fast
     Fp8,
     /// Values as they are, f16 or bf16: more exact
     F16,
+}
+
+/// The word for sums on the command line.
+pub fn accum_name(accum: PvAccum) -> &'static str {
+    match accum {
+        PvAccum::F32 => "f32",
+        PvAccum::F32F32 => "f32+f32",
+        PvAccum::F16 => "f16",
+        PvAccum::F16F32 => "f16+f32",
+        PvAccum::F32F16 => "f32+f16",
+    }
 }
 
 /// Order of a tensor's axes.
@@ -187,6 +261,21 @@ pub fn explain(error: Error) -> anyhow::Error {
         ),
         Error::Unsupported(Unsupported::SoftmaxScale { got }) => {
             anyhow::anyhow!("--scale is {got}; it must be finite and positive")
+        }
+        Error::Unsupported(Unsupported::PvAccum { pv_accum, pv_mode, dtype, allowed }) => {
+            let mode = match pv_mode {
+                PvMode::Fp8 => "fp8",
+                PvMode::F16 => "f16",
+            };
+            let allowed: Vec<&str> = allowed.iter().copied().map(accum_name).collect();
+            anyhow::anyhow!(
+                "--pv-accum is {} with --pv-mode {mode} and {dtype} values; allowed there: {}",
+                accum_name(pv_accum),
+                allowed.join(", ")
+            )
+        }
+        Error::NoKernels { .. } => {
+            anyhow::anyhow!("{error}; --device cpu computes every mode, and `sage devices` lists what GPUs do")
         }
         Error::NoGpu { ordinal, reason } => {
             anyhow::anyhow!("no GPU {ordinal}: {reason}; use --device cpu, or --device auto to take what is there")

@@ -1,41 +1,30 @@
 //! `sage demo`: attention on activations of a trained model, and on random numbers.
 
-use crate::arguments::{DeviceChoice, Layout, TensorArguments, explain};
+use crate::arguments::{DeviceChoice, ModeArguments, explain};
 use crate::call::Call;
 use crate::devices::cpu_description;
-use crate::operands::{Operands, Slices};
+use crate::operands::Slices;
+use crate::samples::{DataArguments, LAYERS, Sample, normal};
 use crate::table::{self, Column};
-use crate::tensor_file::TensorFile;
 use anyhow::Result;
-use half::f16;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::testing::Accuracy;
-use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Element, Error, Gpu, GpuBuffers, Mask,
-    TensorLayout,
-};
+use sageattention::{AttentionOptions, AttentionPlan, AttentionProblem, Device, Element, Error, Gpu, GpuBuffers, Mask};
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Arguments of the verb.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Safetensors file with the layers `encoder`, `cross` and `causal`, each as F16 `.q`, `.k` and `.v`
-    /// [default: whisper_tiny.safetensors in the folder SAGE_DATA_DIR, or in the source tree's tests/data]
-    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArguments,
+    #[command(flatten)]
+    modes: ModeArguments,
     /// Where to compute: auto, cpu, gpu, gpu:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 }
 
-/// The real tensors: layers of a file.
-const LAYERS: [(&str, &str, Mask); 3] = [
-    ("encoder", "speech encoder", Mask::None),
-    ("cross", "cross-attention", Mask::None),
-    ("causal", "text decoder", Mask::Causal),
-];
 /// The random problem: batch, heads, tokens, head_dim.
 const RANDOM: [usize; 4] = [1, 8, 2048, 128];
 
@@ -47,12 +36,10 @@ const BURST: u32 = 20;
 /// Runs the verb.
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
     let device = arguments.device.resolve();
-    let mut file = TensorFile::open(&data_file(arguments))?;
-    let mut samples = LAYERS
-        .iter()
-        .map(|&(layer, title, mask)| Sample::read(&mut file, layer, title, mask))
-        .collect::<Result<Vec<_>>>()?;
-    samples.push(Sample::random());
+    let mut file = arguments.data.open()?;
+    let mut samples = LAYERS.into_iter().map(|layer| Sample::read(&mut file, layer)).collect::<Result<Vec<_>>>()?;
+    let tensor = |seed: u64| normal(seed).take(RANDOM.iter().product()).collect();
+    samples.push(Sample::rounded("random normal", RANDOM, [1, 2, 3].map(tensor)));
 
     match device {
         Device::Gpu(ordinal) => {
@@ -70,7 +57,8 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
             writeln!(out, "SageAttention on the CPU, {}{reason}\n", cpu_description())?;
         }
     }
-    let rows = samples.iter().map(|sample| sample.row(device)).collect::<Result<Vec<_>>>()?;
+    let rows =
+        samples.iter().map(|sample| row(sample, &arguments.modes.options(), device)).collect::<Result<Vec<_>>>()?;
     let columns = [
         Column::Left("tensors"),
         Column::Left("shape"),
@@ -91,84 +79,40 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// The file with the real tensors.
-fn data_file(arguments: &Arguments) -> PathBuf {
-    arguments.data.clone().unwrap_or_else(|| {
-        let folder = std::env::var_os("SAGE_DATA_DIR").map(PathBuf::from);
-        folder
-            .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data"))
-            .join("whisper_tiny.safetensors")
-    })
+/// A sample's line in the table.
+fn row(sample: &Sample, modes: &AttentionOptions, device: Device) -> Result<[String; 8]> {
+    let options = AttentionOptions { mask: sample.mask, ..*modes };
+    match &sample.slices {
+        Slices::F16(slices) => measure(sample, options, device, slices),
+        Slices::Bf16(slices) => measure(sample, options, device, slices),
+    }
 }
 
-/// A problem with its tensors.
-struct Sample {
-    title: &'static str,
+fn measure<T: Element>(
+    sample: &Sample,
     options: AttentionOptions,
-    problem: AttentionProblem,
-    slices: Slices,
-}
-
-impl Sample {
-    /// One layer of a file.
-    fn read(file: &mut TensorFile, layer: &str, title: &'static str, mask: Mask) -> Result<Self> {
-        let arguments = TensorArguments {
-            input: PathBuf::new(),
-            query: format!("{layer}.q"),
-            key: format!("{layer}.k"),
-            value: format!("{layer}.v"),
-            layout: Layout::Hnd,
-            precision: None,
-        };
-        let Operands { problem, slices, .. } = Operands::read(file, &arguments)?;
-        Ok(Self { title, options: AttentionOptions { mask, ..Default::default() }, problem, slices })
+    device: Device,
+    slices: &[Vec<T>; 3],
+) -> Result<[String; 8]> {
+    let slices = slices.each_ref().map(Vec::as_slice);
+    let call = Call::new(sample.problem, options, slices).map_err(explain)?;
+    let output = call.attention(device).map_err(explain)?.output;
+    let accuracy = Accuracy::of(output.iter().map(|element| element.to_f32().into()), &call.exact_output());
+    let time = match device {
+        Device::Gpu(ordinal) => time_on_gpu(Gpu::open(ordinal)?, call.problem(), options, slices),
+        _ => median(1, || call.attention(device).map(drop)),
     }
-
-    /// Normal queries, keys and values.
-    fn random() -> Self {
-        let tensor = |seed: u64| -> Vec<f16> {
-            let elements = RANDOM.iter().product();
-            normal(seed).take(elements).map(f16::from_f64).collect()
-        };
-        Self {
-            title: "random normal",
-            options: AttentionOptions::default(),
-            problem: AttentionProblem::new(TensorLayout::Hnd, DType::F16, RANDOM),
-            slices: Slices::F16([tensor(1), tensor(2), tensor(3)]),
-        }
-    }
-
-    /// The sample's line in the table.
-    fn row(&self, device: Device) -> Result<[String; 8]> {
-        match &self.slices {
-            Slices::F16(slices) => self.measure(device, slices),
-            Slices::Bf16(slices) => self.measure(device, slices),
-        }
-    }
-
-    fn measure<T: Element>(&self, device: Device, slices: &[Vec<T>; 3]) -> Result<[String; 8]> {
-        let slices = slices.each_ref().map(Vec::as_slice);
-        let call = Call::new(self.problem, self.options, slices).map_err(explain)?;
-        let output = call.attention(device).map_err(explain)?.output;
-        let accuracy = Accuracy::of(output.iter().map(|element| element.to_f32().into()), &call.exact_output());
-        let time = match device {
-            Device::Gpu(ordinal) => time_on_gpu(Gpu::open(ordinal)?, call.problem(), self.options, slices),
-            _ => median(1, || call.attention(device).map(drop)),
-        }
-        .map_err(explain)?;
-        let AttentionProblem { batch, query_heads, query_len, key_len, head_dim, .. } = self.problem;
-        let keys = if key_len == query_len { String::new() } else { format!(" × {key_len}") };
-        Ok([
-            self.title.to_owned(),
-            format!("{batch} × {query_heads} × {query_len}{keys} × {head_dim}"),
-            if self.options.mask == Mask::None { "none" } else { "causal" }.to_owned(),
-            device.to_string(),
-            format!("{:.6}", accuracy.cosine),
-            format!("{:.5}", accuracy.relative_l1),
-            format!("{:.2e}", accuracy.rmse),
-            format!("{:.3} ms", time.as_secs_f64() * 1e3),
-        ])
-    }
+    .map_err(explain)?;
+    Ok([
+        sample.title.clone(),
+        sample.shape(),
+        if sample.mask == Mask::None { "none" } else { "causal" }.to_owned(),
+        device.to_string(),
+        format!("{:.6}", accuracy.cosine),
+        format!("{:.5}", accuracy.relative_l1),
+        format!("{:.2e}", accuracy.rmse),
+        format!("{:.3} ms", time.as_secs_f64() * 1e3),
+    ])
 }
 
 /// The time of one call that reads and writes the GPU's memory.
@@ -220,16 +164,4 @@ fn median(calls: u32, mut run: impl FnMut() -> Result<(), Error>) -> Result<Dura
     }
     times.sort_unstable();
     Ok(times[TIMED / 2])
-}
-
-/// Normal numbers with mean 0 and variance 1 (Box-Muller on SplitMix64), the same everywhere for a seed.
-fn normal(seed: u64) -> impl Iterator<Item = f64> {
-    let mut state = seed;
-    let mut uniform = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ z >> 31) >> 11) + 1) as f64 / (1u64 << 53) as f64
-    };
-    std::iter::repeat_with(move || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
 }

@@ -1,5 +1,6 @@
 //! `sage`: attention on the tensors of safetensors files, from the command line.
 
+mod accuracy;
 mod arguments;
 mod attend;
 mod call;
@@ -8,6 +9,7 @@ mod demo;
 mod devices;
 mod operands;
 mod progress;
+mod samples;
 mod table;
 mod tensor_file;
 
@@ -38,6 +40,8 @@ enum Verb {
     Attend(attend::Arguments),
     /// Show how far quantized attention on a file's tensors is from exact attention
     Compare(compare::Arguments),
+    /// Show how far every mode is from exact attention, on random and real tensors
+    Accuracy(accuracy::Arguments),
     /// List the CPU and the GPUs, and say which can be used
     Devices,
     /// Run attention on real tensors, and show its accuracy and time
@@ -72,6 +76,7 @@ fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Attend(arguments) => attend::run(arguments),
         Verb::Compare(arguments) => compare::run(arguments, &mut out),
+        Verb::Accuracy(arguments) => accuracy::run(arguments, &mut out),
         Verb::Devices => devices::run(&mut out),
         Verb::Demo(arguments) => demo::run(arguments, &mut out),
     }

@@ -52,10 +52,16 @@ pub(super) fn scores(
     dots: &[i32; TILE],
     key_scales: &[f32; TILE],
     query_scale: f32,
+    bias: Option<&[f32; TILE]>,
     visible: usize,
     scores: &mut [f32; TILE],
 ) -> f32 {
-    softmax::scores(dots, key_scales, query_scale, visible, scores)
+    softmax::scores(dots, key_scales, query_scale, bias, visible, scores)
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn round_to_f16(numbers: &mut [f32]) {
+    softmax::round_all_to_f16(numbers)
 }
 
 #[target_feature(enable = "avx2,fma")]

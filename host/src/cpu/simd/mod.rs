@@ -110,16 +110,23 @@ impl InstructionSet {
         dispatch!(self, dots(queries, keys, dots))
     }
 
-    /// One row's scores: `dots · query_scale · key_scales`, −∞ from key `visible` on. Returns the largest.
+    /// One row's scores: `dots · query_scale · key_scales`, plus the bias if there is one, −∞ from key `visible` on. Returns the
+    /// largest.
     pub fn scores(
         self,
         dots: &[i32; TILE],
         key_scales: &[f32; TILE],
         query_scale: f32,
+        bias: Option<&[f32; TILE]>,
         visible: usize,
         scores: &mut [f32; TILE],
     ) -> f32 {
-        dispatch!(self, scores(dots, key_scales, query_scale, visible, scores))
+        dispatch!(self, scores(dots, key_scales, query_scale, bias, visible, scores))
+    }
+
+    /// Rounds each number to f16.
+    pub fn round_to_f16(self, numbers: &mut [f32]) {
+        dispatch!(self, round_to_f16(numbers))
     }
 
     /// Replaces each score by `2^(score + offset)`, rounded. Returns their sum: in e4m3, where 448 is the largest, after
@@ -232,6 +239,36 @@ mod tests {
     }
 
     #[test]
+    fn a_bias_is_added_to_every_score() {
+        let dots: [i32; TILE] = std::array::from_fn(|key| key as i32 - 60);
+        let bias: [f32; TILE] = std::array::from_fn(|key| (key % 7) as f32);
+        for instructions in InstructionSet::available() {
+            let mut row = [0.0; TILE];
+            let max = instructions.scores(&dots, &[0.5; TILE], 4.0, Some(&bias), 100, &mut row);
+            for (key, score) in row.into_iter().enumerate() {
+                let expected = 2.0 * (key as f32 - 60.0) + (key % 7) as f32;
+                assert_eq!(score, if key < 100 { expected } else { f32::NEG_INFINITY }, "{instructions:?}");
+            }
+            assert_eq!(max, row.into_iter().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+
+    #[test]
+    fn numbers_are_rounded_to_f16() {
+        let mut numbers: Vec<f32> = (0..1 << 20).map(|step| f32::from_bits(step * 4093)).collect();
+        numbers.extend([65504.0, 65519.9, 65520.0, -65520.0, 65519.996, f32::INFINITY, -0.0, f32::NAN, 3e-8, 2.9e-8]);
+        for instructions in InstructionSet::available() {
+            let mut rounded = numbers.clone();
+            instructions.round_to_f16(&mut rounded);
+            for (&number, rounded) in numbers.iter().zip(rounded) {
+                let expected = half::f16::from_f32(number).to_f32();
+                let equal = rounded.to_bits() == expected.to_bits() || rounded.is_nan() && expected.is_nan();
+                assert!(equal, "{instructions:?}: {number:e} to {rounded:e}, expected {expected:e}");
+            }
+        }
+    }
+
+    #[test]
     fn probabilities_agree() {
         let mut noise = noise(3);
         let dots: [i32; TILE] = std::array::from_fn(|_| noise() as i32 % 200_000 - 100_000);
@@ -241,7 +278,7 @@ mod tests {
                 let mut expected = None;
                 for instructions in InstructionSet::available() {
                     let mut row = [0.0; TILE];
-                    let max = instructions.scores(&dots, &key_scales, 0.005, visible, &mut row);
+                    let max = instructions.scores(&dots, &key_scales, 0.005, None, visible, &mut row);
                     let sum = instructions.probabilities(format, &mut row, 5.8 - max);
                     assert!(row[visible..].iter().all(|&probability| probability == 0.0));
                     let of_rounded = row.iter().sum::<f32>();

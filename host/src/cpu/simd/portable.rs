@@ -3,7 +3,7 @@
 use super::multiply::{Matrix, Vector, multiply_accumulate};
 use super::{ProbabilityFormat, QUAD, ROWS, TILE, softmax};
 
-pub(super) use softmax::{decode_e4m3, scores};
+pub(super) use softmax::{decode_e4m3, round_all_to_f16 as round_to_f16, scores};
 
 pub(super) fn dots(queries: &[i8], keys: &[i8], dots: &mut [[i32; TILE]; ROWS]) {
     let width = queries.len() / ROWS;

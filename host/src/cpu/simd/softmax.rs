@@ -11,12 +11,18 @@ pub(super) fn scores(
     dots: &[i32; TILE],
     key_scales: &[f32; TILE],
     query_scale: f32,
+    bias: Option<&[f32; TILE]>,
     visible: usize,
     scores: &mut [f32; TILE],
 ) -> f32 {
     for ((score, dot), key_scale) in scores.iter_mut().zip(dots).zip(key_scales) {
         // |dot| ≤ 127² · 128 < 2²⁴: exact in f32
         *score = *dot as f32 * (query_scale * key_scale);
+    }
+    if let Some(bias) = bias {
+        for (score, bias) in scores.iter_mut().zip(bias) {
+            *score += bias;
+        }
     }
     scores[visible.min(TILE)..].fill(f32::NEG_INFINITY);
     let largest = |a: f32, b: f32| if a > b { a } else { b };
@@ -84,6 +90,17 @@ fn round_to_e4m3(value: f32) -> f32 {
 #[inline(always)]
 fn round_to_f16(value: f32) -> f32 {
     round::<10, -14>(value)
+}
+
+/// The nearest f16 of each number, ties to even.
+#[inline(always)]
+pub(super) fn round_all_to_f16(numbers: &mut [f32]) {
+    for number in numbers {
+        let magnitude = number.abs();
+        // 65520 lies halfway between the largest number and what would be the next
+        let rounded = if magnitude < 65520.0 { round_to_f16(magnitude) } else { magnitude + f32::INFINITY };
+        *number = rounded.copysign(*number);
+    }
 }
 
 /// The nearest bf16, ties to even, of a number from 2⁻¹⁰⁰ to 2¹⁰⁰; 0 for 2⁻¹²⁶, which stands for masked scores.
