@@ -4,15 +4,17 @@
 //! counters = 0 ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
-//! With [`PvMode::F16`](crate::PvMode::F16) the last is `AttentionF16`.
+//! The last is the one of the mode and of the [`Instructions`].
 
 use crate::gpu::GpuBuffers;
-use crate::options::Mask;
+use crate::options::{Mask, PvMode};
 use crate::plan::AttentionPlan;
 use crate::tensor::Strides;
 use crate::workspace::{Region, Values};
 use sage_layout::kernel::{Family, Kernel};
+use sage_layout::mode::PvAccum;
 use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
+use sage_layout::scale::{E4M3_MAX, E4M3_MAX_F16_SUMS};
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
 
@@ -23,10 +25,33 @@ const fn lag(resident: u32) -> u32 {
     (resident as u64 * 3 / 4) as u32
 }
 
+/// What the attention kernels multiply with.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// `wgmma`, on Hopper.
+    Wgmma,
+    /// `mma.sync`, and what products with values are summed in.
+    Mma(PvAccum),
+}
+
+impl Instructions {
+    /// The attention kernel's family.
+    pub(crate) fn family(self, pv_mode: PvMode) -> Family {
+        match (self, pv_mode) {
+            (Self::Wgmma, PvMode::Fp8) => Family::Attention,
+            (Self::Wgmma, PvMode::F16) => Family::AttentionF16,
+            (Self::Mma(accumulator), PvMode::Fp8) => Family::AttentionMmaFp8(accumulator),
+            (Self::Mma(accumulator), PvMode::F16) => Family::AttentionMmaF16(accumulator),
+        }
+    }
+}
+
 /// One call. All addresses were checked.
 pub(crate) struct Call<'a> {
     pub plan: &'a AttentionPlan,
     pub buffers: &'a GpuBuffers,
+    pub instructions: Instructions,
     /// CTAs that the device runs at a time.
     pub multiprocessors: u32,
 }
@@ -83,7 +108,11 @@ impl Call<'_> {
             granularity: options.granularity as u32,
             softmax_scale: resolved.softmax_scale,
             score_scale: resolved.softmax_scale * std::f32::consts::LOG2_E,
-            smooth_v: resolved.smooth_v.into(),
+            value_max: match self.instructions {
+                Instructions::Mma(PvAccum::F32F16) => E4M3_MAX_F16_SUMS,
+                _ => E4M3_MAX,
+            },
+            smooth_v: self.smooth_v().into(),
             query_tiles,
             key_tiles,
             segments: tile::segments(key.tokens),
@@ -107,7 +136,11 @@ impl Call<'_> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let problem = &resolved.problem;
         let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
-        let items = problem.batch as u32 * output.heads * tile::query_ctas(output.tokens);
+        let (ctas, resident) = match self.instructions {
+            Instructions::Wgmma => (tile::query_ctas(output.tokens), self.multiprocessors),
+            Instructions::Mma(_) => (tile::mma_ctas(output.tokens), u32::MAX),
+        };
+        let items = problem.batch as u32 * output.heads * ctas;
         let params = AttentionParams {
             query: self.address(workspace.query_codes),
             key: self.address(workspace.key_codes),
@@ -127,26 +160,39 @@ impl Call<'_> {
             tiles_per_flush: 0,
             heads_per_group: self.heads_per_group(),
         };
-        let (family, params) = match workspace.values {
-            Values::Fp8 { codes, scale, mean_codes, .. } => {
-                let params = AttentionParams {
-                    value: self.address(codes),
-                    value_scale: self.address(scale),
-                    value_mean_codes: self.address(mean_codes),
-                    tiles_per_flush: match resolved.smooth_v {
-                        true => tile::TILES_PER_FLUSH,
-                        false => tile::UNSMOOTHED_TILES_PER_FLUSH,
-                    },
-                    ..params
-                };
-                (Family::Attention, Params::Attention(params))
-            }
-            Values::F16 { tiles } => {
-                let params = AttentionParams { value: self.address(tiles), ..params };
-                (Family::AttentionF16, Params::AttentionF16(params))
-            }
+        let params = match workspace.values {
+            Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {
+                value: self.address(codes),
+                value_scale: self.address(scale),
+                value_mean_codes: self.address(mean_codes),
+                tiles_per_flush: match self.smooth_v() {
+                    true => tile::TILES_PER_FLUSH,
+                    false => tile::UNSMOOTHED_TILES_PER_FLUSH,
+                },
+                ..params
+            },
+            Values::F16 { tiles } => AttentionParams { value: self.address(tiles), ..params },
         };
-        launch(family, [items.min(self.multiprocessors), 1, 1], params)
+        let family = self.instructions.family(resolved.options.pv_mode);
+        let params = match family {
+            Family::Quantize => unreachable!("not an attention kernel"),
+            Family::Attention => Params::Attention(params),
+            Family::AttentionF16 => Params::AttentionF16(params),
+            Family::AttentionMmaF16(_) => Params::AttentionMmaF16(params),
+            Family::AttentionMmaFp8(_) => Params::AttentionMmaFp8(AttentionParams {
+                value_mean_codes: if self.smooth_v() { params.value_mean_codes } else { 0 },
+                tiles_per_flush: 0,
+                ..params
+            }),
+        };
+        launch(family, [items.min(resident), 1, 1], params)
+    }
+
+    /// Whether values are stored less their means: not for sums of two levels.
+    fn smooth_v(&self) -> bool {
+        let two_levels =
+            matches!(self.instructions, Instructions::Mma(PvAccum::F32F32 | PvAccum::F32F16 | PvAccum::F16F32));
+        self.plan.resolved.smooth_v && !two_levels
     }
 
     /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a

@@ -3,6 +3,7 @@
 use crate::Element;
 use crate::gpu::GpuBuffers;
 use crate::kernels::Call;
+pub use crate::kernels::Instructions;
 use crate::options::AttentionOptions;
 use crate::plan::AttentionPlan;
 use crate::tensor::{AttentionProblem, extent};
@@ -10,6 +11,7 @@ use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::Params;
 use simt::host::Memory;
 
+pub use sage_layout::mode::PvAccum;
 pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedule, Synchronisation};
 
 /// CTAs at a time: few, so that each takes several items.
@@ -33,6 +35,21 @@ impl Execution {
     ///
     /// What the executor found, and in which kernel.
     pub fn new<T: Element>(
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        inputs: [&[T]; 3],
+        execution: &Options,
+    ) -> Result<Self, (Kernel, Report)> {
+        Self::with_instructions(Instructions::Wgmma, problem, options, inputs, execution)
+    }
+
+    /// [`new`](Self::new) with a choice of kernels.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_instructions<T: Element>(
+        instructions: Instructions,
         problem: &AttentionProblem,
         options: &AttentionOptions,
         [query, key, value]: [&[T]; 3],
@@ -60,7 +77,7 @@ impl Execution {
             synchronisations.extend(found.map_err(|report| (kernel, report))?.synchronisations);
             Ok(())
         };
-        let call = Call { plan: &plan, buffers: &buffers, multiprocessors: MULTIPROCESSORS };
+        let call = Call { plan: &plan, buffers: &buffers, instructions, multiprocessors: MULTIPROCESSORS };
         let (counters, bytes) = call.counters();
         memory.fill(counters, 0, bytes as usize);
         call.quantize(&mut launch)?;

@@ -6,8 +6,10 @@ use sage_layout::params::*;
 #[cfg(not(target_arch = "nvptx64"))]
 use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 
+use crate::attention::ampere::product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, TwoLevel};
+use crate::attention::{ampere, hopper};
 use crate::element::{Bf16, F16};
-use crate::{attention::hopper, quantize};
+use crate::quantize;
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
@@ -18,6 +20,12 @@ macro_rules! params {
         AttentionParams
     };
     (AttentionF16) => {
+        AttentionParams
+    };
+    (AttentionMmaF16) => {
+        AttentionParams
+    };
+    (AttentionMmaFp8) => {
         AttentionParams
     };
 }
@@ -38,11 +46,35 @@ macro_rules! program {
     (AttentionF16, 128, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, 128, 64>>
     };
+    ($family:ident($accumulator:ident), $head_dim:literal, $element:ident) => {
+        ampere::attention::<accumulator!($family, $accumulator, $element), $element, $head_dim>
+    };
+}
+
+macro_rules! accumulator {
+    (AttentionMmaF16, F32, $element:ident) => {
+        InPlace<HalfInF32<$element>>
+    };
+    (AttentionMmaF16, F16, F16) => {
+        InPlace<HalfInF16>
+    };
+    (AttentionMmaF16, F16F32, F16) => {
+        TwoLevel<HalfInF16>
+    };
+    (AttentionMmaFp8, F32, $element:ident) => {
+        InPlace<E4m3InF32>
+    };
+    (AttentionMmaFp8, F32F32, $element:ident) => {
+        TwoLevel<E4m3InF32>
+    };
+    (AttentionMmaFp8, F32F16, $element:ident) => {
+        TwoLevel<E4m3InF16>
+    };
 }
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! define_entries {
-    ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => { $(
+    ($($variant:ident = $symbol:literal: $family:ident $(($accumulator:ident))?, $head_dim:tt, $element:ident;)*) => { $(
         /// # Safety
         ///
         /// Launched by the host with parameters that it checked, and the launch shape of the kernel table.
@@ -50,7 +82,7 @@ macro_rules! define_entries {
         #[allow(non_snake_case)]
         pub unsafe extern "ptx-kernel" fn $variant(params: params!($family)) {
             // SAFETY: forwarded contract.
-            unsafe { program!($family, $head_dim, $element)(&params) }
+            unsafe { program!($family $(($accumulator))?, $head_dim, $element)(&params) }
         }
     )* };
 }
@@ -59,7 +91,7 @@ sage_layout::for_each_kernel!(define_entries);
 
 #[cfg(not(target_arch = "nvptx64"))]
 macro_rules! define_launch {
-    ($($variant:ident = $symbol:literal: $family:ident, $head_dim:tt, $element:ident;)*) => {
+    ($($variant:ident = $symbol:literal: $family:ident $(($accumulator:ident))?, $head_dim:tt, $element:ident;)*) => {
         /// Runs a kernel in the SIMT executor, with the launch shape of the kernel table.
         ///
         /// # Errors
@@ -76,16 +108,17 @@ macro_rules! define_launch {
                 grid,
                 threads: kernel.threads(),
                 shared_bytes: kernel.shared_bytes(),
-                // blocks claim work from each other; those of the quantizer also wait for each other
+                // some blocks claim work from each other; those of the quantizer also wait for each other
                 blocks: match kernel.family() {
                     Family::Quantize => Blocks::Together,
                     Family::Attention | Family::AttentionF16 => Blocks::InOrder,
+                    Family::AttentionMmaF16(_) | Family::AttentionMmaFp8(_) => Blocks::Parallel,
                 },
             };
             match (kernel, params) {
                 $((Kernel::$variant, Params::$family(params)) => host::launch(shape, memory, options, || {
                     // SAFETY: the executor checks every access.
-                    unsafe { program!($family, $head_dim, $element)(params) }
+                    unsafe { program!($family $(($accumulator))?, $head_dim, $element)(params) }
                 }),)*
                 _ => Err(Report {
                     kind: Kind::Launch,

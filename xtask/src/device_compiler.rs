@@ -158,9 +158,9 @@ impl DeviceCompiler {
 
     /// The one command line that compiles for the device, but for where the PTX goes.
     fn command(&self, manifest: &Path, architecture: Architecture, target_dir: &Path) -> Command {
-        // LLVM takes the PTX version from the processor. Naming it would do no more than make rustc warn, for each crate,
-        // that the feature is unstable.
+        // LLVM would take the processor's first PTX version, which lacks instructions that came later.
         let processor = format!("-Ctarget-cpu={}", architecture.name());
+        let version = format!("-Ctarget-feature={}", architecture.ptx_feature());
         let mut command = Command::new(&self.cargo);
         command
             .current_dir(project::root())
@@ -176,7 +176,7 @@ impl DeviceCompiler {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTC", &self.rustc)
             // These flags go to every crate, `core` included, and take precedence over a user's RUSTFLAGS.
-            .env("CARGO_ENCODED_RUSTFLAGS", [UNROLL[0], UNROLL[1], &processor].join("\x1f"))
+            .env("CARGO_ENCODED_RUSTFLAGS", [UNROLL[0], UNROLL[1], &processor, &version].join("\x1f"))
             .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_LINKER", project::root().join("xtask/src/device_linker.sh"));
         // What belongs to the host's toolchain, which runs us.
         for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "LD_LIBRARY_PATH"] {

@@ -4,8 +4,7 @@ use super::Gpu;
 use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
-use crate::kernels::Call;
-use crate::options::PvMode;
+use crate::kernels::{Call, Instructions};
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
@@ -41,6 +40,7 @@ pub struct PreparedPlan {
     plan: AttentionPlan,
     gpu: &'static Gpu,
     kernels: Kernels,
+    instructions: Instructions,
 }
 
 /// The kernels of a plan.
@@ -56,7 +56,7 @@ impl Kernels {
     fn of(&self, family: Family) -> Function {
         match family {
             Family::Quantize => self.quantize,
-            Family::Attention | Family::AttentionF16 => self.attention,
+            _ => self.attention,
         }
     }
 }
@@ -80,18 +80,25 @@ impl AttentionPlan {
     ///
     /// [`Error::Driver`] if the driver does not take a kernel.
     pub fn prepare(&self, gpu: &'static Gpu) -> Result<PreparedPlan, Error> {
+        self.prepare_with(gpu, Instructions::Wgmma)
+    }
+
+    /// [`prepare`](Self::prepare) with a choice of kernels. For measurements.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare).
+    #[doc(hidden)]
+    pub fn prepare_with(&self, gpu: &'static Gpu, instructions: Instructions) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
         let (head_dim, dtype) = (self.resolved.padded_head_dim, self.resolved.problem.dtype);
         let function = |family| {
             let kernel = Kernel::find(family, head_dim, dtype.into());
             gpu.function(kernel.expect("the kernel table has every family for every head dimension and element type"))
         };
-        let attention = match self.options().pv_mode {
-            PvMode::Fp8 => Family::Attention,
-            PvMode::F16 => Family::AttentionF16,
-        };
+        let attention = instructions.family(self.options().pv_mode);
         let kernels = Kernels { quantize: function(Family::Quantize)?, attention: function(attention)? };
-        Ok(PreparedPlan { plan: *self, gpu, kernels })
+        Ok(PreparedPlan { plan: *self, gpu, kernels, instructions })
     }
 
     /// Checks the addresses of a call, as [`PreparedPlan::enqueue`] does before it enqueues anything.
@@ -172,7 +179,12 @@ impl PreparedPlan {
         let _span = tracing::trace_span!("enqueue", ?part).entered();
         self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
-        let call = Call { plan: &self.plan, buffers, multiprocessors: self.gpu.multiprocessors() };
+        let call = Call {
+            plan: &self.plan,
+            buffers,
+            instructions: self.instructions,
+            multiprocessors: self.gpu.multiprocessors(),
+        };
         // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`; each
         // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
         let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };

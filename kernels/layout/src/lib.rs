@@ -16,12 +16,14 @@
 //! | [`statistics`] | the order of summation of channel statistics |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`visibility`] | which keys a query may see |
+//! | [`mode`] | how attention is computed: the names of SageAttention's modes |
 //! | [`kernel`] | the kernel table: names, launch bounds, shared memory |
 //! | [`params`] | the `#[repr(C)]` parameters of every kernel |
 #![no_std]
 
 pub mod fragment;
 pub mod kernel;
+pub mod mode;
 pub mod params;
 pub mod round;
 pub mod scale;

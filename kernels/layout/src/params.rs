@@ -4,7 +4,6 @@
 //! were checked by the host: lengths are under 2³⁰, head counts under 2¹⁶, and over all heads and batches there are under 2²⁸
 //! tiles of keys and under 2²⁸ CTAs of queries. So 32 bits hold the index of a tile or of its scales; addresses take 64.
 
-use crate::kernel::Family;
 use crate::schedule::Order;
 
 /// A device address.
@@ -88,6 +87,8 @@ pub struct QuantizeParams {
     pub softmax_scale: f32,
     /// The softmax scale times log₂ e, folded into the scales.
     pub score_scale: f32,
+    /// What the largest value of a channel becomes in e4m3.
+    pub value_max: f32,
     /// 1 to subtract the values' means (`smooth_v`), 0 to take them as 0.
     pub smooth_v: u32,
     /// Query tiles a head, those that pad it included.
@@ -102,6 +103,9 @@ pub struct QuantizeParams {
 ///
 /// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
 /// nobody has.
+///
+/// `AttentionMmaF16` and `AttentionMmaFp8`: grid (items). An item is 128 queries of one head, and the CTA of its index does it.
+/// The tiles are those of `AttentionF16` and `Attention`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AttentionParams {
@@ -133,7 +137,7 @@ pub struct AttentionParams {
     pub diagonal: i32,
     /// Query heads that share a key head.
     pub heads_per_key_head: u32,
-    /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
+    /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas) or [`mma_ctas`](crate::tile::mma_ctas).
     pub items: u32,
     /// Key tiles after which the FP8 accumulators are emptied into f32: a divisor or a multiple of
     /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH). 0 for `AttentionF16`.
@@ -151,9 +155,9 @@ macro_rules! define_params {
         pub enum Params { $($family($params)),* }
 
         impl Params {
-            /// What kernels take them.
-            pub const fn family(&self) -> Family {
-                match self { $(Self::$family(_) => Family::$family),* }
+            /// The family of the kernels that take them.
+            pub const fn family(&self) -> &'static str {
+                match self { $(Self::$family(_) => stringify!($family)),* }
             }
 
             /// Where the struct is.
@@ -176,6 +180,8 @@ define_params! {
     Quantize: QuantizeParams From;
     Attention: AttentionParams;
     AttentionF16: AttentionParams;
+    AttentionMmaF16: AttentionParams;
+    AttentionMmaFp8: AttentionParams;
 }
 
 const _: () = {
@@ -184,7 +190,7 @@ const _: () = {
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 312 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 320 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 240 && offset_of!(QuantizeParams, heads_per_key_head) == 280);
     assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
     assert!(

@@ -43,6 +43,9 @@ pub const INT8_MIN_AMAX: f32 = 1e-7;
 pub const INT8_MAX: f32 = 127.0;
 /// Largest e4m3 number.
 pub const E4M3_MAX: f32 = 448.0;
+/// Largest value code where P·V is summed in f16: 64 products with probabilities of at most 448 stay below its largest number
+/// (SageAttention2++).
+pub const E4M3_MAX_F16_SUMS: f32 = 2.25;
 /// Smallest absolute maximum that a value channel is scaled by.
 pub const VALUE_MIN_AMAX: f32 = 1e-30;
 /// A value channel's scale never resolves less than this part of its mean: nothing smaller is in a 16-bit input, and
@@ -89,9 +92,10 @@ pub fn int8_scale(amax: f32) -> (f32, f32) {
 
 /// The scale of a value channel, and what its elements are multiplied by before rounding to e4m3.
 ///
-/// `amax` is the largest distance of an element from its segment's mean, `mean_amax` the largest absolute mean.
+/// `amax` is the largest distance of an element from its segment's mean, `mean_amax` the largest absolute mean, `largest` what
+/// the largest element becomes.
 #[inline(always)]
-pub fn value_scale(amax: f32, mean_amax: f32) -> (f32, f32) {
+pub fn value_scale(amax: f32, mean_amax: f32, largest: f32) -> (f32, f32) {
     let mut bound = mean_amax * VALUE_MEAN_RESOLUTION;
     if amax > bound {
         bound = amax;
@@ -99,7 +103,7 @@ pub fn value_scale(amax: f32, mean_amax: f32) -> (f32, f32) {
     if bound < VALUE_MIN_AMAX {
         bound = VALUE_MIN_AMAX;
     }
-    let scale = bound / E4M3_MAX;
+    let scale = bound / largest;
     (scale, 1.0 / scale)
 }
 
@@ -140,9 +144,11 @@ mod tests {
             let (scale, inverse) = int8_scale(amax);
             assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
             for mean in [0.0, 1.0, 3e38] {
-                let (scale, inverse) = value_scale(amax, mean);
-                assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
-                assert!(amax * inverse <= 448.001);
+                for largest in [E4M3_MAX, E4M3_MAX_F16_SUMS] {
+                    let (scale, inverse) = value_scale(amax, mean, largest);
+                    assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
+                    assert!(amax * inverse <= largest * 1.00001);
+                }
             }
         }
     }

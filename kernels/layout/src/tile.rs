@@ -11,6 +11,8 @@ pub const WARPGROUP_ROWS: u32 = 4 * WARP_ROWS;
 pub const CONSUMER_WARPGROUPS: u32 = 3;
 /// Query rows of one attention CTA.
 pub const CTA_QUERIES: u32 = CONSUMER_WARPGROUPS * WARPGROUP_ROWS;
+/// Query rows of one CTA of the `mma.sync` kernels.
+pub const MMA_QUERIES: u32 = 128;
 /// Keys of one key tile and of one value tile.
 pub const KEY_TILE: u32 = 128;
 /// Keys whose scores a warpgroup holds in registers at a time.
@@ -51,6 +53,11 @@ pub const fn padded_queries(query_len: u32) -> u32 {
 /// Attention CTAs' worth of queries.
 pub const fn query_ctas(query_len: u32) -> u32 {
     query_len.div_ceil(CTA_QUERIES)
+}
+
+/// `mma.sync` CTAs' worth of queries.
+pub const fn mma_ctas(query_len: u32) -> u32 {
+    query_len.div_ceil(MMA_QUERIES)
 }
 
 /// Key tiles, the last one padded.
