@@ -1,5 +1,6 @@
 //! Chunks of 64 keys and their values: on their way to shared memory, and from there to the tensor cores.
 
+use sage_layout::fragment;
 use sage_layout::kernel::{MMA_WARPS, MmaShared};
 use sage_layout::params::AttentionParams;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
@@ -72,49 +73,36 @@ impl<'a> Copies<'a> {
     }
 }
 
-/// Which rows of a matrix in shared memory a lane gives to `ldmatrix`. Rows are columns of the B operand: keys for Q·Kᵀ,
-/// channels for P·V.
-#[derive(Clone, Copy)]
-pub struct LaneRows {
-    row_bytes: u32,
-    /// Of the first eight rows: the lane's place in each 64 bytes.
-    offsets: [u32; 2],
-}
-
-impl LaneRows {
-    /// Of swizzled rows of 64 or 128 bytes.
-    #[inline(always)]
-    pub fn new(lane: u32, row_bytes: u32) -> Self {
-        let (matrix, row) = sage_layout::fragment::matrix_row(lane);
-        let offsets = [0, 64].map(|half| swizzle::offset(row, half % row_bytes + matrix * CHUNK_BYTES, row_bytes));
-        Self { row_bytes, offsets }
-    }
-
-    /// The matrix at an address.
-    #[inline(always)]
-    pub fn at(&self, address: u32) -> Matrix {
-        Matrix { row_bytes: self.row_bytes, rows: self.offsets.map(|offset| address + offset) }
-    }
-}
-
-/// A matrix in shared memory.
+/// A matrix in shared memory whose rows are columns of the B operand: keys for Q·Kᵀ, channels for P·V.
 #[derive(Clone, Copy)]
 pub struct Matrix {
+    address: u32,
     row_bytes: u32,
-    rows: [u32; 2],
+    /// Offset of the row that the lane gives to `ldmatrix`, of the first 16 rows and 32 bytes.
+    lane_row: u32,
 }
 
 impl Matrix {
-    /// The B operands of rows `8 · block` on, for two steps of 32 bytes: the `half`-th 64 bytes of the rows.
+    /// Of swizzled rows of 64 or 128 bytes, at a multiple of 128.
+    #[inline(always)]
+    pub fn new(address: u32, row_bytes: u32, lane: u32) -> Self {
+        let (matrix, row) = fragment::matrix_row(lane);
+        let row = row + matrix / 2 * swizzle::PERIOD;
+        Self { address, row_bytes, lane_row: swizzle::offset(row, matrix % 2 * CHUNK_BYTES, row_bytes) }
+    }
+
+    /// The B operands of rows `16 · pair` and `16 · pair + 8` on, of the `step`-th 32 bytes of the rows.
     ///
     /// # Safety
     ///
     /// All lanes call it; the rows are there.
     #[inline(always)]
-    pub unsafe fn operands(&self, block: usize, half: usize) -> [[u32; 2]; 2] {
-        // SAFETY: forwarded contract. The layout repeats every eight rows.
-        let [a, b, c, d] =
-            unsafe { mma::ldmatrix_x4(self.rows[half] + block as u32 * swizzle::PERIOD * self.row_bytes) };
+    pub unsafe fn operands(&self, pair: usize, step: usize) -> [[u32; 2]; 2] {
+        // the layout repeats every eight rows, and a swizzle keeps what is xored with a place in its row
+        let offset =
+            (self.lane_row ^ (2 * CHUNK_BYTES * step as u32)) + 2 * swizzle::PERIOD * self.row_bytes * pair as u32;
+        // SAFETY: forwarded contract.
+        let [a, b, c, d] = unsafe { mma::ldmatrix_x4(self.address + offset) };
         [[a, b], [c, d]]
     }
 }

@@ -32,7 +32,7 @@ use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
 use crate::element::Element;
-use chunks::{Copies, LaneRows, Matrix};
+use chunks::{Copies, Matrix};
 use product::{Accumulator, Fragment, Operands, Product, Sum, Values};
 
 /// Queries of a warp.
@@ -42,8 +42,6 @@ const STEP_BYTES: u32 = 32;
 /// Largest number of steps of Q·Kᵀ, and of blocks of eight channels; head dimension 64 uses half of them.
 const STEPS: usize = 4;
 const CHANNEL_BLOCKS: usize = 16;
-/// Groups of 16 keys of a chunk.
-const GROUPS: usize = (KEY_CHUNK / 16) as usize;
 /// Chunks of a segment of keys.
 const SEGMENT_CHUNKS: u32 = SEGMENT_KEYS / KEY_CHUNK;
 
@@ -85,10 +83,8 @@ pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params:
             }
             copy::commit_group();
             let tile = base + stage * memory.stage_bytes;
-            if chunk < warp.chunks.whole {
-                warp.step(tile, chunk, None);
-            } else if chunk < warp.chunks.all {
-                warp.step(tile, chunk, Some(warp.visible_keys()));
+            if chunk < warp.chunks.all {
+                warp.step(tile, chunk);
             }
             stage = (stage + 1) % MMA_STAGES;
         }
@@ -106,8 +102,6 @@ struct Warp<'a, A: Accumulator, const HEAD_DIM: u32> {
     lane: u32,
     first_row: u32,
     chunks: KeyTiles,
-    keys: LaneRows,
-    values: LaneRows,
     query: [[[u32; 4]; STEPS]; MMA_BLOCKS],
     query_scale: [f32; MMA_BLOCKS],
     /// The lane's scale of the next chunk's keys.
@@ -123,6 +117,10 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
     const STEPS: usize = (HEAD_DIM / STEP_BYTES) as usize;
     /// Blocks of eight channels.
     const CHANNEL_BLOCKS: usize = (HEAD_DIM / 8) as usize;
+    /// Groups of 16 keys that are taken at a time.
+    const GROUPS: usize = (A::KEYS / 16) as usize;
+    /// Steps of P·V that they are.
+    const VALUE_STEPS: usize = (A::KEYS * ValuesOf::<A>::BYTES / STEP_BYTES) as usize;
 
     /// At the beginning.
     ///
@@ -141,8 +139,6 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
             lane,
             first_row,
             chunks: KeyTiles::of(params, [first_row, WARP_QUERIES], KEY_CHUNK),
-            keys: LaneRows::new(lane, HEAD_DIM),
-            values: LaneRows::new(lane, KEY_CHUNK * ValuesOf::<A>::BYTES),
             query: [[[0; 4]; STEPS]; MMA_BLOCKS],
             query_scale: [0.0; MMA_BLOCKS],
             key_scale: 0.0,
@@ -196,73 +192,75 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         self.first_row + block as u32 * WARP_ROWS
     }
 
+    /// What the mask shows of the keys from `first_key` on.
     #[inline(always)]
-    fn visible_keys(&self) -> [VisibleKeys; MMA_BLOCKS] {
-        core::array::from_fn(|block| VisibleKeys::new(self.params, self.row(block), self.lane))
+    fn visible(&self, first_key: u32) -> [Visible; MMA_BLOCKS] {
+        // else the compares of several uses are made before all of them
+        let first_key = math::opaque(first_key);
+        core::array::from_fn(|block| {
+            let keys = VisibleKeys::new(self.params, self.row(block), self.lane);
+            Visible::Some(keys.of_chunk(first_key))
+        })
     }
 
     /// One chunk of keys, which is in the stage at `stage`.
     #[inline(always)]
-    unsafe fn step(&mut self, stage: u32, chunk: u32, mask: Option<[VisibleKeys; MMA_BLOCKS]>) {
+    unsafe fn step(&mut self, stage: u32, chunk: u32) {
         let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
-        let (key, value) = (self.keys.at(stage), self.values.at(stage + memory.value));
+        let key = Matrix::new(stage, HEAD_DIM, self.lane);
+        let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
         let scale = self.query_scale.map(|query_scale| query_scale * self.key_scale);
-        let visible = core::array::from_fn(|block| match mask {
-            Some(mask) => Visible::Some(mask[block].of_chunk(chunk * KEY_CHUNK)),
-            None => Visible::All,
-        });
         // SAFETY: forwarded contract.
         unsafe {
             if chunk + 1 < self.chunks.all {
                 self.key_scale = self.key_scale(chunk + 1);
             }
-            let mut probabilities = self.probabilities(key, scale, visible);
-            if warp::any(probabilities.iter().any(|probabilities| probabilities.saturated())) {
-                self.rebase(key, scale, visible);
-                probabilities = self.probabilities(key, scale, visible);
+            for part in 0..(KEY_CHUNK / A::KEYS) as usize {
+                let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
+                let mut probabilities = if chunk < self.chunks.whole {
+                    self.probabilities(key, part, scale, [Visible::All; MMA_BLOCKS])
+                } else {
+                    self.probabilities(key, part, scale, self.visible(first_key))
+                };
+                if warp::any(probabilities.iter().fold(false, |any, probabilities| any | probabilities.saturated())) {
+                    self.rebase(key, part, scale, self.visible(first_key));
+                    probabilities = self.probabilities(key, part, scale, self.visible(first_key));
+                }
+                self.multiply_value(&probabilities, value, part);
             }
-            self.multiply_value(&probabilities, value);
             self.change_mean(chunk);
         }
     }
 
-    /// Scores of 16 keys: two accumulators a row block.
+    /// Scores of the `group`-th 16 keys: two accumulators a row block.
     #[inline(always)]
     unsafe fn scores(&self, key: Matrix, group: usize) -> [[[i32; 4]; 2]; MMA_BLOCKS] {
         let mut scores = [[[0; 4]; 2]; MMA_BLOCKS];
-        for half in 0..Self::STEPS / 2 {
+        for step in 0..Self::STEPS {
             // SAFETY: forwarded contract.
-            let keys = [0, 1].map(|block: usize| unsafe { key.operands(2 * group + block, half) });
-            for step in 0..2 {
-                for column in 0..2 {
-                    for block in 0..MMA_BLOCKS {
-                        let query = &self.query[block][2 * half + step];
-                        mma::m16n8k32_s32_s8(&mut scores[block][column], query, &keys[column][step]);
-                    }
+            let keys = unsafe { key.operands(group, step) };
+            for column in 0..2 {
+                for block in 0..MMA_BLOCKS {
+                    mma::m16n8k32_s32_s8(&mut scores[block][column], &self.query[block][step], &keys[column]);
                 }
             }
         }
         scores
     }
 
-    /// Probabilities against the stale reference. Scores of a group are multiplied while the exponentials of that before are
-    /// taken.
+    /// Probabilities of a part of the chunk against the stale reference.
     #[inline(always)]
     unsafe fn probabilities(
         &self,
         key: Matrix,
+        part: usize,
         scale: [f32; MMA_BLOCKS],
         visible: [Visible; MMA_BLOCKS],
     ) -> [ProbabilitiesOf<A>; MMA_BLOCKS] {
         let mut probabilities = [ProbabilitiesOf::<A>::ZERO; MMA_BLOCKS];
-        // SAFETY: forwarded contract.
-        let mut next = unsafe { self.scores(key, 0) };
-        for group in 0..GROUPS {
-            let scores = next;
-            if group + 1 < GROUPS {
-                // SAFETY: forwarded contract.
-                next = unsafe { self.scores(key, group + 1) };
-            }
+        for group in 0..Self::GROUPS {
+            // SAFETY: forwarded contract.
+            let scores = unsafe { self.scores(key, part * Self::GROUPS + group) };
             for block in 0..MMA_BLOCKS {
                 let [[a, b, c, d], [e, f, g, h]] = scores[block];
                 self.softmax[block].exponentials_of_group(
@@ -280,11 +278,11 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
     /// Rare: takes the true row maxima, and rescales what is accumulated. Scores are multiplied again, so that nothing is
     /// kept for this.
     #[inline(always)]
-    unsafe fn rebase(&mut self, key: Matrix, scale: [f32; MMA_BLOCKS], visible: [Visible; MMA_BLOCKS]) {
+    unsafe fn rebase(&mut self, key: Matrix, part: usize, scale: [f32; MMA_BLOCKS], visible: [Visible; MMA_BLOCKS]) {
         let mut largest = [RowMaxima::new(); MMA_BLOCKS];
-        for group in 0..GROUPS {
+        for group in 0..Self::GROUPS {
             // SAFETY: forwarded contract.
-            let scores = unsafe { self.scores(key, group) };
+            let scores = unsafe { self.scores(key, part * Self::GROUPS + group) };
             for block in 0..MMA_BLOCKS {
                 for column in 0..2 {
                     largest[block].include(&scores[block][column], 8 * group + 4 * column, visible[block]);
@@ -303,9 +301,9 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         }
     }
 
-    /// `output` += probabilities · value for the chunk, and its row sums.
+    /// `output` += probabilities · value for a part of the chunk, and its row sums.
     #[inline(always)]
-    unsafe fn multiply_value(&mut self, probabilities: &[ProbabilitiesOf<A>; MMA_BLOCKS], value: Matrix) {
+    unsafe fn multiply_value(&mut self, probabilities: &[ProbabilitiesOf<A>; MMA_BLOCKS], value: Matrix, part: usize) {
         for block in 0..MMA_BLOCKS {
             let sums = probabilities[block].sums();
             for row in 0..2 {
@@ -316,15 +314,13 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
             let mut sums: [[Sum<A>; 2]; MMA_BLOCKS] = core::array::from_fn(|block| {
                 core::array::from_fn(|column| A::begin(&self.output[block][2 * pair + column]))
             });
-            for half in 0..ValuesOf::<A>::BYTES as usize {
+            for step in 0..Self::VALUE_STEPS {
                 // SAFETY: forwarded contract.
-                let values = [0, 1].map(|column: usize| unsafe { value.operands(2 * pair + column, half) });
-                for step in 0..2 {
-                    for column in 0..2 {
-                        for block in 0..MMA_BLOCKS {
-                            let operand = probabilities[block].operand(2 * half + step);
-                            A::Product::multiply(&mut sums[block][column], operand, &values[column][step]);
-                        }
+                let values = unsafe { value.operands(pair, part * Self::VALUE_STEPS + step) };
+                for column in 0..2 {
+                    for block in 0..MMA_BLOCKS {
+                        let operand = probabilities[block].operand(step);
+                        A::Product::multiply(&mut sums[block][column], operand, &values[column]);
                     }
                 }
             }

@@ -221,6 +221,8 @@ pub trait Accumulator {
     type Product: Product;
     /// What a lane keeps of 16 rows and 8 channels.
     type Output: Fragment;
+    /// Keys that are taken at a time, 32 or 64: fewer take fewer registers.
+    const KEYS: u32;
 
     /// What the next 64 keys' products are added to.
     fn begin(output: &Self::Output) -> Sum<Self>;
@@ -240,6 +242,7 @@ pub struct TwoLevel<P>(PhantomData<P>);
 impl<P: Product> Accumulator for InPlace<P> {
     type Product = P;
     type Output = P::Sum;
+    const KEYS: u32 = 32;
 
     #[inline(always)]
     fn begin(output: &P::Sum) -> P::Sum {
@@ -255,6 +258,7 @@ impl<P: Product> Accumulator for InPlace<P> {
 impl<P: Product> Accumulator for TwoLevel<P> {
     type Product = P;
     type Output = [f32; 4];
+    const KEYS: u32 = 64;
 
     #[inline(always)]
     fn begin(_: &[f32; 4]) -> P::Sum {
