@@ -16,6 +16,7 @@ use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
+use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
 
@@ -106,6 +107,7 @@ impl Call<'_> {
             granularity: options.granularity as u32,
             softmax_scale: resolved.softmax_scale,
             score_scale: resolved.softmax_scale * std::f32::consts::LOG2_E,
+            value_max: scale::largest_value(options.pv_accum),
             smooth_v: resolved.smooth_v.into(),
             query_tiles,
             key_tiles,
@@ -130,7 +132,12 @@ impl Call<'_> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let problem = &resolved.problem;
         let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
-        let items = problem.batch as u32 * output.heads * tile::query_ctas(output.tokens);
+        let is_persistent = matches!(self.attention, Family::Attention | Family::AttentionF16);
+        let (ctas, resident) = match is_persistent {
+            true => (tile::query_ctas(output.tokens), self.multiprocessors),
+            false => (tile::mma_ctas(output.tokens), u32::MAX),
+        };
+        let items = problem.batch as u32 * output.heads * ctas;
         let params = AttentionParams {
             query: self.address(workspace.query_codes),
             key: self.address(workspace.key_codes),
@@ -154,7 +161,7 @@ impl Call<'_> {
             Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {
                 value: self.address(codes),
                 value_scale: self.address(scale),
-                value_mean_codes: self.address(mean_codes),
+                value_mean_codes: if resolved.smooth_v || is_persistent { self.address(mean_codes) } else { 0 },
                 tiles_per_flush: match resolved.smooth_v {
                     true => tile::TILES_PER_FLUSH,
                     false => tile::UNSMOOTHED_TILES_PER_FLUSH,
@@ -163,8 +170,7 @@ impl Call<'_> {
             },
             Values::F16 { tiles } => AttentionParams { value: self.address(tiles), ..params },
         };
-        let params = Params::attention(self.attention, params).expect("an attention family");
-        launch(self.attention, [items.min(self.multiprocessors), 1, 1], params)
+        launch(self.attention, [items.min(resident), 1, 1], params.into())
     }
 
     /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a

@@ -1,7 +1,7 @@
 //! The caller's element types.
 
 use simt::wgmma::{self, Operands};
-use simt::{convert, math};
+use simt::{convert, math, mma};
 
 /// A 16-bit floating-point format.
 pub trait Element {
@@ -27,6 +27,9 @@ pub trait Element {
     fn min_nan(a: u32, b: u32) -> u32;
     /// The larger of two elements, and of two others; NaN rather than a number.
     fn max_nan(a: u32, b: u32) -> u32;
+
+    /// `sum` += `a` · `b` in f32 (`mma.sync.m16n8k16`).
+    fn m16n8k16_f32(sum: &mut [f32; 4], a: &[u32; 4], b: &[u32; 2]);
 
     /// Two values; the first from the low half.
     #[inline(always)]
@@ -76,6 +79,11 @@ impl Element for F16 {
     fn max_nan(a: u32, b: u32) -> u32 {
         math::max_nan_f16x2(a, b)
     }
+
+    #[inline(always)]
+    fn m16n8k16_f32(sum: &mut [f32; 4], a: &[u32; 4], b: &[u32; 2]) {
+        mma::m16n8k16_f32_f16(sum, a, b);
+    }
 }
 
 impl Element for Bf16 {
@@ -112,5 +120,10 @@ impl Element for Bf16 {
     #[inline(always)]
     fn max_nan(a: u32, b: u32) -> u32 {
         math::max_nan_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn m16n8k16_f32(sum: &mut [f32; 4], a: &[u32; 4], b: &[u32; 2]) {
+        mma::m16n8k16_f32_bf16(sum, a, b);
     }
 }

@@ -9,18 +9,34 @@ use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
 use crate::element::{Bf16, F16};
 // not every architecture has every kernel
 #[cfg_attr(target_arch = "nvptx64", allow(unused_imports))]
-use crate::{attention::hopper, quantize};
+use crate::{
+    attention::{
+        ampere::{
+            self,
+            product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, TwoLevel},
+        },
+        hopper,
+    },
+    quantize,
+};
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
     (Quantize) => {
         QuantizeParams
     };
-    (Attention) => {
+    ($attention:ident) => {
         AttentionParams
     };
-    (AttentionF16) => {
-        AttentionParams
+}
+
+#[cfg(not(target_arch = "nvptx64"))]
+macro_rules! params {
+    (Quantize, $params:ident) => {
+        Params::Quantize($params)
+    };
+    ($attention:ident, $params:ident) => {
+        Params::Attention($params)
     };
 }
 
@@ -39,6 +55,24 @@ macro_rules! program {
     };
     (AttentionF16, 128, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, 128, 64>>
+    };
+    (MmaF16F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<InPlace<HalfInF32<$element>>, $element, $head_dim>
+    };
+    (MmaF16F16, $head_dim:literal, F16) => {
+        ampere::attention::<InPlace<HalfInF16>, F16, $head_dim>
+    };
+    (MmaF16F16F32, $head_dim:literal, F16) => {
+        ampere::attention::<TwoLevel<HalfInF16>, F16, $head_dim>
+    };
+    (MmaFp8F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<InPlace<E4m3InF32>, $element, $head_dim>
+    };
+    (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<TwoLevel<E4m3InF32>, $element, $head_dim>
+    };
+    (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
+        ampere::attention::<TwoLevel<E4m3InF16>, $element, $head_dim>
     };
 }
 
@@ -80,20 +114,21 @@ macro_rules! define_launch {
                 grid,
                 threads: kernel.threads(),
                 shared_bytes: kernel.shared_bytes(),
-                // blocks claim work from each other; those of the quantizer also wait for each other
+                // Hopper's blocks claim work from each other; those of the quantizer also wait for each other
                 blocks: match kernel.family() {
                     Family::Quantize => Blocks::Together,
                     Family::Attention | Family::AttentionF16 => Blocks::InOrder,
+                    _ => Blocks::Parallel,
                 },
             };
             match (kernel, params) {
-                $((Kernel::$variant, Params::$family(params)) => host::launch(shape, memory, options, || {
+                $((Kernel::$variant, params!($family, params)) => host::launch(shape, memory, options, || {
                     // SAFETY: the executor checks every access.
                     unsafe { program!($family, $head_dim, $element)(params) }
                 }),)*
                 _ => Err(Report {
                     kind: Kind::Launch,
-                    message: format!("{} with the parameters of {:?}", kernel.symbol(), params.family()),
+                    message: format!("{} with the parameters of another kernel", kernel.symbol()),
                     block: [0; 3],
                     thread: None,
                     schedule: options.schedule,
@@ -115,7 +150,7 @@ mod tests {
     fn parameters_of_another_kernel_are_refused() {
         let kernel = Kernel::find(Family::Attention, 64, ElementType::F16).expect("a row of the table");
         // SAFETY: numbers, for which zeros are valid.
-        let params = Params::AttentionF16(unsafe { core::mem::zeroed() });
+        let params = Params::Quantize(unsafe { core::mem::zeroed() });
         let report = launch(kernel, [1; 3], &params, &Memory::new(), &Options::new(Schedule::InOrder));
         let report = report.expect_err("parameters of another kernel");
         assert_eq!(report.kind, Kind::Launch, "{report}");

@@ -241,7 +241,7 @@ fn value_scales<T: Element>(plan: &Resolved, value: &View<T>) -> ValueScales {
                 amax = amax.max(statistics.max[place] - mean).max(mean - statistics.min[place]);
                 mean_amax = mean_amax.max(mean.abs());
             }
-            let (scale, inverse) = scale::value_scale_to(largest, amax, mean_amax);
+            let (scale, inverse) = scale::value_scale(amax, mean_amax, largest);
             scales[head * width + channel] = scale;
             inverses[head * width + channel] = inverse;
             for place in places {

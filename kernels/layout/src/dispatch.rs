@@ -44,6 +44,12 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::AttentionF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
+    (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
+    (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16)),
+    (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32)),
+    (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
+    (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
+    (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16)),
 ];
 
 /// The GPUs that are known, for a human, oldest first.

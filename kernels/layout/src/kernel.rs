@@ -5,7 +5,8 @@
 
 use crate::architecture::Architecture;
 use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes, query_tile_bytes, value_tile_bytes,
+    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes,
+    query_tile_bytes, value_tile_bytes,
 };
 
 /// Element type of the caller's tensors.
@@ -53,6 +54,18 @@ define_family! {
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
     AttentionF16: [Architecture::Sm90a];
+    /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
+    MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// … summed in f16.
+    MmaF16F16: [Architecture::Sm80, Architecture::Sm89];
+    /// … summed in f16 for 64 keys at a time, and these sums in f32.
+    MmaF16F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// Attention with `mma.sync` on INT8 queries and keys and e4m3 values, summed in the tensor cores' accumulator.
+    MmaFp8F32: [Architecture::Sm89];
+    /// … summed there for 64 keys at a time, and these sums in f32.
+    MmaFp8F32F32: [Architecture::Sm89];
+    /// … summed in f16 for 64 keys at a time, and these sums in f32.
+    MmaFp8F32F16: [Architecture::Sm89];
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
@@ -72,6 +85,26 @@ macro_rules! for_each_kernel {
             AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
             AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
             AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
+            MmaF16F32D64F16 = "sage_attention_mma_f16_f32_d64_f16": MmaF16F32, 64, F16;
+            MmaF16F32D64Bf16 = "sage_attention_mma_f16_f32_d64_bf16": MmaF16F32, 64, Bf16;
+            MmaF16F32D128F16 = "sage_attention_mma_f16_f32_d128_f16": MmaF16F32, 128, F16;
+            MmaF16F32D128Bf16 = "sage_attention_mma_f16_f32_d128_bf16": MmaF16F32, 128, Bf16;
+            MmaF16F16D64F16 = "sage_attention_mma_f16_f16_d64_f16": MmaF16F16, 64, F16;
+            MmaF16F16D128F16 = "sage_attention_mma_f16_f16_d128_f16": MmaF16F16, 128, F16;
+            MmaF16F16F32D64F16 = "sage_attention_mma_f16_f16f32_d64_f16": MmaF16F16F32, 64, F16;
+            MmaF16F16F32D128F16 = "sage_attention_mma_f16_f16f32_d128_f16": MmaF16F16F32, 128, F16;
+            MmaFp8F32D64F16 = "sage_attention_mma_fp8_f32_d64_f16": MmaFp8F32, 64, F16;
+            MmaFp8F32D64Bf16 = "sage_attention_mma_fp8_f32_d64_bf16": MmaFp8F32, 64, Bf16;
+            MmaFp8F32D128F16 = "sage_attention_mma_fp8_f32_d128_f16": MmaFp8F32, 128, F16;
+            MmaFp8F32D128Bf16 = "sage_attention_mma_fp8_f32_d128_bf16": MmaFp8F32, 128, Bf16;
+            MmaFp8F32F32D64F16 = "sage_attention_mma_fp8_f32f32_d64_f16": MmaFp8F32F32, 64, F16;
+            MmaFp8F32F32D64Bf16 = "sage_attention_mma_fp8_f32f32_d64_bf16": MmaFp8F32F32, 64, Bf16;
+            MmaFp8F32F32D128F16 = "sage_attention_mma_fp8_f32f32_d128_f16": MmaFp8F32F32, 128, F16;
+            MmaFp8F32F32D128Bf16 = "sage_attention_mma_fp8_f32f32_d128_bf16": MmaFp8F32F32, 128, Bf16;
+            MmaFp8F32F16D64F16 = "sage_attention_mma_fp8_f32f16_d64_f16": MmaFp8F32F16, 64, F16;
+            MmaFp8F32F16D64Bf16 = "sage_attention_mma_fp8_f32f16_d64_bf16": MmaFp8F32F16, 64, Bf16;
+            MmaFp8F32F16D128F16 = "sage_attention_mma_fp8_f32f16_d128_f16": MmaFp8F32F16, 128, F16;
+            MmaFp8F32F16D128Bf16 = "sage_attention_mma_fp8_f32f16_d128_bf16": MmaFp8F32F16, 128, Bf16;
         }
     };
 }
@@ -114,6 +147,13 @@ for_each_kernel!(define_kernel);
 /// Slots of the attention kernel's ring of key and value tiles.
 pub const PIPELINE_STAGES: u32 = 3;
 
+/// Warps of a CTA of the `mma.sync` kernels.
+pub const MMA_WARPS: u32 = 4;
+/// Row blocks of 16 queries that a warp of the `mma.sync` kernels holds: each key and value that it loads meets all of them.
+pub const MMA_BLOCKS: usize = (MMA_QUERIES / (MMA_WARPS * WARP_ROWS)) as usize;
+/// Chunks of 64 keys and their values that the `mma.sync` kernels hold in shared memory.
+pub const MMA_STAGES: u32 = 2;
+
 /// Threads that share a row of 16-bit elements in the quantizer: one for each 16 bytes.
 pub const fn threads_per_row(padded_head_dim: u32) -> u32 {
     padded_head_dim / 8
@@ -137,6 +177,7 @@ impl Kernel {
         match self.family() {
             Family::Quantize => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
             Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
+            _ => MMA_WARPS * 32,
         }
     }
 
@@ -147,6 +188,9 @@ impl Kernel {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             Family::Quantize => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
+            // 255 registers, or 168
+            _ if self.head_dim() > 64 => 2,
+            _ => 3,
         }
     }
 
@@ -165,6 +209,8 @@ impl Kernel {
             Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
+            Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaF16F16F32 => MmaShared::new(self.head_dim(), 2).bytes,
+            Family::MmaFp8F32 | Family::MmaFp8F32F32 | Family::MmaFp8F32F16 => MmaShared::new(self.head_dim(), 1).bytes,
         }
     }
 
@@ -173,6 +219,7 @@ impl Kernel {
         match self.family() {
             Family::Quantize => 20,
             Family::Attention | Family::AttentionF16 => 1,
+            _ => 2,
         }
     }
 }
@@ -277,6 +324,29 @@ impl AttentionShared {
     }
 }
 
+/// Shared memory of the `mma.sync` kernels. Offsets are in bytes from its start.
+#[derive(Clone, Copy, Debug)]
+pub struct MmaShared {
+    /// In a stage, where the chunk of values is, behind the keys: swizzled rows of a channel each.
+    pub value: u32,
+    /// Bytes of a stage, and distance of the stages.
+    pub stage_bytes: u32,
+    /// Distance of the warps' regions, which lie where the stages were: rows of the output on their way to memory.
+    pub region_stride: u32,
+    /// All of it.
+    pub bytes: u32,
+}
+
+impl MmaShared {
+    /// The layout for a padded head dimension and values of so many bytes.
+    pub const fn new(padded_head_dim: u32, value_bytes: u32) -> Self {
+        let value = KEY_CHUNK * padded_head_dim;
+        let stage_bytes = value + KEY_CHUNK * padded_head_dim * value_bytes;
+        let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
+        Self { value, stage_bytes, region_stride, bytes: MMA_STAGES * stage_bytes }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +377,11 @@ mod tests {
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
             let quantize = QuantizeShared::new(head_dim);
+            for value_bytes in [1, 2] {
+                let shared = MmaShared::new(head_dim, value_bytes);
+                assert_eq!((shared.value % 1024, shared.stage_bytes % 1024), (0, 0));
+                assert!(MMA_WARPS * shared.region_stride <= shared.bytes);
+            }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {

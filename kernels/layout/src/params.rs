@@ -88,6 +88,8 @@ pub struct QuantizeParams {
     pub softmax_scale: f32,
     /// The softmax scale times log₂ e, folded into the scales.
     pub score_scale: f32,
+    /// What the largest value of a channel becomes in e4m3.
+    pub value_max: f32,
     /// 1 to subtract the values' means (`smooth_v`), 0 to take them as 0.
     pub smooth_v: u32,
     /// Query tiles a head, those that pad it included.
@@ -102,6 +104,8 @@ pub struct QuantizeParams {
 ///
 /// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
 /// nobody has.
+///
+/// The `Mma` families: grid (items). An item is 128 queries of one head, and the CTA of its index does it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AttentionParams {
@@ -133,7 +137,7 @@ pub struct AttentionParams {
     pub diagonal: i32,
     /// Query heads that share a key head.
     pub heads_per_key_head: u32,
-    /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas).
+    /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas) or [`mma_ctas`](crate::tile::mma_ctas).
     pub items: u32,
     /// Key tiles after which the FP8 accumulators are emptied into f32: a divisor or a multiple of
     /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH). 0 for `AttentionF16`.
@@ -143,49 +147,39 @@ pub struct AttentionParams {
     pub heads_per_group: u32,
 }
 
-macro_rules! define_params {
-    ($($family:ident: $params:ident $($from:ident)?;)*) => {
-        /// The parameters of some kernel.
-        #[derive(Clone, Copy, Debug)]
-        #[allow(missing_docs)]
-        pub enum Params { $($family($params)),* }
-
-        impl Params {
-            /// What kernels take them.
-            pub const fn family(&self) -> Family {
-                match self { $(Self::$family(_) => Family::$family),* }
-            }
-
-            /// Where the struct is.
-            pub const fn as_ptr(&self) -> *const () {
-                match self { $(Self::$family(params) => core::ptr::from_ref(params).cast()),* }
-            }
-        }
-
-        $($(impl $from<$params> for Params {
-            fn from(params: $params) -> Self {
-                Self::$family(params)
-            }
-        })?)*
-    };
-}
-
-// `From` where the struct tells the family.
-
-define_params! {
-    Quantize: QuantizeParams From;
-    Attention: AttentionParams;
-    AttentionF16: AttentionParams;
+/// The parameters of some kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Params {
+    /// Of `Quantize`.
+    Quantize(QuantizeParams),
+    /// Of every attention family.
+    Attention(AttentionParams),
 }
 
 impl Params {
-    /// The parameters of an attention kernel; `None` if the family is another.
-    pub const fn attention(family: Family, params: AttentionParams) -> Option<Self> {
-        match family {
-            Family::Attention => Some(Self::Attention(params)),
-            Family::AttentionF16 => Some(Self::AttentionF16(params)),
-            Family::Quantize => None,
+    /// Whether kernels of a family take them.
+    pub const fn are_of(&self, family: Family) -> bool {
+        matches!(self, Self::Quantize(_)) == matches!(family, Family::Quantize)
+    }
+
+    /// Where the struct is.
+    pub const fn as_ptr(&self) -> *const () {
+        match self {
+            Self::Quantize(params) => core::ptr::from_ref(params).cast(),
+            Self::Attention(params) => core::ptr::from_ref(params).cast(),
         }
+    }
+}
+
+impl From<QuantizeParams> for Params {
+    fn from(params: QuantizeParams) -> Self {
+        Self::Quantize(params)
+    }
+}
+
+impl From<AttentionParams> for Params {
+    fn from(params: AttentionParams) -> Self {
+        Self::Attention(params)
     }
 }
 
@@ -195,7 +189,7 @@ const _: () = {
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 312 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 320 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 240 && offset_of!(QuantizeParams, heads_per_key_head) == 280);
     assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
     assert!(

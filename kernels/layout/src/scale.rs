@@ -119,15 +119,10 @@ pub const fn largest_value(accum: PvAccum) -> f32 {
 
 /// The scale of a value channel, and what its elements are multiplied by before rounding to e4m3.
 ///
-/// `amax` is the largest distance of an element from its segment's mean, `mean_amax` the largest absolute mean.
+/// `amax` is the largest distance of an element from its segment's mean, `mean_amax` the largest absolute mean, `largest` what
+/// the largest distance becomes: see [`largest_value`].
 #[inline(always)]
-pub fn value_scale(amax: f32, mean_amax: f32) -> (f32, f32) {
-    value_scale_to(E4M3_MAX, amax, mean_amax)
-}
-
-/// The same where the largest magnitude becomes `largest`.
-#[inline(always)]
-pub fn value_scale_to(largest: f32, amax: f32, mean_amax: f32) -> (f32, f32) {
+pub fn value_scale(amax: f32, mean_amax: f32, largest: f32) -> (f32, f32) {
     let mut bound = mean_amax * VALUE_MEAN_RESOLUTION;
     if amax > bound {
         bound = amax;
@@ -185,7 +180,7 @@ mod tests {
                 assert!(amax * inverse < largest_code(mode) + 0.5);
             }
             for (mean, accum) in [0.0, 1.0, 3e38].into_iter().flat_map(|mean| PvAccum::ALL.map(|accum| (mean, accum))) {
-                let (scale, inverse) = value_scale_to(largest_value(accum), amax, mean);
+                let (scale, inverse) = value_scale(amax, mean, largest_value(accum));
                 assert!(scale > 0.0 && scale.is_finite() && inverse > 0.0 && inverse.is_finite());
                 assert!(amax * inverse <= largest_value(accum) * 1.00001);
             }

@@ -13,6 +13,8 @@ pub const QUERY_BLOCK: u32 = 2 * WARPGROUP_ROWS;
 pub const CONSUMER_WARPGROUPS: u32 = 3;
 /// Query rows of one attention CTA.
 pub const CTA_QUERIES: u32 = CONSUMER_WARPGROUPS * WARPGROUP_ROWS;
+/// Query rows of one CTA of the `mma.sync` kernels.
+pub const MMA_QUERIES: u32 = 128;
 /// Keys of one key tile and of one value tile.
 pub const KEY_TILE: u32 = 128;
 /// Keys whose scores a warpgroup holds in registers at a time.
@@ -58,6 +60,11 @@ pub const fn query_blocks(query_len: u32) -> u32 {
 /// Attention CTAs' worth of queries.
 pub const fn query_ctas(query_len: u32) -> u32 {
     query_len.div_ceil(CTA_QUERIES)
+}
+
+/// `mma.sync` CTAs' worth of queries.
+pub const fn mma_ctas(query_len: u32) -> u32 {
+    query_len.div_ceil(MMA_QUERIES)
 }
 
 /// Key tiles, the last one padded.

@@ -142,6 +142,7 @@ pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], policy: CachePolic
 
 loads! {
     load_u16 u16, "2";
+    load_u32 u32, "4";
     load_f32 f32, "4";
     load_f32x2 [f32; 2], "8";
     load_u32x4 [u32; 4], "16";

@@ -6,8 +6,10 @@
 //! | [`mask`] | which scores of a register tile count |
 //! | [`softmax`] | probabilities from scores, without knowing the row maximum |
 //! | [`epilogue`] | the output's way to memory |
-//! | [`hopper`] | the kernel for compute capability 9.0 |
+//! | [`hopper`] | the kernels for compute capability 9.0 |
+//! | [`ampere`] | the kernels on `mma.sync`, for compute capability 8.0 and what followed |
 
+pub mod ampere;
 pub mod epilogue;
 pub mod hopper;
 pub mod mask;

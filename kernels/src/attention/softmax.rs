@@ -8,6 +8,7 @@
 
 use core::marker::PhantomData;
 
+use sage_layout::scale::E4M3_MAX;
 use simt::{convert, math, warp};
 
 use super::mask::ChunkMask;
@@ -61,35 +62,90 @@ impl Probabilities for E4m3Probabilities {
     }
 }
 
+/// In e4m3, with their sums before they were rounded, which also tell whether one was too large: a lane has 16 of a row.
+#[derive(Clone, Copy)]
+pub struct SummedE4m3Probabilities {
+    /// Packed.
+    pub operands: E4m3Probabilities,
+    /// Sums of the lane's two rows.
+    pub sums: [f32; 2],
+}
+
+/// Octaves between a fresh row maximum's probability and a sum that is too large: more than 16 equal scores need.
+const SUMMED_HEADROOM: f32 = 5.0;
+
+impl Probabilities for SummedE4m3Probabilities {
+    const CEILING: f32 = LOG2_E4M3_MAX - SUMMED_HEADROOM;
+    const ZERO: Self = Self { operands: E4m3Probabilities::ZERO, sums: [0.0; 2] };
+
+    #[inline(always)]
+    fn set(&mut self, group: usize, values: &[f32; 8]) {
+        self.operands.set(group, values);
+        add_row_sums(&mut self.sums, values);
+    }
+
+    #[inline(always)]
+    fn saturated(&self) -> bool {
+        !((self.sums[0] < E4M3_MAX) & (self.sums[1] < E4M3_MAX))
+    }
+}
+
 /// In 16 bits: four operands of 16 keys in their order (`sage_layout::fragment::a_operand`), and their sums.
 ///
 /// The sums also tell whether a probability was too large: a lane has 16 of a row, so that [`CEILING`] may be exceeded by
-/// `HALF_HEADROOM` octaves by all of them together.
+/// [`Sums::HEADROOM`] octaves by all of them together.
 ///
 /// [`CEILING`]: Probabilities::CEILING
-pub struct HalfProbabilities<E> {
+pub struct HalfProbabilities<E, S = F32Sums> {
     /// Packed.
     pub operands: [[u32; 4]; 4],
     /// Sums of the lane's two rows, before rounding to 16 bits.
     pub sums: [f32; 2],
-    element: PhantomData<E>,
+    types: PhantomData<(E, S)>,
 }
 
-/// Octaves between a fresh row maximum's probability and a sum that is too large.
-const HALF_HEADROOM: f32 = 10.0;
+/// What 16-bit probabilities' products with values are summed in.
+pub trait Sums {
+    /// log₂ of the largest sum of probabilities of 16 keys, a whole number, if it is less than the element's.
+    const LOG2_LARGEST_SUM: f32;
+    /// Octaves between a fresh row maximum's probability and a sum that is too large.
+    const HEADROOM: f32;
+}
 
-impl<E> Clone for HalfProbabilities<E> {
+/// In f32.
+pub struct F32Sums;
+
+/// In f16.
+pub struct F16Sums;
+
+impl Sums for F32Sums {
+    const LOG2_LARGEST_SUM: f32 = f32::INFINITY;
+    const HEADROOM: f32 = 10.0;
+}
+
+impl Sums for F16Sums {
+    // those of 64 keys are less than 4, so that values below 2¹⁴ cannot overflow the sum of their products
+    const LOG2_LARGEST_SUM: f32 = 0.0;
+    const HEADROOM: f32 = 6.0;
+}
+
+impl<E: Element, S: Sums> HalfProbabilities<E, S> {
+    const LOG2_LARGEST_SUM: f32 =
+        if E::LOG2_LARGEST_SUM < S::LOG2_LARGEST_SUM { E::LOG2_LARGEST_SUM } else { S::LOG2_LARGEST_SUM };
+}
+
+impl<E, S> Clone for HalfProbabilities<E, S> {
     #[inline(always)]
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<E> Copy for HalfProbabilities<E> {}
+impl<E, S> Copy for HalfProbabilities<E, S> {}
 
-impl<E: Element> Probabilities for HalfProbabilities<E> {
-    const CEILING: f32 = E::LOG2_LARGEST_SUM - HALF_HEADROOM;
-    const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], element: PhantomData };
+impl<E: Element, S: Sums> Probabilities for HalfProbabilities<E, S> {
+    const CEILING: f32 = Self::LOG2_LARGEST_SUM - S::HEADROOM;
+    const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], types: PhantomData };
 
     #[inline(always)]
     fn set(&mut self, group: usize, values: &[f32; 8]) {
@@ -97,16 +153,25 @@ impl<E: Element> Probabilities for HalfProbabilities<E> {
             let [a, b, c, d] = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
             self.operands[group][row] = E::pack([a, b]);
             self.operands[group][row + 2] = E::pack([c, d]);
-            self.sums[row] = self.sums[row] + a + b + c + d;
         }
+        add_row_sums(&mut self.sums, values);
     }
 
     #[inline(always)]
     fn saturated(&self) -> bool {
         const LARGEST_EXPONENT: f32 = 127.0;
         // 2^LOG2_LARGEST_SUM
-        let largest = const { f32::from_bits(((E::LOG2_LARGEST_SUM + LARGEST_EXPONENT) as u32) << 23) };
-        !(self.sums[0] < largest && self.sums[1] < largest)
+        let largest = const { f32::from_bits(((Self::LOG2_LARGEST_SUM + LARGEST_EXPONENT) as u32) << 23) };
+        !((self.sums[0] < largest) & (self.sums[1] < largest))
+    }
+}
+
+/// Adds eight accumulator registers to the sums of their rows.
+#[inline(always)]
+fn add_row_sums(sums: &mut [f32; 2], values: &[f32; 8]) {
+    for row in 0..2 {
+        let [a, b, c, d] = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
+        sums[row] = sums[row] + a + b + c + d;
     }
 }
 
@@ -139,6 +204,34 @@ impl Visible {
     }
 }
 
+/// The largest visible scores of a lane's two rows.
+#[derive(Clone, Copy)]
+pub struct RowMaxima([f32; 2]);
+
+impl RowMaxima {
+    /// Of nothing.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self([f32::NEG_INFINITY; 2])
+    }
+
+    /// Takes in a chunk's accumulator registers from `first` on, an even one.
+    #[inline(always)]
+    pub fn include(&mut self, scores: &[i32], first: usize, visible: Visible) {
+        // as f32, which the exponentials take: of integers and f32, one kind is kept in registers
+        for (element, &score) in (first..).zip(scores) {
+            let largest = &mut self.0[element / 2 % 2];
+            *largest = largest.max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
+        }
+    }
+}
+
+impl Default for RowMaxima {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl OnlineSoftmax {
     /// Nothing seen.
     #[inline(always)]
@@ -167,12 +260,14 @@ impl OnlineSoftmax {
     /// multiplied by.
     #[inline(always)]
     pub fn raise_reference<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
-        // of the scores as f32, which the exponentials take: of integers and f32, one kind is kept in registers
-        let mut largest = [f32::NEG_INFINITY; 2];
-        for (element, &score) in scores.iter().enumerate() {
-            let row = element / 2 % 2;
-            largest[row] = largest[row].max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
-        }
+        let mut largest = RowMaxima::new();
+        largest.include(scores, 0, visible);
+        self.raise_to::<P>(largest, scale)
+    }
+
+    /// The same, if the maxima are known.
+    #[inline(always)]
+    pub fn raise_to<P: Probabilities>(&mut self, RowMaxima(largest): RowMaxima, scale: f32) -> [f32; 2] {
         let mut rescale = [1.0; 2];
         for row in 0..2 {
             let mut maximum = if largest[row] > f32::NEG_INFINITY { largest[row] * scale } else { f32::NEG_INFINITY };
@@ -190,15 +285,28 @@ impl OnlineSoftmax {
     fn exponentials<P: Probabilities>(&self, scores: &Scores, scale: f32, visible: Visible) -> P {
         let mut probabilities = P::ZERO;
         for group in 0..4 {
-            let mut values = [0.0; 8];
-            for (index, value) in values.iter_mut().enumerate() {
-                let element = 8 * group + index;
-                let exponent = math::fma(scores[element] as f32, scale, self.offset[index / 2 % 2]);
-                *value = math::exp2(if visible.shows(element) { exponent } else { f32::NEG_INFINITY });
-            }
-            probabilities.set(group, &values);
+            let scores = core::array::from_fn(|index| scores[8 * group + index]);
+            self.exponentials_of_group(&scores, group, scale, visible, &mut probabilities);
         }
         probabilities
+    }
+
+    /// `2^(score · scale + offset)` for keys `16 · group` on.
+    #[inline(always)]
+    pub fn exponentials_of_group<P: Probabilities>(
+        &self,
+        scores: &[i32; 8],
+        group: usize,
+        scale: f32,
+        visible: Visible,
+        probabilities: &mut P,
+    ) {
+        let mut values = [0.0; 8];
+        for (index, value) in values.iter_mut().enumerate() {
+            let exponent = math::fma(scores[index] as f32, scale, self.offset[index / 2 % 2]);
+            *value = math::exp2(if visible.shows(8 * group + index) { exponent } else { f32::NEG_INFINITY });
+        }
+        probabilities.set(group, &values);
     }
 
     /// Natural logarithm of the sum of exponentials of a row, from the sum of its probabilities; −∞ for no keys.

@@ -105,7 +105,7 @@ pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &Quantiz
                 amax = amax.max(segment_amax);
                 mean_amax = mean_amax.max(mean.abs());
             });
-            let (scale, inverse) = value_scale(amax, mean_amax);
+            let (scale, inverse) = value_scale(amax, mean_amax, params.value_max);
             let place = 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
             global::store_f32(params.value_scale + place, scale);
             global::store_f32(params.value_inverse_scale + place, inverse);

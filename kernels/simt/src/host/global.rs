@@ -40,6 +40,11 @@ pub unsafe fn load_u16(address: u64) -> u16 {
 }
 
 #[track_caller]
+pub unsafe fn load_u32(address: u64) -> u32 {
+    u32::from_le_bytes(load(address))
+}
+
+#[track_caller]
 pub unsafe fn load_f32(address: u64) -> f32 {
     f32::from_le_bytes(load(address))
 }

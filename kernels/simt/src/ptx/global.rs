@@ -12,6 +12,14 @@ pub unsafe fn load_u16(address: u64) -> u16 {
 }
 
 #[inline(always)]
+pub unsafe fn load_u32(address: u64) -> u32 {
+    let value;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("ld.global.nc.b32 {}, [{}];", out(reg32) value, in(reg64) address, options(pure, readonly, nostack)) }
+    value
+}
+
+#[inline(always)]
 pub unsafe fn load_f32(address: u64) -> f32 {
     let value;
     // SAFETY: the caller's contract is the instruction's.

@@ -46,7 +46,7 @@ pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: S
         let warpgroups = math::opaque(CONSUMER_WARPGROUPS);
         let mut index = thread::block_idx_x();
         while index < params.items {
-            let item = WorkItem::nth(params, index);
+            let item = WorkItem::nth(params, index, CTA_QUERIES);
             let tiles = item.key_tiles(params);
             let query_turn = min(tiles, TILES_BEFORE_QUERY);
             let first_tile = item.key_head * key_tiles(params.key_len);

@@ -4,7 +4,7 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::tile::{
-    KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
+    CTA_QUERIES, KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
 };
 use simt::wgmma::{self, Descriptor};
 use simt::{global, shared, thread, warp};
@@ -76,7 +76,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
             warp::broadcast(shared::load_u32(self.base + self.memory.items + 4 * self.index))
         };
         self.query_phase ^= 1;
-        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index))
+        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index, CTA_QUERIES))
     }
 
     /// First query of the warp.

@@ -1,0 +1,108 @@
+//! Chunks of 64 keys and their values: on their way to shared memory, and from there to the tensor cores.
+
+use sage_layout::fragment;
+use sage_layout::kernel::{MMA_WARPS, MmaShared};
+use sage_layout::params::AttentionParams;
+use sage_layout::swizzle::{self, CHUNK_BYTES};
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE, key_tiles};
+use simt::{copy, mma, warp};
+
+use super::product::Values;
+
+const THREADS: u32 = MMA_WARPS * warp::LANES;
+/// Chunks of a key tile.
+const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
+
+/// A thread's part of the copies.
+#[derive(Clone, Copy)]
+pub struct Copies<'a> {
+    params: &'a AttentionParams,
+    thread: u32,
+    /// Index of the head's first tile over all heads.
+    first_tile: u32,
+}
+
+impl<'a> Copies<'a> {
+    /// Of a head's keys and values.
+    #[inline(always)]
+    pub fn new(params: &'a AttentionParams, thread: u32, key_head: u32) -> Self {
+        Self { params, thread, first_tile: key_head * key_tiles(params.key_len) }
+    }
+
+    /// Starts the copies of chunk `chunk` to a stage.
+    ///
+    /// # Safety
+    ///
+    /// The chunk is one of the head's; nobody touches the stage until all threads have waited for this group of copies
+    /// and met.
+    #[inline(always)]
+    pub unsafe fn start<V: Values, const HEAD_DIM: u32>(&self, stage: u32, chunk: u32) {
+        let memory = const { MmaShared::new(HEAD_DIM, V::BYTES) };
+        let tile = (self.first_tile + chunk / CHUNKS_PER_TILE) as u64;
+        let chunk = chunk % CHUNKS_PER_TILE;
+
+        // keys: as they are
+        let key_bytes = KEY_CHUNK * HEAD_DIM;
+        let at = self.thread * CHUNK_BYTES;
+        let key = self.params.key + tile * (KEY_TILE * HEAD_DIM) as u64 + (chunk * key_bytes + at) as u64;
+        let mut offset = 0;
+        while offset < key_bytes {
+            // SAFETY: the place is this thread's own part of the chunk.
+            unsafe { copy::async16(stage + at + offset, key + offset as u64, CHUNK_BYTES) };
+            offset += THREADS * CHUNK_BYTES;
+        }
+
+        // values: of each channel, the keys of the chunk
+        let row_bytes = const { KEY_CHUNK * V::BYTES };
+        let pieces = row_bytes / CHUNK_BYTES;
+        let (channel, piece) = (self.thread / pieces, self.thread % pieces);
+        let value = self.params.value + tile * V::tile_bytes(HEAD_DIM) as u64 + V::offset(channel, chunk, piece) as u64;
+        let at = stage + memory.value + swizzle::offset(channel, piece * CHUNK_BYTES, row_bytes);
+        let mut channels = 0;
+        while channels < HEAD_DIM {
+            // SAFETY: as above. Both layouts repeat every eight channels.
+            unsafe {
+                copy::async16(at + channels * row_bytes, value + (channels * V::ROW_STRIDE) as u64, CHUNK_BYTES);
+            }
+            channels += const {
+                let channels = THREADS * CHUNK_BYTES / (KEY_CHUNK * V::BYTES);
+                assert!(channels.is_multiple_of(swizzle::PERIOD));
+                channels
+            };
+        }
+    }
+}
+
+/// A matrix in shared memory whose rows are columns of the B operand: keys for Q·Kᵀ, channels for P·V.
+#[derive(Clone, Copy)]
+pub struct Matrix {
+    address: u32,
+    row_bytes: u32,
+    /// Offset of the row that the lane gives to `ldmatrix`, of the first 16 rows and 32 bytes.
+    lane_row: u32,
+}
+
+impl Matrix {
+    /// Of swizzled rows of 64 or 128 bytes, at a multiple of 128.
+    #[inline(always)]
+    pub fn new(address: u32, row_bytes: u32, lane: u32) -> Self {
+        let (matrix, row) = fragment::matrix_row(lane);
+        let row = row + matrix / 2 * swizzle::PERIOD;
+        Self { address, row_bytes, lane_row: swizzle::offset(row, matrix % 2 * CHUNK_BYTES, row_bytes) }
+    }
+
+    /// The B operands of rows `16 · pair` and `16 · pair + 8` on, of the `step`-th 32 bytes of the rows.
+    ///
+    /// # Safety
+    ///
+    /// All lanes call it; the rows are there.
+    #[inline(always)]
+    pub unsafe fn operands(&self, pair: usize, step: usize) -> [[u32; 2]; 2] {
+        // the layout repeats every eight rows, and a swizzle keeps what is xored with a place in its row
+        let offset =
+            (self.lane_row ^ (2 * CHUNK_BYTES * step as u32)) + 2 * swizzle::PERIOD * self.row_bytes * pair as u32;
+        // SAFETY: forwarded contract.
+        let [a, b, c, d] = unsafe { mma::ldmatrix_x4(self.address + offset) };
+        [[a, b], [c, d]]
+    }
+}

@@ -1,0 +1,433 @@
+//! SageAttention2 on `mma.sync`: INT8 Q·Kᵀ and e4m3 or 16-bit P·V, operands by `cp.async` and `ldmatrix`.
+//!
+//! A CTA does one item, 128 queries of a head; each of its four warps holds 32 of them, two *row blocks* of 16, so that a
+//! key or value that it loads from shared memory is multiplied twice. All go through the keys together, 64 at a time.
+//!
+//! ```text
+//! global memory ── cp.async, a chunk ahead ──►  ┌─────────┬─────────┐
+//!                                               │ K₀   V₀ │ K₁   V₁ │   two stages in turn
+//!                                               └────┬────┴─────────┘
+//!                 ldmatrix ┌────────────┬────────────┼────────────┐
+//!                       warp 0       warp 1       warp 2       warp 3      32 queries each, in registers
+//! ```
+//!
+//! Two or three CTAs share a multiprocessor: one multiplies while another takes exponentials.
+
+pub mod chunks;
+pub mod product;
+
+use sage_layout::fragment;
+use sage_layout::kernel::{MMA_BLOCKS, MMA_STAGES, MmaShared};
+use sage_layout::params::AttentionParams;
+use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
+use sage_layout::swizzle;
+use sage_layout::tile::{
+    KEY_CHUNK, KEY_TILE, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries,
+    query_tile_bytes,
+};
+use simt::{copy, global, math, mma, shared, thread, warp};
+
+use crate::attention::epilogue::{self, LogSumExp};
+use crate::attention::mask::VisibleKeys;
+use crate::attention::schedule::{KeyTiles, WorkItem};
+use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
+use crate::element::Element;
+use chunks::{Copies, Matrix};
+use product::{Accumulator, Fragment, Operands, Product, Sum, Values};
+
+/// Queries of a warp.
+const WARP_QUERIES: u32 = MMA_BLOCKS as u32 * WARP_ROWS;
+/// Channels of a step of the INT8 product, and bytes of a step of P·V.
+const STEP_BYTES: u32 = 32;
+/// Largest number of steps of Q·Kᵀ, and of blocks of eight channels; head dimension 64 uses half of them.
+const STEPS: usize = 4;
+const CHANNEL_BLOCKS: usize = 16;
+/// Chunks of a segment of keys.
+const SEGMENT_CHUNKS: u32 = SEGMENT_KEYS / KEY_CHUNK;
+
+type ValuesOf<A> = <<A as Accumulator>::Product as Product>::Values;
+type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilities;
+
+/// The kernel.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params: &AttentionParams) {
+    let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
+    let base = shared::dynamic();
+    let thread = thread::thread_idx_x();
+    let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES);
+    let copies = Copies::new(params, thread, item.key_head);
+    let chunks = KeyTiles::of(params, [item.first_query, MMA_QUERIES], KEY_CHUNK).all;
+
+    // SAFETY: a stage is written after all warps have met, having read what was there, and read after all threads waited for
+    // their copies and met.
+    unsafe {
+        for stage in 0..MMA_STAGES - 1 {
+            if stage < chunks {
+                copies.start::<ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
+            }
+            copy::commit_group();
+        }
+        let mut warp = Warp::<A, HEAD_DIM>::new(params, item, thread);
+        let mut stage = 0;
+        for chunk in 0..chunks {
+            copy::wait_group::<{ MMA_STAGES - 2 }>();
+            thread::sync_threads();
+            let ahead = chunk + MMA_STAGES - 1;
+            if ahead < chunks {
+                let stage = (stage + MMA_STAGES - 1) % MMA_STAGES;
+                copies.start::<ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
+            }
+            copy::commit_group();
+            let tile = base + stage * memory.stage_bytes;
+            if chunk < warp.chunks.all {
+                warp.step(tile, chunk);
+            }
+            stage = (stage + 1) % MMA_STAGES;
+        }
+        thread::sync_threads();
+        warp.finish::<E>(base);
+    }
+}
+
+/// A warp's queries.
+struct Warp<'a, A: Accumulator, const HEAD_DIM: u32> {
+    params: &'a AttentionParams,
+    item: WorkItem,
+    /// Of the CTA.
+    index: u32,
+    lane: u32,
+    first_row: u32,
+    chunks: KeyTiles,
+    query: [[[u32; 4]; STEPS]; MMA_BLOCKS],
+    query_scale: [f32; MMA_BLOCKS],
+    /// The lane's scale of the next chunk's keys.
+    key_scale: f32,
+    softmax: [OnlineSoftmax; MMA_BLOCKS],
+    /// Sums of the lane's own probabilities: a quarter of two rows'.
+    row_sum: [[f32; 2]; MMA_BLOCKS],
+    output: [[A::Output; CHANNEL_BLOCKS]; MMA_BLOCKS],
+}
+
+impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
+    /// Steps of Q·Kᵀ.
+    const STEPS: usize = (HEAD_DIM / STEP_BYTES) as usize;
+    /// Blocks of eight channels.
+    const CHANNEL_BLOCKS: usize = (HEAD_DIM / 8) as usize;
+    /// Groups of 16 keys that are taken at a time.
+    const GROUPS: usize = (A::KEYS / 16) as usize;
+    /// Steps of P·V that they are.
+    const VALUE_STEPS: usize = (A::KEYS * ValuesOf::<A>::BYTES / STEP_BYTES) as usize;
+
+    /// At the beginning.
+    ///
+    /// # Safety
+    ///
+    /// For all methods: the operands are as the parameters say, and the whole warp calls them.
+    #[inline(always)]
+    unsafe fn new(params: &'a AttentionParams, item: WorkItem, thread: u32) -> Self {
+        let index = warp::broadcast(thread / warp::LANES);
+        let lane = thread % warp::LANES;
+        let first_row = item.first_query + index * WARP_QUERIES;
+        let mut this = Self {
+            params,
+            item,
+            index,
+            lane,
+            first_row,
+            chunks: KeyTiles::of(params, [first_row, WARP_QUERIES], KEY_CHUNK),
+            query: [[[0; 4]; STEPS]; MMA_BLOCKS],
+            query_scale: [0.0; MMA_BLOCKS],
+            key_scale: 0.0,
+            softmax: [OnlineSoftmax::new(); MMA_BLOCKS],
+            row_sum: [[0.0; 2]; MMA_BLOCKS],
+            output: [[A::Output::ZERO; CHANNEL_BLOCKS]; MMA_BLOCKS],
+        };
+        if this.chunks.all > 0 {
+            // SAFETY: queries are padded to whole tiles of 64, of which a warp's are a part.
+            unsafe { this.load_queries() };
+            // SAFETY: there is a key.
+            this.key_scale = unsafe { this.key_scale(0) };
+        }
+        this
+    }
+
+    #[inline(always)]
+    unsafe fn load_queries(&mut self) {
+        let head_rows = self.item.head as u64 * padded_queries(self.params.output.tokens) as u64;
+        for block in 0..MMA_BLOCKS {
+            let row = self.first_row + block as u32 * WARP_ROWS;
+            let tile = head_rows / WARPGROUP_ROWS as u64 + (row / WARPGROUP_ROWS) as u64;
+            let codes = self.params.query + tile * query_tile_bytes(HEAD_DIM) as u64;
+            for step in 0..Self::STEPS {
+                for register in 0..4 {
+                    let (within, k) = fragment::a_operand_8bit(self.lane, register, 0);
+                    let at = swizzle::offset(row % WARPGROUP_ROWS + within, step as u32 * STEP_BYTES + k, HEAD_DIM);
+                    // SAFETY: four codes of a row of the tile.
+                    self.query[block][step][register as usize] = unsafe { global::load_u32(codes + at as u64) };
+                }
+            }
+            let scale = tile * QUERY_SCALES_PER_TILE as u64
+                + (row % WARPGROUP_ROWS / WARP_ROWS * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
+            // SAFETY: scales hold a row for each query tile.
+            self.query_scale[block] = unsafe { global::load_f32(self.params.query_scale + 4 * scale) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn key_scale(&self, chunk: u32) -> f32 {
+        // there are under 2²⁸ tiles: 32 bits hold the index of a scale
+        let tile = self.item.key_head * key_tiles(self.params.key_len) + chunk * KEY_CHUNK / KEY_TILE;
+        let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
+        // SAFETY: scales hold a row for each key tile.
+        unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
+    }
+
+    /// First row of a row block.
+    #[inline(always)]
+    fn row(&self, block: usize) -> u32 {
+        self.first_row + block as u32 * WARP_ROWS
+    }
+
+    /// What the mask shows of the keys from `first_key` on.
+    #[inline(always)]
+    fn visible(&self, first_key: u32) -> [Visible; MMA_BLOCKS] {
+        // else the compares of several uses are made before all of them
+        let first_key = math::opaque(first_key);
+        core::array::from_fn(|block| {
+            let keys = VisibleKeys::new(self.params, self.row(block), self.lane);
+            Visible::Some(keys.of_chunk(first_key))
+        })
+    }
+
+    /// One chunk of keys, which is in the stage at `stage`.
+    #[inline(always)]
+    unsafe fn step(&mut self, stage: u32, chunk: u32) {
+        let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
+        let key = Matrix::new(stage, HEAD_DIM, self.lane);
+        let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
+        let scale = self.query_scale.map(|query_scale| query_scale * self.key_scale);
+        // SAFETY: forwarded contract.
+        unsafe {
+            if chunk + 1 < self.chunks.all {
+                self.key_scale = self.key_scale(chunk + 1);
+            }
+            for part in 0..(KEY_CHUNK / A::KEYS) as usize {
+                let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
+                let mut probabilities = if chunk < self.chunks.whole {
+                    self.probabilities(key, part, scale, [Visible::All; MMA_BLOCKS])
+                } else {
+                    self.probabilities(key, part, scale, self.visible(first_key))
+                };
+                if warp::any(probabilities.iter().fold(false, |any, probabilities| any | probabilities.saturated())) {
+                    self.rebase(key, part, scale, self.visible(first_key));
+                    probabilities = self.probabilities(key, part, scale, self.visible(first_key));
+                }
+                self.multiply_value(&probabilities, value, part);
+            }
+            self.change_mean(chunk);
+        }
+    }
+
+    /// Scores of the `group`-th 16 keys: two accumulators a row block.
+    #[inline(always)]
+    unsafe fn scores(&self, key: Matrix, group: usize) -> [[[i32; 4]; 2]; MMA_BLOCKS] {
+        let mut scores = [[[0; 4]; 2]; MMA_BLOCKS];
+        for step in 0..Self::STEPS {
+            // SAFETY: forwarded contract.
+            let keys = unsafe { key.operands(group, step) };
+            for column in 0..2 {
+                for block in 0..MMA_BLOCKS {
+                    mma::m16n8k32_s32_s8(&mut scores[block][column], &self.query[block][step], &keys[column]);
+                }
+            }
+        }
+        scores
+    }
+
+    /// Probabilities of a part of the chunk against the stale reference.
+    #[inline(always)]
+    unsafe fn probabilities(
+        &self,
+        key: Matrix,
+        part: usize,
+        scale: [f32; MMA_BLOCKS],
+        visible: [Visible; MMA_BLOCKS],
+    ) -> [ProbabilitiesOf<A>; MMA_BLOCKS] {
+        let mut probabilities = [ProbabilitiesOf::<A>::ZERO; MMA_BLOCKS];
+        for group in 0..Self::GROUPS {
+            // SAFETY: forwarded contract.
+            let scores = unsafe { self.scores(key, part * Self::GROUPS + group) };
+            for block in 0..MMA_BLOCKS {
+                let [[a, b, c, d], [e, f, g, h]] = scores[block];
+                self.softmax[block].exponentials_of_group(
+                    &[a, b, c, d, e, f, g, h],
+                    group,
+                    scale[block],
+                    visible[block],
+                    &mut probabilities[block],
+                );
+            }
+        }
+        probabilities
+    }
+
+    /// Rare: takes the true row maxima, and rescales what is accumulated. Scores are multiplied again, so that nothing is
+    /// kept for this.
+    #[inline(always)]
+    unsafe fn rebase(&mut self, key: Matrix, part: usize, scale: [f32; MMA_BLOCKS], visible: [Visible; MMA_BLOCKS]) {
+        let mut largest = [RowMaxima::new(); MMA_BLOCKS];
+        for group in 0..Self::GROUPS {
+            // SAFETY: forwarded contract.
+            let scores = unsafe { self.scores(key, part * Self::GROUPS + group) };
+            for block in 0..MMA_BLOCKS {
+                for column in 0..2 {
+                    largest[block].include(&scores[block][column], 8 * group + 4 * column, visible[block]);
+                }
+            }
+        }
+        for block in 0..MMA_BLOCKS {
+            let rescale = self.softmax[block].raise_to::<ProbabilitiesOf<A>>(largest[block], scale[block]);
+            for output in &mut self.output[block][..Self::CHANNEL_BLOCKS] {
+                let [a, b, c, d] = output.values();
+                *output = A::Output::from_values([a * rescale[0], b * rescale[0], c * rescale[1], d * rescale[1]]);
+            }
+            for row in 0..2 {
+                self.row_sum[block][row] *= rescale[row];
+            }
+        }
+    }
+
+    /// `output` += probabilities · value for a part of the chunk, and its row sums.
+    #[inline(always)]
+    unsafe fn multiply_value(&mut self, probabilities: &[ProbabilitiesOf<A>; MMA_BLOCKS], value: Matrix, part: usize) {
+        for block in 0..MMA_BLOCKS {
+            let sums = probabilities[block].sums();
+            for row in 0..2 {
+                self.row_sum[block][row] += sums[row];
+            }
+        }
+        for pair in 0..Self::CHANNEL_BLOCKS / 2 {
+            let mut sums: [[Sum<A>; 2]; MMA_BLOCKS] = core::array::from_fn(|block| {
+                core::array::from_fn(|column| A::begin(&self.output[block][2 * pair + column]))
+            });
+            for step in 0..Self::VALUE_STEPS {
+                // SAFETY: forwarded contract.
+                let values = unsafe { value.operands(pair, part * Self::VALUE_STEPS + step) };
+                for column in 0..2 {
+                    for block in 0..MMA_BLOCKS {
+                        let operand = probabilities[block].operand(step);
+                        A::Product::multiply(&mut sums[block][column], operand, &values[column]);
+                    }
+                }
+            }
+            for block in 0..MMA_BLOCKS {
+                for column in 0..2 {
+                    A::end(&mut self.output[block][2 * pair + column], &sums[block][column]);
+                }
+            }
+        }
+    }
+
+    /// Sums of whole rows.
+    #[inline(always)]
+    fn row_sums(&self, block: usize) -> [f32; 2] {
+        self.row_sum[block].map(|sum| {
+            let pair = sum + warp::shuffle_xor(sum, 1);
+            pair + warp::shuffle_xor(pair, 2)
+        })
+    }
+
+    /// The lane's two channels of a block of eight, of the values' mean over segment `segment`.
+    #[inline(always)]
+    unsafe fn mean(&self, segment: u32, channels: usize) -> [f32; 2] {
+        let segments = ValuesOf::<A>::segments(self.params.key_len);
+        let row = self.item.key_head as u64 * segments as u64 + segment as u64;
+        let place = row * HEAD_DIM as u64 + (8 * channels as u32 + 2 * (self.lane % 4)) as u64;
+        // SAFETY: means hold a row for each segment of each key head.
+        unsafe { global::load_f32x2(self.params.value_mean_codes + 4 * place) }
+    }
+
+    /// Values are stored less the mean of their segment. So the output, after any segment, is kept less that segment's mean
+    /// times the row sums: at the next segment it is the difference of the means that comes back, and in the end the last mean.
+    /// What the accumulators hold stays as small as it can be, and so does what they round away.
+    #[inline(always)]
+    unsafe fn change_mean(&mut self, chunk: u32) {
+        let next = chunk + 1;
+        let smoothed = ValuesOf::<A>::HAS_SEGMENTS && self.params.value_mean_codes != 0;
+        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= self.chunks.all {
+            return;
+        }
+        let segment = chunk / SEGMENT_CHUNKS;
+        let row_sums: [[f32; 2]; MMA_BLOCKS] = core::array::from_fn(|block| self.row_sums(block));
+        for channels in 0..Self::CHANNEL_BLOCKS {
+            // SAFETY: forwarded contract; there are keys of both segments.
+            let [old, new] = unsafe { [self.mean(segment, channels), self.mean(segment + 1, channels)] };
+            for block in 0..MMA_BLOCKS {
+                let output = &mut self.output[block][channels];
+                let mut values = output.values();
+                for (part, value) in values.iter_mut().enumerate() {
+                    *value = math::fma(row_sums[block][part / 2], old[part % 2] - new[part % 2], *value);
+                }
+                *output = A::Output::from_values(values);
+            }
+        }
+    }
+
+    /// Divides by the row sums, scales, and writes output and log-sum-exp.
+    ///
+    /// # Safety
+    ///
+    /// As for [`new`](Self::new); nobody reads shared memory any more.
+    #[inline(always)]
+    unsafe fn finish<E: Element>(&self, base: u32) {
+        let Self { params, lane, .. } = *self;
+        if self.first_row >= params.output.tokens {
+            return;
+        }
+        let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
+        let region = base + self.index * memory.region_stride;
+        let place = math::div_rem(self.item.head, params.output.heads);
+        let scales = params.value_scale + 4 * (self.item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
+        let means = params.value_mean_codes != 0 && self.chunks.all > 0;
+        for block in 0..MMA_BLOCKS {
+            let row_sum = self.row_sums(block);
+            let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
+            let mut output = [0.0; 4 * CHANNEL_BLOCKS];
+            for channels in 0..Self::CHANNEL_BLOCKS {
+                // SAFETY: there are keys of the last segment; scales hold a row for each key head.
+                let (mean, scale) = unsafe {
+                    let mean = if means { self.last_mean(channels) } else { [0.0; 2] };
+                    let scale = if ValuesOf::<A>::SCALED {
+                        global::load_f32x2(scales + 32 * channels as u64)
+                    } else {
+                        [1.0; 2]
+                    };
+                    (mean, scale)
+                };
+                for (part, &value) in self.output[block][channels].values().iter().enumerate() {
+                    let sum = math::fma(row_sum[part / 2], mean[part % 2], value);
+                    output[4 * channels + part] = sum * inverse[part / 2] * scale[part % 2];
+                }
+            }
+            // SAFETY: the warp's own region; the outputs are as the parameters say.
+            unsafe {
+                let log_sum_exp = LogSumExp::new(params, self.item.head, self.row(block), lane);
+                epilogue::store_rows::<E>(params, HEAD_DIM, place, self.row(block), lane, region, |index| {
+                    output[index]
+                });
+                log_sum_exp.store(params, |row| self.softmax[block].log_sum_exp(row, row_sum[row]));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn last_mean(&self, channels: usize) -> [f32; 2] {
+        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (self.chunks.all - 1) / SEGMENT_CHUNKS } else { 0 };
+        // SAFETY: forwarded contract.
+        unsafe { self.mean(segment, channels) }
+    }
+}
