@@ -214,7 +214,7 @@ fn examine(rustc: &Path, toolchain: Option<&str>) -> Result<DeviceCompiler> {
         }
     }
     let cpus = process::read(Command::new(rustc).args(["--print=target-cpus", "--target", TARGET]))?;
-    for architecture in Architecture::ALL.map(Architecture::ptx) {
+    for architecture in Architecture::ALL {
         let known = cpus.lines().any(|line| line.split_whitespace().next() == Some(architecture.name()));
         ensure!(known, "its LLVM has no {}", architecture.name());
     }

@@ -226,7 +226,10 @@ define ptx_kernel void @kernel(ptr %0) {
         let text = rewrite(IR, [2, 0, 3, 2]).unwrap();
         assert!(!text.contains("source_filename"), "{text}");
         assert!(text.contains(&format!("\ntarget datalayout = \"{DATA_LAYOUT}\"\ntarget triple")), "{text}");
-        assert!(text.ends_with("!7 = !{i32 1}\n!nvvmir.version = !{!8}\n!8 = !{i32 2, i32 0, i32 3, i32 2}\n"), "{text}");
+        assert!(
+            text.ends_with("!7 = !{i32 1}\n!nvvmir.version = !{!8}\n!8 = !{i32 2, i32 0, i32 3, i32 2}\n"),
+            "{text}"
+        );
         assert!(text.contains("store i32 1, ptr %0, align 4, !note !7\n"), "the rest stays");
     }
 
