@@ -38,7 +38,7 @@ pub fn check(architecture: Architecture) -> Result<()> {
 /// libNVVM, loaded.
 pub struct Nvvm {
     library: Library,
-    /// Its version, for what is compiled to depend on.
+    /// Its version and file, for a human.
     pub version: String,
 }
 
@@ -59,7 +59,7 @@ impl Nvvm {
             )
         };
         nvvm.check(code, "nvvmVersion")?;
-        nvvm.version = format!("libNVVM {major}.{minor}, {}", file.display());
+        nvvm.version = format!("{major}.{minor}, {}", file.display());
         Ok(nvvm)
     }
 
@@ -70,7 +70,7 @@ impl Nvvm {
         let llvm = self.llvm_version(&name)?;
         ensure!(
             llvm >= device_compiler::MINIMUM_LLVM as c_int,
-            "{} reads the IR of LLVM {llvm} for {name}, the device compiler writes that of LLVM {}: take a newer one",
+            "libNVVM {} reads the IR of LLVM {llvm} for {name}, the device compiler writes that of LLVM {}: take a newer one",
             self.version,
             device_compiler::MINIMUM_LLVM
         );
