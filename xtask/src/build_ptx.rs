@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sage_layout::architecture::Architecture;
 use sage_layout::kernel::Kernel;
 
-use crate::{cuda_tools, device_compiler, embed, gpu, process, project, ptx, ptxas};
+use crate::{cuda_tools, device_compiler, embed, gpu, nvvm, process, project, ptx, ptxas};
 
 /// Arguments of the verb.
 #[derive(Default, clap::Args)]
@@ -31,9 +31,22 @@ pub struct Scope {
     /// GPU architectures, separated by commas: names such as sm_90a, `all`, or `native` for this machine's GPU
     #[arg(long, default_value = "all", value_delimiter = ',')]
     pub arch: Vec<String>,
-    /// Folder for the kernels [default: SAGE_PTX_DIR or target/ptx, from where the library embeds them]
+    /// Folder for the kernels [default: SAGE_PTX_DIR or target/ptx, from where the library embeds them; with the backend
+    /// nvvm, target/ptx-nvvm]
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// What makes PTX of the device compiler's LLVM IR. nvvm is NVIDIA's libNVVM, for sm_100 and newer
+    #[arg(long, value_enum, default_value_t = Backend::Llvm)]
+    pub backend: Backend,
+}
+
+/// What makes PTX of LLVM IR.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum Backend {
+    /// LLVM, in the device compiler
+    Llvm,
+    /// NVIDIA's libNVVM, which `cargo xtask setup --nvvm` installs
+    Nvvm,
 }
 
 /// A kernel, compiled.
@@ -68,7 +81,7 @@ pub fn for_the_library() -> Result<()> {
 
 impl Default for Scope {
     fn default() -> Self {
-        Self { arch: vec!["all".into()], out: None }
+        Self { arch: vec!["all".into()], out: None, backend: Backend::Llvm }
     }
 }
 
@@ -76,13 +89,23 @@ impl Default for Scope {
 pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
     let compiler = device_compiler::find()?;
     let ptxas = Ptxas { path: cuda_tools::PTXAS.find()?, version: cuda_tools::PTXAS.version()? };
-    let out = scope.out.clone().unwrap_or_else(project::ptx_dir);
+    let out = scope.out.clone().unwrap_or_else(|| match scope.backend {
+        Backend::Llvm => project::ptx_dir(),
+        Backend::Nvvm => project::root().join("target/ptx-nvvm"),
+    });
     let manifest = project::root().join("kernels/Cargo.toml");
 
-    let architectures = architectures(&scope.arch)?;
-    let sources = unique(architectures.iter().map(|architecture| architecture.ptx()));
+    let architectures = scope.architectures()?;
+    let nvvm = if scope.backend == Backend::Nvvm { Some(nvvm::Nvvm::load()?) } else { None };
+    // libNVVM compiles for each architecture by itself.
+    let source = |architecture: Architecture| if nvvm.is_some() { architecture } else { architecture.ptx() };
+    let sources = unique(architectures.iter().copied().map(source));
     let modules = in_parallel(&sources, |&source| {
-        let mut module = ptx::Module::parse(&compiler.compile(&manifest, source)?)?;
+        let text = match &nvvm {
+            Some(nvvm) => nvvm.compile(&compiler.compile_to_ir(&manifest, source)?, source)?,
+            None => compiler.compile(&manifest, source)?,
+        };
+        let mut module = ptx::Module::parse(&text)?;
         module.set_version(source.ptx_version())?;
         Ok((source, module))
     })?;
@@ -90,7 +113,7 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
     for &architecture in &architectures {
         let folder = out.join(architecture.name());
         fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
-        let module = modules.iter().find(|(source, _)| *source == architecture.ptx());
+        let module = modules.iter().find(|(compiled, _)| *compiled == source(architecture));
         let kernels = split(&module.context("every PTX was compiled")?.1, architecture)?;
         remove_others(&folder, &kernels)?;
         work.extend(kernels.into_iter().map(|(symbol, text)| (architecture, folder.clone(), symbol, text)));
@@ -102,9 +125,7 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
     for (architecture, kernel) in built {
         all.iter_mut().filter(|(one, _)| *one == architecture).for_each(|(_, built)| built.push(kernel.clone()));
     }
-    let mut bytes = 0;
     for (architecture, built) in &all {
-        bytes += embed::compressed_bytes(&out.join(architecture.name()))?;
         println!(
             "build-ptx: {}: {} kernels, {} of them new, in {}",
             architecture.name(),
@@ -113,8 +134,25 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
             project::display(&out.join(architecture.name()))
         );
     }
-    embed::check_size("build-ptx: kernels in the library, compressed", bytes)?;
+    // Also of architectures that were built before.
+    let folders = Architecture::ALL.map(|architecture| out.join(architecture.name()));
+    let sizes = folders.iter().filter(|folder| folder.is_dir()).map(|folder| embed::compressed_bytes(folder));
+    let what = format!("build-ptx: kernels to embed, compressed, in {}", project::display(&out));
+    embed::check_size(&what, sizes.sum::<Result<u64>>()?)?;
     Ok(all)
+}
+
+impl Scope {
+    /// The architectures that are built: with libNVVM, `all` are those that it is for.
+    pub fn architectures(&self) -> Result<Vec<Architecture>> {
+        let mut chosen = architectures(&self.arch)?;
+        if self.backend == Backend::Nvvm {
+            let is_all = self.arch == ["all"];
+            chosen.retain(|architecture| !is_all || nvvm::is_for(*architecture));
+            chosen.iter().try_for_each(|architecture| nvvm::check(*architecture))?;
+        }
+        Ok(chosen)
+    }
 }
 
 fn architectures(names: &[String]) -> Result<Vec<Architecture>> {
@@ -277,6 +315,17 @@ mod tests {
         assert_eq!(choose(&["sm_90a", "sm_80", "sm_90a"]).unwrap(), [Architecture::Sm90a, Architecture::Sm80]);
         let error = choose(&["sm_30"]).unwrap_err().to_string();
         assert!(error.contains("sm_30") && error.contains("sm_90a") && error.contains("native"), "{error}");
+    }
+
+    #[test]
+    fn libnvvm_is_for_the_newest() {
+        let scope = |names: &[&str]| Scope {
+            arch: names.iter().map(ToString::to_string).collect(),
+            out: None,
+            backend: Backend::Nvvm,
+        };
+        assert_eq!(scope(&["all"]).architectures().unwrap(), [Architecture::Sm100, Architecture::Sm120]);
+        assert!(scope(&["sm_100", "sm_90a"]).architectures().unwrap_err().to_string().contains("not for sm_90a"));
     }
 
     #[test]

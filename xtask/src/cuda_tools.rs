@@ -1,6 +1,6 @@
 //! ptxas and its companions, from NVIDIA's Python wheels: a few files, where the CUDA toolkit is gigabytes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
@@ -61,13 +61,31 @@ impl Tool {
     }
 }
 
+/// libNVVM's Python package and version.
+const LIBNVVM: (&str, &str) = ("nvidia-nvvm", "13.5.37");
+
+/// libNVVM, if [`install_libnvvm`] has installed it.
+pub fn libnvvm() -> Option<PathBuf> {
+    let file = libnvvm_dir().join("nvidia/cu13/lib/libnvvm.so.4");
+    file.is_file().then_some(file)
+}
+
 /// Installs all tools with pip, into a folder of this checkout.
 pub fn install() -> Result<()> {
+    pip_install(&ALL.map(|tool| format!("{}=={}", tool.package, tool.version)), &install_dir())
+}
+
+/// Installs libNVVM with pip, into a folder of this checkout.
+pub fn install_libnvvm() -> Result<()> {
+    let (package, version) = LIBNVVM;
+    pip_install(&[format!("{package}=={version}")], &libnvvm_dir())
+}
+
+fn pip_install(requirements: &[String], folder: &Path) -> Result<()> {
     let python = python_with_pip()?;
     // Installed beside and then renamed: what is interrupted is not taken for complete.
-    let partial = install_dir().with_extension("partial");
-    let requirements = ALL.map(|tool| format!("{}=={}", tool.package, tool.version));
-    println!("setup: pip install {} (into {})", requirements.join(" "), project::display(&install_dir()));
+    let partial = folder.with_extension("partial");
+    println!("setup: pip install {} (into {})", requirements.join(" "), project::display(folder));
     remove_dir(&partial)?;
     process::run(
         python
@@ -76,8 +94,8 @@ pub fn install() -> Result<()> {
             .arg(&partial)
             .args(requirements),
     )?;
-    remove_dir(&install_dir())?;
-    fs::rename(&partial, install_dir())?;
+    remove_dir(folder)?;
+    fs::rename(&partial, folder)?;
     Ok(())
 }
 
@@ -110,7 +128,11 @@ fn install_dir() -> PathBuf {
     project::tools_dir().join("cuda")
 }
 
-fn remove_dir(folder: &std::path::Path) -> Result<()> {
+fn libnvvm_dir() -> PathBuf {
+    project::tools_dir().join("nvvm")
+}
+
+fn remove_dir(folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("could not remove {}", folder.display()))?;
     }

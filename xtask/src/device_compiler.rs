@@ -21,7 +21,7 @@ const RELEASE: &str = "1.96.0";
 const TARGET: &str = "nvptx64-nvidia-cuda";
 
 /// Older LLVMs don't know the instructions that the kernels use, or miscompile around barriers.
-const MINIMUM_LLVM: u32 = 22;
+pub const MINIMUM_LLVM: u32 = 22;
 
 /// Loops over register arrays must unroll whole: an array that is indexed by a variable lives in local memory.
 const UNROLL: [&str; 2] =
@@ -145,16 +145,25 @@ impl DeviceCompiler {
     ///
     /// `manifest` is its `Cargo.toml`, whose workspace must have the profile `device`.
     pub fn compile(&self, manifest: &Path, architecture: Architecture) -> Result<String> {
+        self.emit("asm", manifest, architecture)
+    }
+
+    /// Compiles a library package to one module of LLVM's IR, otherwise as [`compile`](Self::compile) does.
+    pub fn compile_to_ir(&self, manifest: &Path, architecture: Architecture) -> Result<String> {
+        self.emit("llvm-ir", manifest, architecture)
+    }
+
+    fn emit(&self, form: &str, manifest: &Path, architecture: Architecture) -> Result<String> {
         let target_dir = project::device_target_dir().join(architecture.name());
         let mut command = self.command(manifest, architecture, &target_dir);
         // cargo keeps the products of each compiler and set of flags apart, and so do we: it won't compile again what it
         // has, though another compiler may have written since.
         let mut hasher = DefaultHasher::new();
         (format!("{command:?}"), &self.version).hash(&mut hasher);
-        let ptx = target_dir.join(format!("{:016x}.ptx", hasher.finish()));
-        process::run(command.arg(format!("--emit=asm={}", ptx.display())))?;
-        fs::read_to_string(&ptx)
-            .with_context(|| format!("no {}: delete {} and try again", ptx.display(), target_dir.display()))
+        let file = target_dir.join(format!("{:016x}.{form}", hasher.finish()));
+        process::run(command.arg(format!("--emit={form}={}", file.display())))?;
+        fs::read_to_string(&file)
+            .with_context(|| format!("no {}: delete {} and try again", file.display(), target_dir.display()))
     }
 
     /// The one command line that compiles for the device, but for where the PTX goes. Of a package with kernel families, it
@@ -205,7 +214,7 @@ fn examine(rustc: &Path, toolchain: Option<&str>) -> Result<DeviceCompiler> {
         }
     }
     let cpus = process::read(Command::new(rustc).args(["--print=target-cpus", "--target", TARGET]))?;
-    for architecture in Architecture::ALL.map(Architecture::ptx) {
+    for architecture in Architecture::ALL {
         let known = cpus.lines().any(|line| line.split_whitespace().next() == Some(architecture.name()));
         ensure!(known, "its LLVM has no {}", architecture.name());
     }

@@ -5,8 +5,10 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 use sage_layout::architecture::Architecture;
+use sage_layout::dispatch;
 use sage_layout::kernel::Kernel;
 
+use crate::nvvm::Nvvm;
 use crate::{cuda_tools, device_compiler, gpu, process, project};
 
 /// Runs the verb.
@@ -16,6 +18,10 @@ pub fn run() -> Result<()> {
     device_compiler();
     for tool in cuda_tools::ALL {
         line(tool.program, tool.version().and_then(|version| Ok(format!("{version}, {}", tool.find()?.display()))));
+    }
+    // Few need it, so nothing is missing without it.
+    if let Ok(nvvm) = Nvvm::load() {
+        line("libNVVM", Ok(nvvm.version));
     }
     for architecture in Architecture::ALL {
         line(&format!("PTX {}", architecture.name()), built(architecture));
@@ -55,7 +61,7 @@ fn built(architecture: Architecture) -> Result<String> {
 
 fn describe(gpu: &gpu::Gpu) -> Result<String> {
     let capability = gpu.compute_capability;
-    let kernels = match Architecture::ALL.into_iter().rev().find(|architecture| architecture.runs_on(capability)) {
+    let kernels = match dispatch::architectures(capability).find(|architecture| dispatch::is_used(*architecture)) {
         Some(architecture) => format!("runs {}", architecture.name()),
         None => "there are no kernels for it: attention runs on the CPU".into(),
     };

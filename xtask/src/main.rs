@@ -11,6 +11,7 @@ mod device_compiler;
 mod doctor;
 mod embed;
 mod gpu;
+mod nvvm;
 mod process;
 mod project;
 mod ptx;
@@ -43,7 +44,7 @@ enum Verb {
     /// root. No GPU and no CUDA installation is needed. What is there already is left alone.
     ///
     /// SAGE_DEVICE_RUSTC names a rustc to use instead; SAGE_CUDA_TOOLS a folder with ptxas, cuobjdump and nvdisasm.
-    Setup,
+    Setup(setup::Arguments),
     /// Say what of the setup was found, where, in which version, and what to do about what is missing
     ///
     /// Installs and changes nothing. The parts: cargo and rustc, the device compiler, the CUDA tools, the compiled
@@ -92,7 +93,7 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<()> {
     match verb {
-        Verb::Setup => setup::run(),
+        Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Doctor => doctor::run(),
         Verb::BuildPtx(arguments) => build_ptx::run(&arguments),
         Verb::CheckPtx(arguments) => check_ptx::run(&arguments),

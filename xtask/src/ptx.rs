@@ -57,21 +57,10 @@ impl Module {
         Ok(Self { header, items })
     }
 
-    /// Makes the PTX version `major.minor`, which may not be older than what LLVM wrote: instructions of `asm!`, which LLVM
-    /// does not read, may need a newer one than its own.
+    /// Makes the PTX version `major.minor`. What the compiler wrote may be older, as instructions of `asm!`, which LLVM does
+    /// not read, need a newer one than its own; or newer than need be. ptxas checks that the version has every instruction.
     pub fn set_version(&mut self, (major, minor): (u32, u32)) -> Result<()> {
         let line = self.header.lines().find(|line| line.starts_with(".version ")).context("PTX has no version")?;
-        let parse = |line: &str| -> Option<(u32, u32)> {
-            let (major, minor) = line.strip_prefix(".version ")?.split_once('.')?;
-            Some((major.parse().ok()?, minor.parse().ok()?))
-        };
-        let written = parse(line).with_context(|| format!("PTX has `{line}`"))?;
-        ensure!(
-            written <= (major, minor),
-            "the device compiler wrote PTX {}.{}, not {major}.{minor}",
-            written.0,
-            written.1
-        );
         self.header = self.header.replace(line, &format!(".version {major}.{minor}"));
         Ok(())
     }
@@ -234,7 +223,6 @@ $L__BB0_1: barrier.cta.sync.aligned 0;
     fn a_module_is_cut_into_one_a_kernel() {
         let mut module = Module::parse(MODULE).unwrap();
         module.set_version((8, 7)).unwrap();
-        assert!(module.set_version((8, 6)).is_err(), "LLVM may have written what is newer");
         let names: Vec<_> = module.entries().map(|entry| entry.name.as_str()).collect();
         assert_eq!(names, ["first", "second"]);
 

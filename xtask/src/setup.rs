@@ -6,9 +6,20 @@ use anyhow::Result;
 
 use crate::{cuda_tools, device_compiler};
 
+/// Arguments of the verb.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Install libNVVM too, for build-ptx --backend nvvm
+    #[arg(long)]
+    nvvm: bool,
+}
+
 /// Runs the verb.
-pub fn run() -> Result<()> {
+pub fn run(arguments: &Arguments) -> Result<()> {
     ensure()?;
+    if arguments.nvvm && cuda_tools::libnvvm().is_none() {
+        cuda_tools::install_libnvvm()?;
+    }
     println!("setup: complete (`cargo xtask doctor` says what was found where)");
     Ok(())
 }

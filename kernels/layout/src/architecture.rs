@@ -59,7 +59,7 @@ impl Architecture {
         }
     }
 
-    /// The architecture whose PTX its machine code is made from. LLVM would write the same PTX for both.
+    /// The architecture whose PTX its machine code is made from: its kernels need no newer instructions.
     pub const fn ptx(self) -> Self {
         match self {
             Self::Sm80 | Self::Sm86 => Self::Sm80,
