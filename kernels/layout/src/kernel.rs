@@ -183,9 +183,9 @@ impl Kernel {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             Family::Quantize => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
-            // 255 registers, or 168
-            Family::AttentionMmaF16(_) | Family::AttentionMmaFp8(_) if self.head_dim() > 64 => 2,
-            Family::AttentionMmaF16(_) | Family::AttentionMmaFp8(_) => 3,
+            // 168 registers, or 255
+            Family::AttentionMmaF16(PvAccum::F32 | PvAccum::F16) if self.head_dim() == 64 => 3,
+            Family::AttentionMmaF16(_) | Family::AttentionMmaFp8(_) => 2,
         }
     }
 
