@@ -51,6 +51,7 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         granularity: 3,
         softmax_scale: 1.0,
         score_scale: 1.0,
+        value_max: 448.0,
         smooth_v: 0,
         query_tiles: 3,
         key_tiles: 1,

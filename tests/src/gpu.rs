@@ -2,7 +2,7 @@
 
 use crate::error::{Accuracy, assert_rows_near};
 use crate::tensor::{Inputs, Outputs, gather, indices, offset, query_shape, span};
-use sageattention::gpu::launch::Part;
+use sageattention::gpu::launch::{Instructions, Part};
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, PreparedPlan, PvMode,
@@ -127,13 +127,25 @@ impl<T: Element> Call<T> {
         inputs: &Inputs<T>,
         poison: u8,
     ) -> Result<Self, Error> {
+        Self::with_instructions(gpu, Instructions::Wgmma, problem, options, inputs, poison)
+    }
+
+    /// The same with a choice of kernels.
+    pub fn with_instructions(
+        gpu: &'static Gpu,
+        instructions: Instructions,
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        inputs: &Inputs<T>,
+        poison: u8,
+    ) -> Result<Self, Error> {
         let plan = AttentionPlan::new(*problem, *options)?;
         let stream = Stream::new(gpu)?;
         let upload = |tensor: &[T]| Guarded::holding(gpu, bytemuck::cast_slice(tensor), poison, &stream);
         let poisoned = |bytes| Guarded::poisoned(gpu, bytes, poison, &stream);
         let lse = || poisoned(plan.log_sum_exp_len() * size_of::<f32>());
         Ok(Self {
-            prepared: plan.prepare(gpu)?,
+            prepared: plan.prepare_with(gpu, instructions)?,
             query: upload(&inputs.query)?,
             key: upload(&inputs.key)?,
             value: upload(&inputs.value)?,
@@ -239,8 +251,23 @@ pub fn attend<T: Element>(
     options: &AttentionOptions,
     inputs: &Inputs<T>,
 ) -> Outputs {
+    attend_with(gpu, Instructions::Wgmma, problem, options, inputs)
+}
+
+/// [`attend`] with a choice of kernels.
+///
+/// # Panics
+///
+/// As [`attend`].
+pub fn attend_with<T: Element>(
+    gpu: &'static Gpu,
+    instructions: Instructions,
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    inputs: &Inputs<T>,
+) -> Outputs {
     let run = || {
-        let mut call = Call::new(gpu, problem, options, inputs)?;
+        let mut call = Call::with_instructions(gpu, instructions, problem, options, inputs, NAN_POISON)?;
         call.enqueue()?;
         call.outputs()
     };

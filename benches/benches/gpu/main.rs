@@ -20,7 +20,9 @@ use contender::{Contender, Tensors};
 use half::f16;
 use sage_measure::peers::{PEERS, Peer, Peers, Request, Timing};
 use sage_measure::{Accuracy, Arguments, Case, Device as Where, Measurement, Mode, Part, Report, table};
+use sage_tests::gpu::attend_with;
 use sage_tests::tensor::Inputs;
+use sageattention::gpu::launch::{Instructions, PvAccum};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask, PvMode,
     TensorLayout, attention, devices, testing,
@@ -30,18 +32,33 @@ use sageattention::{
 struct Variant {
     name: &'static str,
     options: fn() -> AttentionOptions,
+    instructions: Instructions,
     /// Bytes of a code: of queries, keys and values.
     code_bytes: [usize; 3],
 }
 
 const VARIANTS: &[Variant] = &[
-    Variant { name: "int8-fp8", options: AttentionOptions::default, code_bytes: [1, 1, 1] },
-    Variant {
-        name: "int8-f16",
-        options: || AttentionOptions { pv_mode: PvMode::F16, ..Default::default() },
-        code_bytes: [1, 1, 2],
-    },
+    Variant::new("int8-fp8", Instructions::Wgmma, false),
+    Variant::new("int8-f16", Instructions::Wgmma, true),
+    Variant::new("mma-f16-f32", Instructions::Mma(PvAccum::F32), true),
+    Variant::new("mma-f16-f16", Instructions::Mma(PvAccum::F16), true),
+    Variant::new("mma-f16-f16f32", Instructions::Mma(PvAccum::F16F32), true),
+    Variant::new("mma-fp8-f32", Instructions::Mma(PvAccum::F32), false),
+    Variant::new("mma-fp8-f32f32", Instructions::Mma(PvAccum::F32F32), false),
+    Variant::new("mma-fp8-f32f16", Instructions::Mma(PvAccum::F32F16), false),
 ];
+
+impl Variant {
+    /// With values in 16 bits or in e4m3.
+    const fn new(name: &'static str, instructions: Instructions, in_16_bits: bool) -> Self {
+        if in_16_bits {
+            let options = || AttentionOptions { pv_mode: PvMode::F16, ..Default::default() };
+            Self { name, options, instructions, code_bytes: [1, 1, 2] }
+        } else {
+            Self { name, options: AttentionOptions::default, instructions, code_bytes: [1, 1, 1] }
+        }
+    }
+}
 
 /// Tokens of a batch, all sequences together.
 const TOKENS: usize = 32768;
@@ -310,14 +327,12 @@ impl Bench {
                 let shape = [1, ACCURACY_HEADS, ACCURACY_LENGTH, head_dim];
                 let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, shape);
                 let inputs = Inputs::<f16>::normal(&problem, 1);
-                let [query, key, value] = inputs.slices();
                 let with_mask = |options: AttentionOptions| AttentionOptions { mask, ..options };
                 let exact = testing::exact(&problem, &with_mask(AttentionOptions::default()), inputs.slices()).output;
                 for (case, variant) in same_inputs {
                     let options = with_mask((variant.options)());
-                    let device = Device::Gpu(self.gpu.ordinal());
-                    let result = attention(device, problem, options, query, key, value)?.output;
-                    let near = testing::Accuracy::of(result.into_iter().map(f64::from), &exact);
+                    let result = attend_with(self.gpu, variant.instructions, &problem, &options, &inputs).output;
+                    let near = testing::Accuracy::of(result, &exact);
                     println!("{}: relative L1 {:.4}, cosine {:.6}", case.name(), near.relative_l1, near.cosine);
                     let testing::Accuracy { cosine, relative_l1, rmse, .. } = near;
                     self.report.accuracy.push(Accuracy { case: case.clone(), cosine, relative_l1, rmse });

@@ -4,11 +4,15 @@ use super::Gpu;
 use super::driver::cuda;
 use super::module::Function;
 use crate::error::Error;
-use crate::kernels::{Call, Instructions};
+use crate::kernels::Call;
+#[doc(hidden)]
+pub use crate::kernels::Instructions;
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, extent};
 use crate::workspace;
 use sage_layout::kernel::{Family, Kernel};
+#[doc(hidden)]
+pub use sage_layout::mode::PvAccum;
 use sage_layout::params::Params;
 use std::ffi::c_void;
 
