@@ -85,7 +85,7 @@ pub use error::{Error, Unsupported};
 pub use gpu::{Gpu, GpuBuffers, GpuInfo, PreparedPlan, devices};
 pub use options::*;
 pub use plan::{AttentionPlan, supports};
-pub use sage_layout::architecture::ComputeCapability;
+pub use sage_layout::architecture::{Architecture, ComputeCapability};
 pub use tensor::*;
 
 #[doc = include_str!("../../README.md")]

@@ -5,7 +5,8 @@ use crate::tensor::{Inputs, Outputs, gather, indices, offset, query_shape, span}
 use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, PreparedPlan, PvMode,
+    Architecture, AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, PreparedPlan,
+    PvMode,
 };
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -127,13 +128,28 @@ impl<T: Element> Call<T> {
         inputs: &Inputs<T>,
         poison: u8,
     ) -> Result<Self, Error> {
+        Self::with_kernels(gpu, None, problem, options, inputs, poison)
+    }
+
+    /// The same with kernels of an architecture.
+    pub fn with_kernels(
+        gpu: &'static Gpu,
+        architecture: Option<Architecture>,
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        inputs: &Inputs<T>,
+        poison: u8,
+    ) -> Result<Self, Error> {
         let plan = AttentionPlan::new(*problem, *options)?;
         let stream = Stream::new(gpu)?;
         let upload = |tensor: &[T]| Guarded::holding(gpu, bytemuck::cast_slice(tensor), poison, &stream);
         let poisoned = |bytes| Guarded::poisoned(gpu, bytes, poison, &stream);
         let lse = || poisoned(plan.log_sum_exp_len() * size_of::<f32>());
         Ok(Self {
-            prepared: plan.prepare(gpu)?,
+            prepared: match architecture {
+                None => plan.prepare(gpu)?,
+                Some(_) => plan.prepare_for(gpu, architecture)?,
+            },
             query: upload(&inputs.query)?,
             key: upload(&inputs.key)?,
             value: upload(&inputs.value)?,
@@ -239,8 +255,23 @@ pub fn attend<T: Element>(
     options: &AttentionOptions,
     inputs: &Inputs<T>,
 ) -> Outputs {
+    attend_with(gpu, None, problem, options, inputs)
+}
+
+/// [`attend`] with kernels of an architecture.
+///
+/// # Panics
+///
+/// As [`attend`].
+pub fn attend_with<T: Element>(
+    gpu: &'static Gpu,
+    architecture: Option<Architecture>,
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    inputs: &Inputs<T>,
+) -> Outputs {
     let run = || {
-        let mut call = Call::new(gpu, problem, options, inputs)?;
+        let mut call = Call::with_kernels(gpu, architecture, problem, options, inputs, NAN_POISON)?;
         call.enqueue()?;
         call.outputs()
     };

@@ -85,9 +85,9 @@ pub struct Ours<'a> {
 impl<'a> Ours<'a> {
     fn new(tensors: &'a Tensors, case: &Case, variant: &Variant) -> Result<Self, Error> {
         let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, tensors.shape(case.length));
-        let options = AttentionOptions { mask: mask(case), ..(variant.options)() };
+        let options = AttentionOptions { mask: mask(case), ..variant.options() };
         let plan = AttentionPlan::new(problem, options)?;
-        let prepared = plan.prepare(tensors.gpu)?;
+        let prepared = plan.prepare_for(tensors.gpu, variant.architecture)?;
         let workspace = DeviceMemory::new(tensors.gpu, "workspace", plan.workspace_bytes() as usize)?;
         let mut ours = Self { tensors, prepared, workspace, kernels: Kernels::All, call_ms: f64::INFINITY };
         // The attention kernel alone needs what the quantization leaves.

@@ -20,28 +20,58 @@ use contender::{Contender, Tensors};
 use half::f16;
 use sage_measure::peers::{PEERS, Peer, Peers, Request, Timing};
 use sage_measure::{Accuracy, Arguments, Case, Device as Where, Measurement, Mode, Part, Report, table};
+use sage_tests::gpu::attend_with;
 use sage_tests::tensor::Inputs;
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask, PvMode,
-    TensorLayout, attention, devices, testing,
+    Architecture, AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask,
+    PvAccum, PvMode, TensorLayout, attention, devices, testing,
 };
 
 /// A way to compute attention of ours.
 struct Variant {
     name: &'static str,
-    options: fn() -> AttentionOptions,
-    /// Bytes of a code: of queries, keys and values.
-    code_bytes: [usize; 3],
+    pv_mode: PvMode,
+    pv_accum: PvAccum,
+    /// Whose kernels; none for the best.
+    architecture: Option<Architecture>,
 }
 
 const VARIANTS: &[Variant] = &[
-    Variant { name: "int8-fp8", options: AttentionOptions::default, code_bytes: [1, 1, 1] },
-    Variant {
-        name: "int8-f16",
-        options: || AttentionOptions { pv_mode: PvMode::F16, ..Default::default() },
-        code_bytes: [1, 1, 2],
-    },
+    Variant::new("int8-fp8", PvMode::Fp8, PvAccum::F32, None),
+    Variant::new("int8-f16", PvMode::F16, PvAccum::F32, None),
+    Variant::new("mma-f16-f32", PvMode::F16, PvAccum::F32, Some(Architecture::Sm80)),
+    Variant::new("mma-f16-f16", PvMode::F16, PvAccum::F16, Some(Architecture::Sm80)),
+    Variant::new("mma-f16-f16f32", PvMode::F16, PvAccum::F16F32, Some(Architecture::Sm80)),
+    Variant::new("mma-fp8-f32", PvMode::Fp8, PvAccum::F32, Some(Architecture::Sm89)),
+    Variant::new("mma-fp8-f32f32", PvMode::Fp8, PvAccum::F32F32, Some(Architecture::Sm89)),
+    Variant::new("mma-fp8-f32f16", PvMode::Fp8, PvAccum::F32F16, Some(Architecture::Sm89)),
 ];
+
+impl Variant {
+    const fn new(name: &'static str, pv_mode: PvMode, pv_accum: PvAccum, architecture: Option<Architecture>) -> Self {
+        Self { name, pv_mode, pv_accum, architecture }
+    }
+
+    fn options(&self) -> AttentionOptions {
+        AttentionOptions { pv_mode: self.pv_mode, pv_accum: self.pv_accum, ..Default::default() }
+    }
+
+    /// Bytes of a code: of queries, keys and values.
+    fn code_bytes(&self) -> [usize; 3] {
+        match self.pv_mode {
+            PvMode::Fp8 => [1, 1, 1],
+            PvMode::F16 => [1, 1, 2],
+        }
+    }
+
+    /// The parts that are timed: those that other variants have not.
+    fn parts(&self) -> &'static [Part] {
+        match self.architecture {
+            None => &[Part::Attention, Part::Quantization, Part::EndToEnd],
+            Some(_) => &[Part::Attention],
+        }
+    }
+}
 
 /// Tokens of a batch, all sequences together.
 const TOKENS: usize = 32768;
@@ -147,7 +177,7 @@ fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
             };
             for &length in effort.lengths {
                 for variant in VARIANTS {
-                    for part in [Part::Attention, Part::Quantization, Part::EndToEnd] {
+                    for &part in variant.parts() {
                         add(length, part, variant.name);
                     }
                 }
@@ -293,7 +323,7 @@ impl Bench {
         let operations = (case.part != Part::Quantization).then_some(4.0 * pairs * case.head_dim as f64);
         let bytes = variant(case).filter(|_| case.part == Part::Quantization).map(|variant| {
             let elements = TOKENS * tensors.heads * case.head_dim;
-            variant.code_bytes.iter().map(|code| (elements * (DType::BYTES + code)) as f64).sum()
+            variant.code_bytes().iter().map(|code| (elements * (DType::BYTES + code)) as f64).sum()
         });
         self.report.measurements.push(Measurement::new(case.clone(), mode, samples, operations, bytes));
     }
@@ -310,14 +340,12 @@ impl Bench {
                 let shape = [1, ACCURACY_HEADS, ACCURACY_LENGTH, head_dim];
                 let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, shape);
                 let inputs = Inputs::<f16>::normal(&problem, 1);
-                let [query, key, value] = inputs.slices();
                 let with_mask = |options: AttentionOptions| AttentionOptions { mask, ..options };
                 let exact = testing::exact(&problem, &with_mask(AttentionOptions::default()), inputs.slices()).output;
                 for (case, variant) in same_inputs {
-                    let options = with_mask((variant.options)());
-                    let device = Device::Gpu(self.gpu.ordinal());
-                    let result = attention(device, problem, options, query, key, value)?.output;
-                    let near = testing::Accuracy::of(result.into_iter().map(f64::from), &exact);
+                    let options = with_mask(variant.options());
+                    let result = attend_with(self.gpu, variant.architecture, &problem, &options, &inputs).output;
+                    let near = testing::Accuracy::of(result, &exact);
                     println!("{}: relative L1 {:.4}, cosine {:.6}", case.name(), near.relative_l1, near.cosine);
                     let testing::Accuracy { cosine, relative_l1, rmse, .. } = near;
                     self.report.accuracy.push(Accuracy { case: case.clone(), cosine, relative_l1, rmse });

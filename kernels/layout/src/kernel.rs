@@ -188,9 +188,9 @@ impl Kernel {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             Family::Quantize => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
-            // 255 registers, or 168
-            _ if self.head_dim() > 64 => 2,
-            _ => 3,
+            // 168 registers, or 255
+            Family::MmaF16F32 | Family::MmaF16F16 if self.head_dim() == 64 => 3,
+            _ => 2,
         }
     }
 

@@ -86,7 +86,7 @@ impl Probabilities for SummedE4m3Probabilities {
 
     #[inline(always)]
     fn saturated(&self) -> bool {
-        !((self.sums[0] < E4M3_MAX) & (self.sums[1] < E4M3_MAX))
+        !(self.sums[0] < E4M3_MAX && self.sums[1] < E4M3_MAX)
     }
 }
 
@@ -162,7 +162,7 @@ impl<E: Element, S: Sums> Probabilities for HalfProbabilities<E, S> {
         const LARGEST_EXPONENT: f32 = 127.0;
         // 2^LOG2_LARGEST_SUM
         let largest = const { f32::from_bits(((Self::LOG2_LARGEST_SUM + LARGEST_EXPONENT) as u32) << 23) };
-        !((self.sums[0] < largest) & (self.sums[1] < largest))
+        !(self.sums[0] < largest && self.sums[1] < largest)
     }
 }
 

@@ -8,6 +8,7 @@ mod accuracy;
 mod codes;
 mod executor;
 mod memory;
+mod mma;
 mod properties;
 mod shapes;
 mod streams;

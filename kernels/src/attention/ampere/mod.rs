@@ -104,8 +104,6 @@ struct Warp<'a, A: Accumulator, const HEAD_DIM: u32> {
     chunks: KeyTiles,
     query: [[[u32; 4]; STEPS]; MMA_BLOCKS],
     query_scale: [f32; MMA_BLOCKS],
-    /// The lane's scale of the next chunk's keys.
-    key_scale: f32,
     softmax: [OnlineSoftmax; MMA_BLOCKS],
     /// Sums of the lane's own probabilities: a quarter of two rows'.
     row_sum: [[f32; 2]; MMA_BLOCKS],
@@ -141,7 +139,6 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
             chunks: KeyTiles::of(params, [first_row, WARP_QUERIES], KEY_CHUNK),
             query: [[[0; 4]; STEPS]; MMA_BLOCKS],
             query_scale: [0.0; MMA_BLOCKS],
-            key_scale: 0.0,
             softmax: [OnlineSoftmax::new(); MMA_BLOCKS],
             row_sum: [[0.0; 2]; MMA_BLOCKS],
             output: [[A::Output::ZERO; CHANNEL_BLOCKS]; MMA_BLOCKS],
@@ -149,8 +146,6 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         if this.chunks.all > 0 {
             // SAFETY: queries are padded to whole tiles of 64, of which a warp's are a part.
             unsafe { this.load_queries() };
-            // SAFETY: there is a key.
-            this.key_scale = unsafe { this.key_scale(0) };
         }
         this
     }
@@ -209,12 +204,10 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
         let key = Matrix::new(stage, HEAD_DIM, self.lane);
         let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
-        let scale = self.query_scale.map(|query_scale| query_scale * self.key_scale);
         // SAFETY: forwarded contract.
         unsafe {
-            if chunk + 1 < self.chunks.all {
-                self.key_scale = self.key_scale(chunk + 1);
-            }
+            let key_scale = self.key_scale(chunk);
+            let scale = self.query_scale.map(|query_scale| query_scale * key_scale);
             for part in 0..(KEY_CHUNK / A::KEYS) as usize {
                 let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
                 let mut probabilities = if chunk < self.chunks.whole {
