@@ -80,6 +80,7 @@ impl Call<'_> {
             key_statistics: if options.smooth_k { key_tiles } else { 0 },
             value_statistics: match workspace.values {
                 Values::Fp8 { .. } => key_tiles,
+                Values::F16 { .. } if self.smooth_v() => key_tiles,
                 Values::F16 { .. } => 0,
             },
             query: query_tiles * self.heads_per_key_head(),
@@ -126,7 +127,11 @@ impl Call<'_> {
                 value_mean_codes: self.address(mean_codes),
                 ..params
             },
-            Values::F16 { tiles } => QuantizeParams { value_tiles: self.address(tiles), ..params },
+            Values::F16 { tiles, mean } => QuantizeParams {
+                value_tiles: self.address(tiles),
+                value_mean: if self.smooth_v() { self.address(mean) } else { 0 },
+                ..params
+            },
         };
         launch(Family::Quantize, [order.items.min(resident), 1, 1], params.into())
     }
@@ -171,7 +176,11 @@ impl Call<'_> {
                 },
                 ..params
             },
-            Values::F16 { tiles } => AttentionParams { value: self.address(tiles), ..params },
+            Values::F16 { tiles, mean } => AttentionParams {
+                value: self.address(tiles),
+                value_mean_codes: if self.smooth_v() { self.address(mean) } else { 0 },
+                ..params
+            },
         };
         let family = self.instructions.family(resolved.options.pv_mode);
         let params = match family {
@@ -188,11 +197,14 @@ impl Call<'_> {
         launch(family, [items.min(resident), 1, 1], params)
     }
 
-    /// Whether values are stored less their means: not for sums of two levels.
+    /// Whether values are stored less their means: not for sums of two levels, and in 16 bits only for those in f16.
     fn smooth_v(&self) -> bool {
-        let two_levels =
-            matches!(self.instructions, Instructions::Mma(PvAccum::F32F32 | PvAccum::F32F16 | PvAccum::F16F32));
-        self.plan.resolved.smooth_v && !two_levels
+        let resolved = &self.plan.resolved;
+        match (resolved.options.pv_mode, self.instructions) {
+            (PvMode::Fp8, Instructions::Wgmma | Instructions::Mma(PvAccum::F32)) => resolved.smooth_v,
+            (PvMode::F16, Instructions::Mma(PvAccum::F16)) => resolved.options.smooth_v,
+            _ => false,
+        }
     }
 
     /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
