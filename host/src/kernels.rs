@@ -79,6 +79,7 @@ impl Call<'_> {
             key_statistics: if options.smooth_k { key_tiles } else { 0 },
             value_statistics: match workspace.values {
                 Values::Fp8 { .. } => key_tiles,
+                Values::F16 { .. } if resolved.smooth_v => key_tiles,
                 Values::F16 { .. } => 0,
             },
             query: query_tiles * self.heads_per_key_head(),
@@ -122,7 +123,9 @@ impl Call<'_> {
                 value_mean_codes: self.address(mean_codes),
                 ..params
             },
-            Values::F16 { tiles } => QuantizeParams { value_tiles: self.address(tiles), ..params },
+            Values::F16 { tiles, mean } => {
+                QuantizeParams { value_tiles: self.address(tiles), value_mean: self.address_if(mean), ..params }
+            }
         };
         launch(Family::Quantize, [order.items.min(resident), 1, 1], params.into())
     }
@@ -168,7 +171,9 @@ impl Call<'_> {
                 },
                 ..params
             },
-            Values::F16 { tiles } => AttentionParams { value: self.address(tiles), ..params },
+            Values::F16 { tiles, mean } => {
+                AttentionParams { value: self.address(tiles), value_mean_codes: self.address_if(mean), ..params }
+            }
         };
         launch(self.attention, [items.min(resident), 1, 1], params.into())
     }

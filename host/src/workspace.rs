@@ -55,7 +55,7 @@ pub(crate) enum Values {
     /// [`PvMode::Fp8`]
     Fp8 { codes: Region, scale: Region, inverse_scale: Region, mean: Region, mean_codes: Region },
     /// [`PvMode::F16`]
-    F16 { tiles: Region },
+    F16 { tiles: Region, mean: Option<Region> },
 }
 
 impl Workspace {
@@ -99,9 +99,10 @@ impl Workspace {
                     mean: region(segment_channels),
                     mean_codes: region(segment_channels),
                 },
-                PvMode::F16 => {
-                    Values::F16 { tiles: region([key_heads, key_tiles, tile::value_tile_bytes(head_dim) as u64]) }
-                }
+                PvMode::F16 => Values::F16 {
+                    tiles: region([key_heads, key_tiles, tile::value_tile_bytes(head_dim) as u64]),
+                    mean: resolved.smooth_v.then(|| region(channels)),
+                },
             },
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: (options.smooth_k && options.return_lse)
@@ -122,7 +123,7 @@ impl Workspace {
                 ("value_mean", Some(mean)),
                 ("value_mean_codes", Some(mean_codes)),
             ],
-            Values::F16 { tiles } => vec![("value_tiles", Some(tiles))],
+            Values::F16 { tiles, mean } => vec![("value_tiles", Some(tiles)), ("value_mean", mean)],
         };
         let queries_and_keys = [
             ("query_codes", Some(self.query_codes)),

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use half::f16;
 use sage_tests::tensor::Inputs;
 use sageattention::simt::{Execution, Options, Schedule, Synchronisation};
-use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvMode, TensorLayout};
+use sageattention::{
+    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Mask, PvMode, TensorLayout,
+};
 
 /// Synchronisations whose removal changes nothing that can be observed, one a line of source: instruction, file, and why.
 const REDUNDANT: [(&str, &str, &str); 1] = [(
@@ -35,8 +37,12 @@ fn idle_warpgroups(pv_mode: PvMode) -> Call {
 }
 
 fn execute((problem, attention): Call, options: &Options) -> Result<Execution, String> {
+    execute_on(ComputeCapability::new(9, 0), (problem, attention), options)
+}
+
+fn execute_on(gpu: ComputeCapability, (problem, attention): Call, options: &Options) -> Result<Execution, String> {
     let inputs = Inputs::<f16>::random(&problem, 1);
-    Execution::new(&problem, &attention, inputs.slices(), options)
+    Execution::of_gpu(gpu, &problem, &attention, inputs.slices(), options)
         .map_err(|(kernel, report)| format!("{}: {report}", kernel.symbol()))
 }
 
@@ -73,4 +79,28 @@ fn every_removal_of(pv_mode: PvMode) {
     let missed = missed.iter().map(|place| (place.instruction, place.site.file().rsplit(['/', '\\']).next().unwrap()));
     let redundant = REDUNDANT.iter().map(|&(instruction, file, _)| (instruction, file));
     assert!(missed.eq(redundant), "not found are others than the redundant ones: see the output");
+}
+
+/// What the `mma.sync` kernels have beyond the quantizer: several chunks of keys, warps that see fewer than others.
+#[test]
+fn every_removal_is_found_with_mma() {
+    let gpu = ComputeCapability::new(8, 0);
+    // the last of three chunks is where the output's rows are put together
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 200, 64], [1, 150]);
+    let call = (problem, options(PvMode::F16, false));
+    let complete = execute_on(gpu, call, &Options::new(Schedule::InOrder)).expect("the kernel as it is");
+    let places: BTreeSet<Synchronisation> = complete.synchronisations.into_iter().collect();
+    let mut found = 0;
+    for place in places.into_iter().filter(|place| place.site.file().contains("attention")) {
+        let schedules = [Schedule::InOrder, Schedule::Reverse].into_iter();
+        let schedules = schedules.chain((0..3).map(Schedule::RandomWarps)).chain((0..5).map(Schedule::Random));
+        let options = schedules.map(|schedule| Options { without: Some(place), ..Options::new(schedule) });
+        let report = options.map(|options| execute_on(gpu, call, &options)).find_map(Result::err);
+        let Synchronisation { instruction, site } = place;
+        println!("{instruction} at {site}:\n    {report:?}");
+        found += usize::from(report.is_some());
+        let redundant = instruction == "bar.warp.sync" && site.file().contains("epilogue");
+        assert!(report.is_some() || redundant, "nobody misses {instruction} at {site}");
+    }
+    assert!(found >= 3, "the copies' wait and the block's barriers");
 }

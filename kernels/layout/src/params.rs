@@ -66,13 +66,14 @@ pub struct QuantizeParams {
     /// e4m3 `[batch · key heads][key tiles][padded head_dim · 128]`: transposed, tokens reordered, swizzled. Without
     /// `value_scale`, values in 16 bits, as in [`value_tile`](crate::value_tile).
     pub value_tiles: Address,
-    /// f32 `[batch · key heads][padded head_dim]`: scales; 0 for values in 16 bits, then so are the next three.
+    /// f32 `[batch · key heads][padded head_dim]`: scales; 0 for values in 16 bits, then so is the next.
     pub value_scale: Address,
     /// The same shape: what values are multiplied by before they are rounded.
     pub value_inverse_scale: Address,
-    /// f32 `[batch · key heads][segments][padded head_dim]`: segment means.
+    /// f32 `[batch · key heads][segments][padded head_dim]`: segment means. For values in 16 bits, what is subtracted from them,
+    /// `[batch · key heads][padded head_dim]`; 0 for nothing.
     pub value_mean: Address,
-    /// The same shape: segment means in units of the channel's scale.
+    /// The same shape: segment means in units of the channel's scale; 0 for values in 16 bits.
     pub value_mean_codes: Address,
     /// f32 `[batch · heads][padded queries]`: `softmax_scale · query · key_mean` of each row; 0 if not wanted.
     pub log_sum_exp_shift: Address,
@@ -121,7 +122,8 @@ pub struct AttentionParams {
     pub key_scale: Address,
     /// Value scales; 0 for `AttentionF16`.
     pub value_scale: Address,
-    /// Segment means of the values, in units of the value scales; 0 for `AttentionF16`.
+    /// Segment means of the values, in units of the value scales; 0 for `AttentionF16`. For `AttentionMmaFp8`, 0 if there are
+    /// none; for `AttentionMmaF16`, the values' means, or 0.
     pub value_mean_codes: Address,
     /// `log_sum_exp` less this is what the softmax computed; 0 for nothing.
     pub log_sum_exp_shift: Address,

@@ -11,7 +11,7 @@ use sage_layout::params::{QuantizeParams, TensorView};
 use sage_layout::scale::value_scale;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
-use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes};
+use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, value_tile_bytes};
 use simt::{global, shared, thread};
 
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
@@ -30,12 +30,39 @@ const ROWS_IN_FLIGHT: usize = 4;
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.key_codes, params.key_tiles, head);
+    let rows = Rows::<HEAD_DIM>::new(params.key_codes, key_tile_bytes(HEAD_DIM), params.key_tiles, head);
+    // SAFETY: forwarded contract.
+    unsafe { mean_statistics::<E, HEAD_DIM>(params, (Tensor::Key, &params.key, params.key_mean), head, tile, &rows) }
+}
+
+/// Statistics of one tile of 16-bit values of one head; if they are the last, the mean of the values.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say.
+#[inline(always)]
+pub unsafe fn value_mean<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
+    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, value_tile_bytes(HEAD_DIM), params.key_tiles, head);
+    // SAFETY: forwarded contract.
+    unsafe {
+        mean_statistics::<E, HEAD_DIM>(params, (Tensor::Value, &params.value, params.value_mean), head, tile, &rows)
+    }
+}
+
+/// Sums of one tile of one head; if they are the last, the head's mean, one row a head at `means`.
+#[inline(always)]
+unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32>(
+    params: &QuantizeParams,
+    (kind, tensor, means): (Tensor, &TensorView, u64),
+    head: u32,
+    tile: u32,
+    rows: &Rows<HEAD_DIM>,
+) {
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, false>(params, &params.key, head, tile, &rows);
-        if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Key, head, segment), rows.tiles_of(segment)) {
+        tile_statistics::<E, HEAD_DIM, false>(params, tensor, head, tile, rows);
+        if !is_last::<HEAD_DIM>(tiles_counter(params, kind, head, segment), rows.tiles_of(segment)) {
             return;
         }
         if channel < HEAD_DIM {
@@ -44,17 +71,17 @@ pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             fold_rows(rows.tiles_of(segment), tile, |_, [tile]| sum += tile);
             global::store_f32(rows.of_segment(Row::SegmentSum, segment, channel), sum);
         }
-        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Key, head), params.segments) {
+        if !is_last::<HEAD_DIM>(segments_counter(params, kind, head), params.segments) {
             return;
         }
         if channel < HEAD_DIM {
             let mut sum = 0.0;
             let segment = |segment| [rows.of_segment(Row::SegmentSum, segment, channel)];
             fold_rows(params.segments, segment, |_, [segment]| sum += segment);
-            let place = params.key_mean + 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
-            global::store_f32(place, sum / params.key.tokens as f32);
+            let place = means + 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
+            global::store_f32(place, sum / tensor.tokens as f32);
         }
-        publish_statistics(params, Tensor::Key, head);
+        publish_statistics(params, kind, head);
     }
 }
 
@@ -65,7 +92,7 @@ pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, params.key_tiles, head);
+    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, key_tile_bytes(HEAD_DIM), params.key_tiles, head);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     let segments = params.segments;
     let segment_place =
@@ -121,18 +148,19 @@ pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &Quantiz
 /// The statistics rows of a head's parts, in the place of its codes.
 struct Rows<const HEAD_DIM: u32> {
     codes: u64,
+    tile_bytes: u32,
     tiles: u32,
 }
 
 impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
     #[inline(always)]
-    fn new(codes: u64, tiles: u32, head: u32) -> Self {
-        Self { codes: codes + head as u64 * tiles as u64 * key_tile_bytes(HEAD_DIM) as u64, tiles }
+    fn new(codes: u64, tile_bytes: u32, tiles: u32, head: u32) -> Self {
+        Self { codes: codes + head as u64 * tiles as u64 * tile_bytes as u64, tile_bytes, tiles }
     }
 
     #[inline(always)]
     fn address(&self, row: Row, tile: u32, channel: u32) -> u64 {
-        let tile = self.codes + tile as u64 * key_tile_bytes(HEAD_DIM) as u64;
+        let tile = self.codes + tile as u64 * self.tile_bytes as u64;
         tile + (row_offset(row, HEAD_DIM) + 4 * channel) as u64
     }
 

@@ -134,7 +134,7 @@ const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn tile_value<const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+pub unsafe fn tile_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
     let input = &params.value;
     let head = Head::new(input, head_index);
     let groups = KEY_TILE / TOKENS as u32;
@@ -145,9 +145,24 @@ pub unsafe fn tile_value<const HEAD_DIM: u32>(params: &QuantizeParams, head_inde
     let first_key = group * TOKENS as u32;
     let first = tile * KEY_TILE + first_key;
     // SAFETY: the input is readable. What pads the tile is zero.
-    let rows = unsafe { head.load_chunks::<TOKENS, false>(input, first, |index| index as u32, chunk) };
+    let mut rows = unsafe { head.load_chunks::<TOKENS, false>(input, first, |index| index as u32, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
+    if params.value_mean != 0 {
+        let channel = chunk * CHUNK as u32;
+        // SAFETY: statistics come before, and all threads of the CTA are here; means hold a row for each head.
+        let mean: [f32; CHUNK] = unsafe {
+            wait_for_statistics(params, Tensor::Value, head_index);
+            load_channels(params.value_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + channel as u64))
+        };
+        for token in 0..TOKENS {
+            for pair in 0..CHUNK / 2 {
+                let [a, b] = E::unpack(rows[token].0[pair]);
+                let values = E::pack([a - mean[2 * pair], b - mean[2 * pair + 1]]);
+                rows[token].0[pair] = if first + (token as u32) < input.tokens { values } else { 0 };
+            }
+        }
+    }
     let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
     let tiles = params.value_tiles + tile_index * value_tile_bytes(HEAD_DIM) as u64;
     for index in 0..CHUNK {
