@@ -13,7 +13,7 @@ use crate::{
     attention::{
         ampere::{
             self,
-            product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, TwoLevel},
+            product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
         },
         hopper,
     },
@@ -64,6 +64,15 @@ macro_rules! program {
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
         ampere::attention::<TwoLevel<HalfInF16>, F16, $head_dim>
+    };
+    (TuringF16F32, $head_dim:literal, F16) => {
+        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, F16, $head_dim>
+    };
+    (TuringF16F16, $head_dim:literal, F16) => {
+        ampere::attention::<InPlace<OnTuring<HalfInF16>>, F16, $head_dim>
+    };
+    (TuringF16F16F32, $head_dim:literal, F16) => {
+        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, F16, $head_dim>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<InPlace<E4m3InF32>, $element, $head_dim>

@@ -29,6 +29,8 @@ impl fmt::Display for ComputeCapability {
 /// A GPU architecture that kernels are assembled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
+    /// Turing: T4, RTX 20.
+    Sm75,
     /// Data center Ampere: A100, A30.
     Sm80,
     /// Ampere: RTX 30, A40, A10. It converts between integers and floats faster than A100, and ptxas makes use of that.
@@ -45,11 +47,12 @@ pub enum Architecture {
 
 impl Architecture {
     /// Every architecture, oldest first.
-    pub const ALL: [Self; 6] = [Self::Sm80, Self::Sm86, Self::Sm89, Self::Sm90a, Self::Sm100, Self::Sm120];
+    pub const ALL: [Self; 7] = [Self::Sm75, Self::Sm80, Self::Sm86, Self::Sm89, Self::Sm90a, Self::Sm100, Self::Sm120];
 
     /// The name that compilers know it by.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Sm75 => "sm_75",
             Self::Sm80 => "sm_80",
             Self::Sm86 => "sm_86",
             Self::Sm89 => "sm_89",
@@ -62,6 +65,7 @@ impl Architecture {
     /// The architecture whose PTX its machine code is made from: its kernels need no newer instructions.
     pub const fn ptx(self) -> Self {
         match self {
+            Self::Sm75 => Self::Sm75,
             Self::Sm80 | Self::Sm86 => Self::Sm80,
             Self::Sm89 | Self::Sm100 | Self::Sm120 => Self::Sm89,
             Self::Sm90a => Self::Sm90a,
@@ -69,9 +73,10 @@ impl Architecture {
     }
 
     /// The PTX version of its modules, major and minor: the oldest that has the instructions of its kernels, as drivers
-    /// refuse PTX that is newer than they are. 7.4 has cache policies; 8.7 has e4m3 products summed in f16.
+    /// refuse PTX that is newer than they are. 6.5 has `ldmatrix`; 7.4 has cache policies; 8.7 has e4m3 products summed in f16.
     pub const fn ptx_version(self) -> (u32, u32) {
         match self.ptx() {
+            Self::Sm75 => (6, 5),
             Self::Sm80 => (7, 4),
             Self::Sm90a => (8, 0),
             _ => (8, 7),
@@ -84,6 +89,7 @@ impl Architecture {
             ComputeCapability { major, minor }
         }
         match self {
+            Self::Sm75 => &const { [gpu(7, 5)] },
             Self::Sm80 => &const { [gpu(8, 0)] },
             Self::Sm86 => &const { [gpu(8, 6)] },
             Self::Sm89 => &const { [gpu(8, 9)] },
@@ -96,6 +102,7 @@ impl Architecture {
     /// Shared memory that a block may have, in bytes, on the least of the GPUs that run its PTX.
     pub const fn shared_bytes(self) -> u32 {
         match self {
+            Self::Sm75 => 64 * 1024,
             Self::Sm90a => 227 * 1024,
             _ => 99 * 1024,
         }
@@ -168,14 +175,17 @@ mod tests {
     fn ptx_runs_on_later_gpus_unless_it_is_specific() {
         use Architecture::*;
         for (architecture, gpus) in [
-            (Sm80, &[gpu(8, 0), gpu(8, 6), gpu(8, 7), gpu(9, 0), gpu(12, 1)][..]),
+            (Sm75, &[gpu(7, 5), gpu(8, 0), gpu(9, 0)][..]),
+            (Sm80, &[gpu(8, 0), gpu(8, 6), gpu(8, 7), gpu(9, 0), gpu(12, 1)]),
             (Sm89, &[gpu(8, 9), gpu(9, 0), gpu(10, 3), gpu(13, 0)]),
             (Sm90a, &[gpu(9, 0)]),
             (Sm100, &[gpu(10, 0), gpu(11, 0)]),
         ] {
             assert!(gpus.iter().all(|&gpu| architecture.runs_on(gpu)), "{architecture:?}");
         }
-        for (architecture, gpu) in [(Sm80, gpu(7, 5)), (Sm89, gpu(8, 6)), (Sm90a, gpu(8, 9)), (Sm90a, gpu(10, 0))] {
+        for (architecture, gpu) in
+            [(Sm75, gpu(7, 2)), (Sm80, gpu(7, 5)), (Sm89, gpu(8, 6)), (Sm90a, gpu(8, 9)), (Sm90a, gpu(10, 0))]
+        {
             assert!(!architecture.runs_on(gpu), "{architecture:?} {gpu}");
         }
     }

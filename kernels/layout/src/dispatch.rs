@@ -47,6 +47,9 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
     (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16)),
     (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32)),
+    (Family::TuringF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
+    (Family::TuringF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16)),
+    (Family::TuringF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32)),
     (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
     (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16)),
@@ -78,7 +81,7 @@ pub struct Defaults {
 
 /// What SageAttention does on a GPU if it is not told; on Hopper, what our kernel does best.
 ///
-/// 8.6, where SageAttention runs a Triton kernel, and 8.7, which it refuses, get what 8.0 does;
+/// 8.6, where SageAttention runs a Triton kernel, and 7.5 and 8.7, which it refuses, get what 8.0 does;
 /// those from 10.0 to 11.0, which it refuses too, what it does on Hopper. GPUs newer than all that are known get what the newest does.
 pub const fn defaults(gpu: ComputeCapability) -> Defaults {
     use Granularity::{PerThread, PerWarp};
@@ -184,16 +187,17 @@ mod tests {
     fn a_gpu_runs_its_own_code_then_newer_ptx_before_older() {
         use Architecture::*;
         for (major, minor, expected) in [
-            (7, 5, &[][..]),
-            (8, 0, &[Sm80]),
-            (8, 6, &[Sm86, Sm80]),
-            (8, 7, &[Sm80]),
-            (8, 9, &[Sm89, Sm80]),
-            (9, 0, &[Sm90a, Sm89, Sm80]),
-            (10, 3, &[Sm100, Sm89, Sm80]),
-            (11, 0, &[Sm89, Sm80]),
-            (12, 1, &[Sm120, Sm89, Sm80]),
-            (13, 0, &[Sm89, Sm80]),
+            (7, 0, &[][..]),
+            (7, 5, &[Sm75]),
+            (8, 0, &[Sm80, Sm75]),
+            (8, 6, &[Sm86, Sm80, Sm75]),
+            (8, 7, &[Sm80, Sm75]),
+            (8, 9, &[Sm89, Sm80, Sm75]),
+            (9, 0, &[Sm90a, Sm89, Sm80, Sm75]),
+            (10, 3, &[Sm100, Sm89, Sm80, Sm75]),
+            (11, 0, &[Sm89, Sm80, Sm75]),
+            (12, 1, &[Sm120, Sm89, Sm80, Sm75]),
+            (13, 0, &[Sm89, Sm80, Sm75]),
         ] {
             let found: Vec<_> = architectures(ComputeCapability::new(major, minor)).collect();
             assert_eq!(found, expected, "{major}.{minor}");
@@ -238,6 +242,23 @@ mod tests {
         let first = choices(HOPPER, FP8, 128, ElementType::Bf16).next().expect("the Hopper kernel");
         assert_eq!((first.architecture, first.attention), (Architecture::Sm90a, Kernel::AttentionD128Bf16));
         assert!(choices(HOPPER, FP8, 96, ElementType::Bf16).next().is_none(), "no such head dimension");
+    }
+
+    #[test]
+    fn turing_multiplies_f16_values_alone() {
+        let turing = ComputeCapability::new(7, 5);
+        let accumulators: Vec<_> = modes(turing, 128, ElementType::F16).map(|modes| modes.accumulator).collect();
+        assert_eq!(accumulators, [PvAccum::F32, PvAccum::F16, PvAccum::F16F32]);
+        assert_eq!(modes(turing, 128, ElementType::Bf16).count(), 0);
+    }
+
+    #[test]
+    fn later_gpus_run_turings_ptx_last() {
+        for gpu in capabilities().filter(|gpu| gpu.major > 7) {
+            let half = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16);
+            let last = choices(gpu, half, 64, ElementType::F16).last().expect("PTX of Turing");
+            assert_eq!((last.architecture, last.attention), (Architecture::Sm75, Kernel::TuringF16F16D64F16), "{gpu}");
+        }
     }
 
     #[test]

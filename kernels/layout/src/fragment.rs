@@ -151,6 +151,37 @@ mod tests {
         }
     }
 
+    /// Turing's smaller products make up the larger ones: each takes a register or two of their operands and sums, as they are.
+    #[test]
+    fn small_products_make_up_large_ones() {
+        for lane in 0..32 {
+            // m16n8k32 of bytes from m8n8k16: rows 8·half on, k from 16·step on
+            for (half, step) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                for byte in 0..4 {
+                    let (row, k) = a_operand(4, lane, 0, byte);
+                    assert_eq!(a_operand(4, lane, half + 2 * step, byte), (row + 8 * half, k + 16 * step));
+                    let (k, column) = b_operand(4, lane, 0, byte);
+                    assert_eq!(b_operand(4, lane, step, byte), (k + 16 * step, column));
+                }
+                for element in 0..2 {
+                    let (row, column) = accumulator(lane, element);
+                    assert_eq!(accumulator(lane, element + 2 * half), (row + 8 * half, column));
+                }
+            }
+            // m16n8k16 of 16 bits from m16n8k8: k from 8·step on
+            for step in 0..2 {
+                for element in 0..2 {
+                    for register in 0..2 {
+                        let (row, k) = a_operand(2, lane, register, element);
+                        assert_eq!(a_operand(2, lane, register + 2 * step, element), (row, k + 8 * step));
+                    }
+                    let (k, column) = b_operand(2, lane, 0, element);
+                    assert_eq!(b_operand(2, lane, step, element), (k + 8 * step, column));
+                }
+            }
+        }
+    }
+
     #[test]
     fn matrix_is_a_bijection() {
         for row in 0..8 {

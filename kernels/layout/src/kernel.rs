@@ -49,7 +49,7 @@ macro_rules! define_family {
 
 define_family! {
     /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
-    Quantize: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    Quantize: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
@@ -60,6 +60,12 @@ define_family! {
     MmaF16F16: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16 for 64 keys at a time, and these sums in f32.
     MmaF16F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// Attention with Turing's `mma.sync` on INT8 queries and keys and f16 values, summed in f32.
+    TuringF16F32: [Architecture::Sm75];
+    /// … summed in f16.
+    TuringF16F16: [Architecture::Sm75];
+    /// … summed in f16 for 64 keys at a time, and these sums in f32.
+    TuringF16F16F32: [Architecture::Sm75];
     /// Attention with `mma.sync` on INT8 queries and keys and e4m3 values, summed in the tensor cores' accumulator.
     MmaFp8F32: [Architecture::Sm89];
     /// … summed there for 64 keys at a time, and these sums in f32.
@@ -93,6 +99,12 @@ macro_rules! for_each_kernel {
             MmaF16F16D128F16 = "sage_attention_mma_f16_f16_d128_f16": MmaF16F16, 128, F16;
             MmaF16F16F32D64F16 = "sage_attention_mma_f16_f16f32_d64_f16": MmaF16F16F32, 64, F16;
             MmaF16F16F32D128F16 = "sage_attention_mma_f16_f16f32_d128_f16": MmaF16F16F32, 128, F16;
+            TuringF16F32D64F16 = "sage_attention_turing_f16_f32_d64_f16": TuringF16F32, 64, F16;
+            TuringF16F32D128F16 = "sage_attention_turing_f16_f32_d128_f16": TuringF16F32, 128, F16;
+            TuringF16F16D64F16 = "sage_attention_turing_f16_f16_d64_f16": TuringF16F16, 64, F16;
+            TuringF16F16D128F16 = "sage_attention_turing_f16_f16_d128_f16": TuringF16F16, 128, F16;
+            TuringF16F16F32D64F16 = "sage_attention_turing_f16_f16f32_d64_f16": TuringF16F16F32, 64, F16;
+            TuringF16F16F32D128F16 = "sage_attention_turing_f16_f16f32_d128_f16": TuringF16F16F32, 128, F16;
             MmaFp8F32D64F16 = "sage_attention_mma_fp8_f32_d64_f16": MmaFp8F32, 64, F16;
             MmaFp8F32D64Bf16 = "sage_attention_mma_fp8_f32_d64_bf16": MmaFp8F32, 64, Bf16;
             MmaFp8F32D128F16 = "sage_attention_mma_fp8_f32_d128_f16": MmaFp8F32, 128, F16;
@@ -153,6 +165,8 @@ pub const MMA_WARPS: u32 = 4;
 pub const MMA_BLOCKS: usize = (MMA_QUERIES / (MMA_WARPS * WARP_ROWS)) as usize;
 /// Chunks of 64 keys and their values that the `mma.sync` kernels hold in shared memory.
 pub const MMA_STAGES: u32 = 2;
+/// The same on Turing, which has no copies that another stage would be for.
+pub const TURING_STAGES: u32 = 1;
 
 /// Threads that share a row of 16-bit elements in the quantizer: one for each 16 bytes.
 pub const fn threads_per_row(padded_head_dim: u32) -> u32 {
@@ -189,7 +203,11 @@ impl Kernel {
             Family::Quantize => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
             // 168 registers, or 255
-            Family::MmaF16F32 | Family::MmaF16F16 if self.head_dim() == 64 => 3,
+            Family::MmaF16F32 | Family::MmaF16F16 | Family::TuringF16F32 | Family::TuringF16F16
+                if self.head_dim() == 64 =>
+            {
+                3
+            }
             _ => 2,
         }
     }
@@ -197,8 +215,8 @@ impl Kernel {
     /// `.maxntid` and `.minnctapersm`, for which ptxas allots registers.
     pub const fn launch_bounds(self, architecture: Architecture) -> (u32, u32) {
         match (self.family(), architecture) {
-            // it needs more than 64 registers there
-            (Family::Quantize, Architecture::Sm120) => (self.threads(), self.min_blocks() - 1),
+            // it needs more than 64 registers there, or more shared memory than there is
+            (Family::Quantize, Architecture::Sm75 | Architecture::Sm120) => (self.threads(), self.min_blocks() - 1),
             _ => (self.threads(), self.min_blocks()),
         }
     }
@@ -209,8 +227,15 @@ impl Kernel {
             Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
-            Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaF16F16F32 => MmaShared::new(self.head_dim(), 2).bytes,
-            Family::MmaFp8F32 | Family::MmaFp8F32F32 | Family::MmaFp8F32F16 => MmaShared::new(self.head_dim(), 1).bytes,
+            Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaF16F16F32 => {
+                MmaShared::new(self.head_dim(), 2).bytes(MMA_STAGES)
+            }
+            Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => {
+                MmaShared::new(self.head_dim(), 2).bytes(TURING_STAGES)
+            }
+            Family::MmaFp8F32 | Family::MmaFp8F32F32 | Family::MmaFp8F32F16 => {
+                MmaShared::new(self.head_dim(), 1).bytes(MMA_STAGES)
+            }
         }
     }
 
@@ -219,6 +244,7 @@ impl Kernel {
         match self.family() {
             Family::Quantize => 20,
             Family::Attention | Family::AttentionF16 => 1,
+            Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,
         }
     }
@@ -333,8 +359,6 @@ pub struct MmaShared {
     pub stage_bytes: u32,
     /// Distance of the warps' regions, which lie where the stages were: rows of the output on their way to memory.
     pub region_stride: u32,
-    /// All of it.
-    pub bytes: u32,
 }
 
 impl MmaShared {
@@ -343,7 +367,12 @@ impl MmaShared {
         let value = KEY_CHUNK * padded_head_dim;
         let stage_bytes = value + KEY_CHUNK * padded_head_dim * value_bytes;
         let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
-        Self { value, stage_bytes, region_stride, bytes: MMA_STAGES * stage_bytes }
+        Self { value, stage_bytes, region_stride }
+    }
+
+    /// All of it, with so many stages.
+    pub const fn bytes(self, stages: u32) -> u32 {
+        stages * self.stage_bytes
     }
 }
 
@@ -377,10 +406,10 @@ mod tests {
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
             let quantize = QuantizeShared::new(head_dim);
-            for value_bytes in [1, 2] {
+            for (value_bytes, stages) in [(1, MMA_STAGES), (2, MMA_STAGES), (2, TURING_STAGES)] {
                 let shared = MmaShared::new(head_dim, value_bytes);
                 assert_eq!((shared.value % 1024, shared.stage_bytes % 1024), (0, 0));
-                assert!(MMA_WARPS * shared.region_stride <= shared.bytes);
+                assert!(MMA_WARPS * shared.region_stride <= shared.bytes(stages));
             }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {

@@ -12,7 +12,8 @@
 //! | [`token_order`] | the order of tokens inside an e4m3 value tile |
 //! | [`value_tile`] | how a 16-bit value tile lies in memory |
 //! | [`scale`] | quantization groups and their scales |
-//! | [`round`] | e4m3, f16 and bf16 rounding, bit-exact |
+//! | [`round`] | e4m3 rounding, bit-exact |
+//! | [`half`] | f16 and bf16 for GPUs that lack instructions, bit-exact |
 //! | [`statistics`] | the order of summation of channel statistics |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`visibility`] | which keys a query may see |
@@ -26,6 +27,7 @@
 pub mod architecture;
 pub mod dispatch;
 pub mod fragment;
+pub mod half;
 pub mod int4_tile;
 pub mod kernel;
 pub mod mode;

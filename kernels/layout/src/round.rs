@@ -1,5 +1,6 @@
 //! Rounding to e4m3, bit-exact, in integer arithmetic. (f16 and bf16 come with the `half` crate on the host and with
-//! conversion instructions on the GPU.)
+//! conversion instructions on the GPU, or
+//! [`half`](crate::half).)
 //!
 //! e4m3 is the OCP FP8 format with 4 exponent and 3 mantissa bits, bias 7, no infinities, NaN = `0x7f`, largest 448.
 

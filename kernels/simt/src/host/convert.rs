@@ -44,6 +44,17 @@ mod tests {
         assert_eq!(bf16x2([1.0, -2.0]), 0xc000_3f80);
     }
 
+    /// What GPUs without the instruction compute: of every bf16 and what lies between it and the next.
+    #[test]
+    fn bf16_in_integers_is_the_same() {
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits((high as u32) << 16 | low);
+                assert_eq!(sage_layout::half::bf16_from_f32(value) as u32, bf16x2([value, 0.0]), "{value:e}");
+            }
+        }
+    }
+
     #[test]
     fn rounds_half_to_even() {
         assert_eq!(i8x4([0.5, 1.5, -0.5, -1.5]), 0xfe_00_02_00);

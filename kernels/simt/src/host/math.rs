@@ -93,6 +93,33 @@ packed_nan! {
 mod tests {
     use super::*;
 
+    /// What GPUs without the instructions compute: of all numbers, each with those around it and every one in 251.
+    #[test]
+    fn extremes_in_integers_are_the_same() {
+        use sage_layout::half::{self, Format};
+        type Case = (Format, fn(Format, u16, u16) -> u16, fn(u32, u32) -> u32);
+        let cases: [Case; 8] = [
+            (half::F16, Format::min, min_f16x2),
+            (half::F16, Format::max, max_f16x2),
+            (half::F16, Format::min_nan, min_nan_f16x2),
+            (half::F16, Format::max_nan, max_nan_f16x2),
+            (half::BF16, Format::min, min_bf16x2),
+            (half::BF16, Format::max, max_bf16x2),
+            (half::BF16, Format::min_nan, min_nan_bf16x2),
+            (half::BF16, Format::max_nan, max_nan_bf16x2),
+        ];
+        for (index, (format, function, expected)) in cases.into_iter().enumerate() {
+            for a in 0..=u16::MAX {
+                let others = (a % 251..=u16::MAX - 251).step_by(251).map(|b| (b, b ^ 0x8000));
+                for (b, c) in others.chain([(a, a.wrapping_add(1)), (a.wrapping_sub(1), a ^ 0x8000)]) {
+                    let (pair, other) = (a as u32 | (c as u32) << 16, b as u32 | (a as u32) << 16);
+                    let result = format.pairs(pair, other, function);
+                    assert_eq!(result, expected(pair, other), "case {index}: {pair:#x} and {other:#x}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn packed_extremes_take_halves_apart() {
         // (1, -2) and (-0, NaN)

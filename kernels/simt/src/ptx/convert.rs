@@ -1,5 +1,8 @@
 use core::arch::asm;
 
+#[cfg(not(target_feature = "sm_80"))]
+use sage_layout::half;
+
 /// Older GPUs have no such instruction.
 #[cfg(not(target_feature = "sm_89"))]
 #[inline(always)]
@@ -25,6 +28,7 @@ pub fn e4m3x4(values: [f32; 4]) -> u32 {
     codes
 }
 
+#[cfg(target_feature = "sm_80")]
 macro_rules! pack {
     ($($name:ident $mnemonic:literal;)*) => { $(
         #[inline(always)]
@@ -40,9 +44,36 @@ macro_rules! pack {
     )* };
 }
 
+#[cfg(target_feature = "sm_80")]
 pack! {
     f16x2 "cvt.rn.f16x2.f32";
     bf16x2 "cvt.rn.bf16x2.f32";
+}
+
+/// Turing converts one at a time.
+#[cfg(not(target_feature = "sm_80"))]
+#[inline(always)]
+pub fn f16x2(values: [f32; 2]) -> u32 {
+    let packed;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{{ .reg .b16 low, high;",
+            "cvt.rn.f16.f32 low, {1};",
+            "cvt.rn.f16.f32 high, {2};",
+            "mov.b32 {0}, {{low, high}}; }}",
+            out(reg32) packed, in(reg32) values[0], in(reg32) values[1], options(pure, nomem, nostack)
+        )
+    }
+    packed
+}
+
+/// Turing has no bf16.
+#[cfg(not(target_feature = "sm_80"))]
+#[inline(always)]
+pub fn bf16x2(values: [f32; 2]) -> u32 {
+    let [low, high] = values.map(|value| half::bf16_from_f32(value) as u32);
+    low | high << 16
 }
 
 #[inline(always)]

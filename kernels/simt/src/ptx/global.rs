@@ -49,6 +49,7 @@ pub unsafe fn load_u32x4(address: u64) -> [u32; 4] {
     [a, b, c, d]
 }
 
+#[cfg(target_feature = "sm_80")]
 #[inline(always)]
 pub fn evict_first() -> u64 {
     let policy;
@@ -59,6 +60,7 @@ pub fn evict_first() -> u64 {
     policy
 }
 
+#[cfg(target_feature = "sm_80")]
 #[inline(always)]
 pub unsafe fn load_u32x4_hint(address: u64, policy: u64) -> [u32; 4] {
     let (a, b, c, d);
@@ -166,6 +168,7 @@ pub unsafe fn store_u32x4(address: u64, value: [u32; 4]) {
     }
 }
 
+#[cfg(target_feature = "sm_80")]
 #[inline(always)]
 pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], policy: u64) {
     // SAFETY: the caller's contract is the instruction's.
@@ -177,6 +180,7 @@ pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], policy: u64) {
     }
 }
 
+#[cfg(target_feature = "sm_80")]
 #[inline(always)]
 pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], policy: u64) {
     // SAFETY: the caller's contract is the instruction's.
@@ -187,4 +191,32 @@ pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], policy: u64) {
             in(reg64) policy, options(nostack)
         )
     }
+}
+
+/// Turing's L2 cache takes no policies.
+#[cfg(not(target_feature = "sm_80"))]
+#[inline(always)]
+pub fn evict_first() -> u64 {
+    0
+}
+
+#[cfg(not(target_feature = "sm_80"))]
+#[inline(always)]
+pub unsafe fn load_u32x4_hint(address: u64, _: u64) -> [u32; 4] {
+    // SAFETY: forwarded contract.
+    unsafe { load_u32x4(address) }
+}
+
+#[cfg(not(target_feature = "sm_80"))]
+#[inline(always)]
+pub unsafe fn store_u32x2_hint(address: u64, value: [u32; 2], _: u64) {
+    // SAFETY: forwarded contract.
+    unsafe { store_u32x2(address, value) }
+}
+
+#[cfg(not(target_feature = "sm_80"))]
+#[inline(always)]
+pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], _: u64) {
+    // SAFETY: forwarded contract.
+    unsafe { store_u32x4(address, value) }
 }

@@ -1,5 +1,8 @@
 use core::arch::asm;
 
+#[cfg(not(target_feature = "sm_80"))]
+use sage_layout::half;
+
 unsafe extern "C" {
     #[link_name = "llvm.fma.f32"]
     safe fn llvm_fma(a: f32, b: f32, c: f32) -> f32;
@@ -30,6 +33,7 @@ unary! {
     reciprocal "rcp.approx.ftz.f32";
 }
 
+#[cfg(target_feature = "sm_80")]
 macro_rules! packed {
     ($($name:ident $mnemonic:literal;)*) => { $(
         #[inline(always)]
@@ -45,6 +49,7 @@ macro_rules! packed {
     )* };
 }
 
+#[cfg(target_feature = "sm_80")]
 packed! {
     min_f16x2 "min.f16x2";
     max_f16x2 "max.f16x2";
@@ -54,6 +59,29 @@ packed! {
     max_nan_f16x2 "max.NaN.f16x2";
     min_nan_bf16x2 "min.NaN.bf16x2";
     max_nan_bf16x2 "max.NaN.bf16x2";
+}
+
+/// Turing has none of these instructions.
+#[cfg(not(target_feature = "sm_80"))]
+macro_rules! packed {
+    ($($name:ident $format:ident $function:ident;)*) => { $(
+        #[inline(always)]
+        pub fn $name(a: u32, b: u32) -> u32 {
+            half::$format.pairs(a, b, half::Format::$function)
+        }
+    )* };
+}
+
+#[cfg(not(target_feature = "sm_80"))]
+packed! {
+    min_f16x2 F16 min;
+    max_f16x2 F16 max;
+    min_bf16x2 BF16 min;
+    max_bf16x2 BF16 max;
+    min_nan_f16x2 F16 min_nan;
+    max_nan_f16x2 F16 max_nan;
+    min_nan_bf16x2 BF16 min_nan;
+    max_nan_bf16x2 BF16 max_nan;
 }
 
 #[inline(always)]

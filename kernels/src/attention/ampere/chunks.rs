@@ -5,8 +5,9 @@ use sage_layout::kernel::{MMA_WARPS, MmaShared};
 use sage_layout::params::AttentionParams;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, key_tiles};
-use simt::{copy, mma, warp};
+use simt::{mma, warp};
 
+use super::instructions::Instructions;
 use super::product::Values;
 
 const THREADS: u32 = MMA_WARPS * warp::LANES;
@@ -36,7 +37,7 @@ impl<'a> Copies<'a> {
     /// The chunk is one of the head's; nobody touches the stage until all threads have waited for this group of copies
     /// and met.
     #[inline(always)]
-    pub unsafe fn start<V: Values, const HEAD_DIM: u32>(&self, stage: u32, chunk: u32) {
+    pub unsafe fn start<I: Instructions, V: Values, const HEAD_DIM: u32>(&self, stage: u32, chunk: u32) {
         let memory = const { MmaShared::new(HEAD_DIM, V::BYTES) };
         let tile = (self.first_tile + chunk / CHUNKS_PER_TILE) as u64;
         let chunk = chunk % CHUNKS_PER_TILE;
@@ -48,7 +49,7 @@ impl<'a> Copies<'a> {
         let mut offset = 0;
         while offset < key_bytes {
             // SAFETY: the place is this thread's own part of the chunk.
-            unsafe { copy::async16(stage + at + offset, key + offset as u64, CHUNK_BYTES) };
+            unsafe { I::copy(stage + at + offset, key + offset as u64) };
             offset += THREADS * CHUNK_BYTES;
         }
 
@@ -61,9 +62,7 @@ impl<'a> Copies<'a> {
         let mut channels = 0;
         while channels < HEAD_DIM {
             // SAFETY: as above. Both layouts repeat every eight channels.
-            unsafe {
-                copy::async16(at + channels * row_bytes, value + (channels * V::ROW_STRIDE) as u64, CHUNK_BYTES);
-            }
+            unsafe { I::copy(at + channels * row_bytes, value + (channels * V::ROW_STRIDE) as u64) };
             channels += const {
                 let channels = THREADS * CHUNK_BYTES / (KEY_CHUNK * V::BYTES);
                 assert!(channels.is_multiple_of(swizzle::PERIOD));

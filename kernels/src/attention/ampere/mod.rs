@@ -12,12 +12,15 @@
 //! ```
 //!
 //! Two or three CTAs share a multiprocessor: one multiplies while another takes exponentials.
+//!
+//! Turing (`instructions.rs`) has no `cp.async`: there is one stage, and copies go through registers.
 
 pub mod chunks;
+pub mod instructions;
 pub mod product;
 
 use sage_layout::fragment;
-use sage_layout::kernel::{MMA_BLOCKS, MMA_STAGES, MmaShared};
+use sage_layout::kernel::{MMA_BLOCKS, MmaShared};
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
@@ -25,7 +28,7 @@ use sage_layout::tile::{
     KEY_CHUNK, KEY_TILE, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries,
     query_tile_bytes,
 };
-use simt::{copy, global, math, mma, shared, thread, warp};
+use simt::{global, math, shared, thread, warp};
 
 use crate::attention::epilogue::{self, LogSumExp};
 use crate::attention::mask::VisibleKeys;
@@ -33,6 +36,7 @@ use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
 use crate::element::Element;
 use chunks::{Copies, Matrix};
+use instructions::Instructions;
 use product::{Accumulator, Fragment, Operands, Product, Sum, Values};
 
 /// Queries of a warp.
@@ -45,6 +49,7 @@ const CHANNEL_BLOCKS: usize = 16;
 /// Chunks of a segment of keys.
 const SEGMENT_CHUNKS: u32 = SEGMENT_KEYS / KEY_CHUNK;
 
+type InstructionsOf<A> = <<A as Accumulator>::Product as Product>::Instructions;
 type ValuesOf<A> = <<A as Accumulator>::Product as Product>::Values;
 type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilities;
 
@@ -56,6 +61,7 @@ type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilitie
 #[inline(always)]
 pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params: &AttentionParams) {
     let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
+    let stages = InstructionsOf::<A>::STAGES;
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
     let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES);
@@ -65,28 +71,31 @@ pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params:
     // SAFETY: a stage is written after all warps have met, having read what was there, and read after all threads waited for
     // their copies and met.
     unsafe {
-        for stage in 0..MMA_STAGES - 1 {
+        for stage in 0..stages - 1 {
             if stage < chunks {
-                copies.start::<ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
+                copies.start::<InstructionsOf<A>, ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
             }
-            copy::commit_group();
+            InstructionsOf::<A>::commit();
         }
         let mut warp = Warp::<A, HEAD_DIM>::new(params, item, thread);
         let mut stage = 0;
         for chunk in 0..chunks {
-            copy::wait_group::<{ MMA_STAGES - 2 }>();
+            InstructionsOf::<A>::wait();
             thread::sync_threads();
-            let ahead = chunk + MMA_STAGES - 1;
+            let ahead = chunk + stages - 1;
             if ahead < chunks {
-                let stage = (stage + MMA_STAGES - 1) % MMA_STAGES;
-                copies.start::<ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
+                let stage = (stage + stages - 1) % stages;
+                copies.start::<InstructionsOf<A>, ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
             }
-            copy::commit_group();
+            InstructionsOf::<A>::commit();
+            if stages == 1 {
+                thread::sync_threads();
+            }
             let tile = base + stage * memory.stage_bytes;
             if chunk < warp.chunks.all {
                 warp.step(tile, chunk);
             }
-            stage = (stage + 1) % MMA_STAGES;
+            stage = (stage + 1) % stages;
         }
         thread::sync_threads();
         warp.finish::<E>(base);
@@ -234,7 +243,8 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
             let keys = unsafe { key.operands(group, step) };
             for column in 0..2 {
                 for block in 0..MMA_BLOCKS {
-                    mma::m16n8k32_s32_s8(&mut scores[block][column], &self.query[block][step], &keys[column]);
+                    let (sum, query) = (&mut scores[block][column], &self.query[block][step]);
+                    InstructionsOf::<A>::multiply_bytes(sum, query, &keys[column]);
                 }
             }
         }

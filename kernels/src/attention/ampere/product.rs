@@ -7,6 +7,8 @@ use sage_layout::tile::{KEY_CHUNK, VALUE_ROW_BYTES, key_tile_bytes, segments, va
 use sage_layout::value_tile;
 use simt::mma;
 
+use super::instructions::{Ampere, Instructions, Turing};
+
 use crate::attention::softmax::{F16Sums, F32Sums, HalfProbabilities, Probabilities, SummedE4m3Probabilities, Sums};
 use crate::element::{Element, F16};
 
@@ -146,8 +148,10 @@ impl Fragment for [u32; 2] {
     }
 }
 
-/// An instruction.
+/// An instruction, or several that make up one.
 pub trait Product {
+    /// The GPU's.
+    type Instructions: Instructions;
     /// What it multiplies probabilities with.
     type Values: Values;
     /// Its A operands.
@@ -172,6 +176,7 @@ pub struct E4m3InF32;
 pub struct E4m3InF16;
 
 impl<E: Element> Product for HalfInF32<E> {
+    type Instructions = Ampere;
     type Values = HalfValues;
     type Probabilities = HalfProbabilities<E, F32Sums>;
     type Sum = [f32; 4];
@@ -183,6 +188,7 @@ impl<E: Element> Product for HalfInF32<E> {
 }
 
 impl Product for HalfInF16 {
+    type Instructions = Ampere;
     type Values = HalfValues;
     type Probabilities = HalfProbabilities<F16, F16Sums>;
     type Sum = [u32; 2];
@@ -194,6 +200,7 @@ impl Product for HalfInF16 {
 }
 
 impl Product for E4m3InF32 {
+    type Instructions = Ampere;
     type Values = E4m3Values;
     type Probabilities = SummedE4m3Probabilities;
     type Sum = [f32; 4];
@@ -205,6 +212,7 @@ impl Product for E4m3InF32 {
 }
 
 impl Product for E4m3InF16 {
+    type Instructions = Ampere;
     type Values = E4m3Values;
     type Probabilities = SummedE4m3Probabilities;
     type Sum = [u32; 2];
@@ -212,6 +220,35 @@ impl Product for E4m3InF16 {
     #[inline(always)]
     fn multiply(sum: &mut [u32; 2], a: &[u32; 4], b: &[u32; 2]) {
         mma::m16n8k32_f16_e4m3(sum, a, b);
+    }
+}
+
+/// The same on Turing, eight keys at a time.
+pub struct OnTuring<P>(PhantomData<P>);
+
+impl Product for OnTuring<HalfInF32<F16>> {
+    type Instructions = Turing;
+    type Values = HalfValues;
+    type Probabilities = HalfProbabilities<F16, F32Sums>;
+    type Sum = [f32; 4];
+
+    #[inline(always)]
+    fn multiply(sum: &mut [f32; 4], [a, b, c, d]: &[u32; 4], [first, second]: &[u32; 2]) {
+        mma::m16n8k8_f32_f16(sum, &[*a, *b], &[*first]);
+        mma::m16n8k8_f32_f16(sum, &[*c, *d], &[*second]);
+    }
+}
+
+impl Product for OnTuring<HalfInF16> {
+    type Instructions = Turing;
+    type Values = HalfValues;
+    type Probabilities = HalfProbabilities<F16, F16Sums>;
+    type Sum = [u32; 2];
+
+    #[inline(always)]
+    fn multiply(sum: &mut [u32; 2], [a, b, c, d]: &[u32; 4], [first, second]: &[u32; 2]) {
+        mma::m16n8k8_f16_f16(sum, &[*a, *b], &[*first]);
+        mma::m16n8k8_f16_f16(sum, &[*c, *d], &[*second]);
     }
 }
 
