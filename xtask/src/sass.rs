@@ -156,11 +156,14 @@ fn shortest_round<'a>(
     let from_head = ways(code.len(), head, body, |index| &code[index].successors);
     let to_head = ways(code.len(), head, body, |index| &predecessors[index]);
     let stations = (0..code.len()).filter(|index| body[*index] && is_station(index));
+    // A station's round: from the head to it, then on by one of its successors, and back to the head.
     let rounds = stations.filter_map(|station| {
-        let (mut before, after) = (way(&from_head, head, station)?, way(&to_head, head, station)?);
-        before.reverse();
-        before.extend(after.into_iter().skip(1).filter(|index| *index != head));
-        Some(before)
+        let mut round = way(&from_head, head, station)?;
+        round.reverse();
+        let onward = code[station].successors.iter().filter(|next| body[**next]);
+        let onward = onward.filter_map(|&next| way(&to_head, head, next)).min_by_key(Vec::len)?;
+        round.extend(onward.into_iter().filter(|index| *index != head));
+        Some(round)
     });
     rounds.min_by_key(Vec::len).map(|round| round.into_iter().map(|index| &code[index]).collect())
 }
