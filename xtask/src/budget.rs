@@ -1,4 +1,5 @@
-//! The budgets of compiled kernels: how many registers and instructions each may have, in a table that is checked in.
+//! The budgets of compiled kernels: how many registers, bytes of stack and instructions each may have, in a table that is
+//! checked in.
 
 use std::fmt::{self, Write};
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use sage_layout::architecture::Architecture;
 
 use crate::project;
+use crate::ptxas::Usage;
 use crate::sass::{self, KINDS};
 
 const HEAD: &str = "\
@@ -17,12 +19,12 @@ const HEAD: &str = "\
 /// What stands before the compilers' versions.
 const COMPILERS: &str = "# Compiled by ";
 
-/// A row's numbers, if it has them: registers, all instructions, and those of each kind.
-type Numbers = [Option<u32>; 2 + KINDS.len()];
+/// A row's numbers, if it has them: registers, stack, all instructions, and those of each kind.
+type Numbers = [Option<u32>; 3 + KINDS.len()];
 
 /// Names of the columns.
 fn columns() -> impl Iterator<Item = &'static str> {
-    ["registers", "total"].into_iter().chain(KINDS.iter().map(|(kind, _)| *kind))
+    ["registers", "stack", "total"].into_iter().chain(KINDS.iter().map(|(kind, _)| *kind))
 }
 
 /// What the kernels of an architecture have, or may have.
@@ -63,16 +65,17 @@ impl Budgets {
     }
 
     /// Adds the rows of a kernel: itself, and its main loops.
-    pub fn add(&mut self, symbol: &str, registers: u32, listing: &str) -> Result<()> {
+    pub fn add(&mut self, symbol: &str, usage: &Usage, listing: &str) -> Result<()> {
         let code = sass::parse(listing).with_context(|| symbol.to_string())?;
         let mut numbers = Numbers::default();
-        numbers[0] = Some(registers);
-        numbers[1] = Some(code.len() as u32);
+        numbers[0] = Some(usage.registers);
+        numbers[1] = Some(usage.stack);
+        numbers[2] = Some(code.len() as u32);
         self.rows.push(Row { place: symbol.into(), numbers });
         for (index, round) in sass::main_loops(&code).into_iter().enumerate() {
             let mut numbers = Numbers::default();
-            numbers[1] = Some(round.len() as u32);
-            for (number, count) in numbers[2..].iter_mut().zip(sass::count(round)) {
+            numbers[2] = Some(round.len() as u32);
+            for (number, count) in numbers[3..].iter_mut().zip(sass::count(round)) {
                 *number = Some(count);
             }
             self.rows.push(Row { place: format!("{symbol}:loop{}", index + 1), numbers });
@@ -159,6 +162,7 @@ fn prefix(place: &str) -> String {
 fn unit(column: &str) -> String {
     match column {
         "registers" => column.into(),
+        "stack" => "bytes of stack".into(),
         "total" => "instructions".into(),
         kind => format!("{kind} instructions"),
     }
@@ -199,8 +203,9 @@ mod tests {
 
     fn budgets(registers: u32, exponentials: usize, others: usize) -> Budgets {
         let mut budgets = Budgets::new("rustc 1, ptxas 2".into());
-        budgets.add("attention", registers, &listing(exponentials, others)).unwrap();
-        budgets.add("quantize", 32, "/*0000*/ EXIT ;").unwrap();
+        let usage = |registers| Usage { registers, ..Usage::default() };
+        budgets.add("attention", &usage(registers), &listing(exponentials, others)).unwrap();
+        budgets.add("quantize", &usage(32), "/*0000*/ EXIT ;").unwrap();
         budgets
     }
 
@@ -209,7 +214,7 @@ mod tests {
         let budgets = budgets(160, 64, 20);
         let text = budgets.to_string();
         assert_eq!(Budgets::parse(&text).unwrap(), budgets, "{text}");
-        assert!(text.contains("\nattention:loop1         -    86     1    64"), "{text}");
+        assert!(text.contains("\nattention:loop1         -     -    86     1    64"), "{text}");
         assert!(Budgets::parse(&text.replace("MUFU", "FUFU")).is_err());
         assert!(Budgets::parse(&text.replace("   86", " much")).unwrap_err().to_string().contains("attention:loop1"));
     }

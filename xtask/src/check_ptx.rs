@@ -30,14 +30,14 @@ struct Promise {
     threads: u32,
     min_blocks: u32,
     block_barriers: u32,
-    /// Whether it may spill registers: what libNVVM makes is compared, not held to anything.
+    /// Whether it may spill registers: by the kernel table; and what libNVVM makes is compared, not held to anything.
     may_spill: bool,
 }
 
 impl Promise {
     fn new(kernel: Kernel, architecture: Architecture, backend: Backend) -> Self {
         let (threads, min_blocks) = kernel.launch_bounds(architecture);
-        let may_spill = backend == Backend::Nvvm;
+        let may_spill = backend == Backend::Nvvm || kernel.may_spill();
         Self { threads, min_blocks, block_barriers: kernel.block_barriers(), may_spill }
     }
 }
@@ -84,7 +84,7 @@ fn count(built: &[Built]) -> Result<Budgets> {
     let mut found = Budgets::new(format!("rustc {}, ptxas {}", compiler.version, cuda_tools::PTXAS.version()?));
     let listings = build_ptx::in_parallel(built, build_ptx::disassemble)?;
     for (kernel, listing) in built.iter().zip(listings) {
-        found.add(&kernel.symbol, Usage::parse(&kernel.report).unwrap_or_default().registers, &listing)?;
+        found.add(&kernel.symbol, &Usage::parse(&kernel.report).unwrap_or_default(), &listing)?;
     }
     Ok(found)
 }

@@ -92,14 +92,15 @@ pub fn parse(listing: &str) -> Result<Vec<Instruction>> {
 
 /// What a round of each main loop executes, in the program's order.
 ///
-/// A main loop is an innermost loop with tensor-core instructions. A round is the shortest way around it, by
+/// A main loop is an innermost loop with tensor-core instructions. A round is the shortest way around it that passes one, by
 /// instructions: without the code for what is rare, and with every wait granted at once.
 pub fn main_loops(code: &[Instruction]) -> Vec<Vec<&Instruction>> {
     let mut loops = natural_loops(code);
-    loops.retain(|_, body| (0..code.len()).any(|index| body[index] && code[index].kind() == Some(TENSOR_CORES)));
+    let is_product = |index: &usize| code[*index].kind() == Some(TENSOR_CORES);
+    loops.retain(|_, body| (0..code.len()).any(|index| body[index] && is_product(&index)));
     let is_innermost = |head: &usize, body: &[bool]| loops.keys().all(|other| other == head || !body[*other]);
     let innermost = loops.iter().filter(|(head, body)| is_innermost(head, body));
-    innermost.map(|(head, body)| shortest_round(code, *head, body)).collect()
+    innermost.filter_map(|(head, body)| shortest_round(code, *head, body, is_product)).collect()
 }
 
 /// Every loop: its head, through which alone it is entered, and which instructions are in it.
@@ -141,26 +142,56 @@ fn reach<'a>(count: usize, start: usize, except: Option<usize>, next: impl Fn(us
     reached
 }
 
-/// The instructions of the shortest way from a loop's head back to it.
-fn shortest_round<'a>(code: &'a [Instruction], head: usize, body: &[bool]) -> Vec<&'a Instruction> {
-    let mut came_from = vec![None; code.len()];
+/// The instructions of the shortest way from a loop's head back to it that passes one of `stations`.
+fn shortest_round<'a>(
+    code: &'a [Instruction],
+    head: usize,
+    body: &[bool],
+    is_station: impl Fn(&usize) -> bool,
+) -> Option<Vec<&'a Instruction>> {
+    let mut predecessors = vec![Vec::new(); code.len()];
+    for (index, instruction) in code.iter().enumerate() {
+        instruction.successors.iter().for_each(|next| predecessors[*next].push(index));
+    }
+    let from_head = ways(code.len(), head, body, |index| &code[index].successors);
+    let to_head = ways(code.len(), head, body, |index| &predecessors[index]);
+    let stations = (0..code.len()).filter(|index| body[*index] && is_station(index));
+    // A station's round: from the head to it, then on by one of its successors, and back to the head.
+    let rounds = stations.filter_map(|station| {
+        let mut round = way(&from_head, head, station)?;
+        round.reverse();
+        let onward = code[station].successors.iter().filter(|next| body[**next]);
+        let onward = onward.filter_map(|&next| way(&to_head, head, next)).min_by_key(Vec::len)?;
+        round.extend(onward.into_iter().filter(|index| *index != head));
+        Some(round)
+    });
+    rounds.min_by_key(Vec::len).map(|round| round.into_iter().map(|index| &code[index]).collect())
+}
+
+/// For every instruction of a loop, the one before it on the shortest way from the loop's head.
+fn ways<'a>(count: usize, head: usize, body: &[bool], next: impl Fn(usize) -> &'a Vec<usize>) -> Vec<Option<usize>> {
+    let mut came_from = vec![None; count];
     let mut open = VecDeque::from([head]);
     while let Some(index) = open.pop_front() {
-        for &next in code[index].successors.iter().filter(|next| body[**next]) {
+        for &next in next(index).iter().filter(|next| body[**next] && **next != head) {
             if came_from[next].is_none() {
                 came_from[next] = Some(index);
                 open.push_back(next);
             }
         }
     }
-    let mut round = Vec::new();
-    let mut place = came_from[head];
-    while let Some(index) = place {
-        round.push(&code[index]);
-        place = came_from[index].filter(|_| index != head);
+    came_from
+}
+
+/// The way from `place` back to the head, both included.
+fn way(came_from: &[Option<usize>], head: usize, place: usize) -> Option<Vec<usize>> {
+    let mut way = vec![place];
+    let mut last = place;
+    while last != head {
+        last = came_from[last]?;
+        way.push(last);
     }
-    round.reverse();
-    round
+    Some(way)
 }
 
 #[cfg(test)]
@@ -221,6 +252,26 @@ mod tests {
             ["MUFU.EX2", "BRA", "SYNCS.PHASECHK.TRANS64.TRYWAIT", "BRA", "IGMMA.64x64x32.S8.S8", "BRA"]
         );
         assert_eq!(opcodes(&loops[1]), ["FSEL", "I2FP.F32.S32", "QGMMA.64x72x32.F32.E4M3.E4M3", "BRA"]);
+    }
+
+    /// A round without products, for warps that have nothing to do, is not the loop's.
+    #[test]
+    fn a_round_passes_products() {
+        let listing = "
+.L_x_1:
+        /*0000*/              @!P0 BRA `(.L_x_2) ;
+        /*0010*/                   MUFU.EX2 R4, R4 ;
+        /*0020*/                   IMMA.16832.S8.S8 R4, R8.ROW, R12.COL, R4 ;
+        /*0030*/               @P2 BRA `(.L_x_2) ;
+        /*0040*/                   FMUL R4, R4, R5 ;
+.L_x_2:
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+        /*0060*/                   EXIT ;
+";
+        let code = parse(listing).unwrap();
+        let loops = main_loops(&code);
+        assert_eq!(loops.len(), 1);
+        assert_eq!(opcodes(&loops[0]), ["BRA", "MUFU.EX2", "IMMA.16832.S8.S8", "BRA", "BRA"]);
     }
 
     #[test]

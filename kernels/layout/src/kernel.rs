@@ -221,6 +221,12 @@ impl Kernel {
         }
     }
 
+    /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
+    /// more do not fit. The budgets (`kernels/budgets`) say how many.
+    pub const fn may_spill(self) -> bool {
+        !matches!(self.family(), Family::Quantize | Family::Attention | Family::AttentionF16)
+    }
+
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
@@ -242,7 +248,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 20,
+            Family::Quantize => 27,
             Family::Attention | Family::AttentionF16 => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,

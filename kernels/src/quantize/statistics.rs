@@ -12,7 +12,7 @@ use sage_layout::scale::value_scale;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
 use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, value_tile_bytes};
-use simt::{global, shared, thread};
+use simt::{global, math, shared, thread};
 
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
 use super::{CHUNK, Head, thread_of_item};
@@ -81,7 +81,8 @@ unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32>(
             let place = means + 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
             global::store_f32(place, sum / tensor.tokens as f32);
         }
-        publish_statistics(params, kind, head);
+        // the counter's address is computed again rather than kept
+        publish_statistics(params, kind, math::opaque(head));
     }
 }
 

@@ -149,17 +149,19 @@ pub unsafe fn tile_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParam
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     if params.value_mean != 0 {
-        let channel = chunk * CHUNK as u32;
-        // SAFETY: statistics come before, and all threads of the CTA are here; means hold a row for each head.
-        let mean: [f32; CHUNK] = unsafe {
-            wait_for_statistics(params, Tensor::Value, head_index);
-            load_channels(params.value_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + channel as u64))
-        };
-        for token in 0..TOKENS {
-            for pair in 0..CHUNK / 2 {
-                let [a, b] = E::unpack(rows[token].0[pair]);
-                let values = E::pack([a - mean[2 * pair], b - mean[2 * pair + 1]]);
-                rows[token].0[pair] = if first + (token as u32) < input.tokens { values } else { 0 };
+        // SAFETY: statistics come before; all threads of the CTA are here.
+        unsafe { wait_for_statistics(params, Tensor::Value, head_index) };
+        let means = params.value_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64);
+        for half in 0..CHUNK / CHANNELS {
+            // SAFETY: means hold a row for each head, written before they are published.
+            let mean = unsafe { load_channels::<CHANNELS>(means + (4 * half * CHANNELS) as u64) };
+            for token in 0..TOKENS {
+                for pair in 0..CHANNELS / 2 {
+                    let values = &mut rows[token].0[half * CHANNELS / 2 + pair];
+                    let [a, b] = E::unpack(*values);
+                    let smoothed = E::pack([a - mean[2 * pair], b - mean[2 * pair + 1]]);
+                    *values = if first + (token as u32) < input.tokens { smoothed } else { 0 };
+                }
             }
         }
     }
