@@ -215,8 +215,10 @@ impl Kernel {
     /// `.maxntid` and `.minnctapersm`, for which ptxas allots registers.
     pub const fn launch_bounds(self, architecture: Architecture) -> (u32, u32) {
         match (self.family(), architecture) {
-            // it needs more than 64 registers there, or more shared memory than there is
-            (Family::Quantize, Architecture::Sm75 | Architecture::Sm120) => (self.threads(), self.min_blocks() - 1),
+            // more would need more shared memory than there is
+            (Family::Quantize, Architecture::Sm75) => (self.threads(), 768 / self.threads()),
+            // it needs more than 64 registers there
+            (Family::Quantize, Architecture::Sm120) => (self.threads(), self.min_blocks() - 1),
             _ => (self.threads(), self.min_blocks()),
         }
     }

@@ -8,6 +8,9 @@ pub trait Instructions {
     /// Chunks of keys and values in shared memory.
     const STAGES: u32;
 
+    /// Keys that are taken at a time where one accumulator holds all: fewer take fewer registers.
+    const KEYS: u32;
+
     /// Copies 16 bytes from global to shared memory, at the latest until [`wait`](Self::wait).
     ///
     /// # Safety
@@ -34,6 +37,7 @@ pub struct Turing;
 
 impl Instructions for Ampere {
     const STAGES: u32 = MMA_STAGES;
+    const KEYS: u32 = 32;
 
     #[inline(always)]
     unsafe fn copy(destination: u32, source: u64) {
@@ -59,6 +63,7 @@ impl Instructions for Ampere {
 
 impl Instructions for Turing {
     const STAGES: u32 = TURING_STAGES;
+    const KEYS: u32 = 16;
 
     #[inline(always)]
     unsafe fn copy(destination: u32, source: u64) {

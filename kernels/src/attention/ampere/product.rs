@@ -258,7 +258,7 @@ pub trait Accumulator {
     type Product: Product;
     /// What a lane keeps of 16 rows and 8 channels.
     type Output: Fragment;
-    /// Keys that are taken at a time, 32 or 64: fewer take fewer registers.
+    /// Keys that are taken at a time, 16, 32 or 64: fewer take fewer registers.
     const KEYS: u32;
 
     /// What the next 64 keys' products are added to.
@@ -279,7 +279,7 @@ pub struct TwoLevel<P>(PhantomData<P>);
 impl<P: Product> Accumulator for InPlace<P> {
     type Product = P;
     type Output = P::Sum;
-    const KEYS: u32 = 32;
+    const KEYS: u32 = P::Instructions::KEYS;
 
     #[inline(always)]
     fn begin(output: &P::Sum) -> P::Sum {
