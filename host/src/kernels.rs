@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::gpu::GpuBuffers;
 use crate::options::{AttentionOptions, Mask};
 use crate::plan::AttentionPlan;
-use crate::tensor::Strides;
+use crate::tensor::{DType, Strides};
 use crate::workspace::{Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
@@ -50,8 +50,15 @@ pub(crate) fn modes(options: &AttentionOptions) -> Modes {
 /// The error that a device has no kernels for a plan.
 pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan) -> Error {
     let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
-    let allowed: Vec<_> = dispatch::modes(gpu, head_dim, dtype.into()).map(|modes| modes.to_string()).collect();
-    let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join("; ") };
+    let allowed = |dtype: DType| {
+        dispatch::modes(gpu, head_dim, dtype.into()).map(|modes| modes.to_string()).collect::<Vec<_>>().join("; ")
+    };
+    let (allowed, with_f16) = (allowed(dtype), allowed(DType::F16));
+    let allowed = match (allowed.is_empty(), with_f16.is_empty()) {
+        (false, _) => allowed,
+        (true, false) => format!("none with {dtype}; with {}: {with_f16}", DType::F16),
+        (true, true) => "none".to_owned(),
+    };
     Error::NoKernels { device, modes: modes(plan.options()), allowed }
 }
 

@@ -13,6 +13,8 @@ use sageattention::{
 
 /// A GPU that has all of them.
 const ADA: ComputeCapability = ComputeCapability::new(8, 9);
+/// One with smaller instructions, for f16 values alone.
+const TURING: ComputeCapability = ComputeCapability::new(7, 5);
 
 /// Values, accumulator, element types.
 type Variant = (PvMode, PvAccum, &'static [DType]);
@@ -26,11 +28,24 @@ const VARIANTS: [Variant; 6] = [
     (PvMode::Fp8, PvAccum::F32F16, &[DType::F16, DType::Bf16]),
 ];
 
-/// Executes all kernels of a call, and compares the result with the CPU engine's.
+/// Executes all kernels of a call, as on each GPU that has its own for it, and compares the result with the CPU engine's.
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, inputs: &Inputs<T>) {
+    check_on(ADA, problem, options, execution, inputs);
+    if options.pv_mode == PvMode::F16 && problem.dtype == DType::F16 {
+        check_on(TURING, problem, options, execution, inputs);
+    }
+}
+
+fn check_on<T: Element>(
+    gpu: ComputeCapability,
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    execution: &Options,
+    inputs: &Inputs<T>,
+) {
     let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
-    let what = format!("{problem:?}\n{options:?}\n{execution:?}");
-    let result = Execution::of_gpu(ADA, problem, options, inputs.slices(), execution)
+    let what = format!("compute capability {gpu}\n{problem:?}\n{options:?}\n{execution:?}");
+    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
     let output: Vec<T> = result.output();
     let rows = gather(&output, problem.output_strides, query_shape(problem));

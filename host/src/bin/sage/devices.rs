@@ -106,12 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hopper_runs_its_own_kernels_and_turing_none() {
+    fn hopper_runs_its_own_kernels_and_turing_those_for_f16_values() {
         let [capability, names, kernels, query_key, fp8, half, default] = support(ComputeCapability::new(9, 0), "H100");
         assert_eq!((capability.as_str(), names.as_str()), ("9.0", "H100"));
         assert!(kernels.starts_with("sm_90a"), "{kernels}");
         assert!(query_key.starts_with("int8") && fp8.starts_with("fp32") && half.starts_with("fp32"));
         assert_eq!(default, "fp8 P·V in fp32");
-        assert_eq!(support(ComputeCapability::new(7, 5), "T4")[2..6], ["–"; 4]);
+        let turing = support(ComputeCapability::new(7, 5), "T4");
+        assert_eq!(turing[2..6], ["sm_75", "int8", "–", "fp32, fp16, fp16+fp32"]);
+        assert_eq!(support(ComputeCapability::new(7, 0), "V100")[2..6], ["–"; 4]);
     }
 }
