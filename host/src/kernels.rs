@@ -56,7 +56,7 @@ pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan)
     let (allowed, with_f16) = (allowed(dtype), allowed(DType::F16));
     let allowed = match (allowed.is_empty(), with_f16.is_empty()) {
         (false, _) => allowed,
-        (true, false) => format!("none with {dtype}; with {}: {with_f16}", DType::F16),
+        (true, false) => format!("none with {dtype}, with {} for {with_f16}", DType::F16),
         (true, true) => "none".to_owned(),
     };
     Error::NoKernels { device, modes: modes(plan.options()), allowed }
@@ -226,5 +226,29 @@ impl Call<'_> {
             head_dim: head_dim as u32,
             vectorized: whole_chunks.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::PvMode;
+    use crate::tensor::{AttentionProblem, TensorLayout};
+
+    #[test]
+    fn the_error_says_what_other_element_types_have() {
+        let on_turing = |dtype, pv_mode| {
+            let problem = AttentionProblem::new(TensorLayout::Hnd, dtype, [1, 1, 64, 64]);
+            let options = AttentionOptions { pv_mode, ..Default::default() };
+            let plan = AttentionPlan::new(problem, options).expect("a plan for some GPU");
+            none("a T4".to_owned(), ComputeCapability::new(7, 5), &plan).to_string()
+        };
+        assert_eq!(
+            on_turing(DType::Bf16, PvMode::F16),
+            "a T4 has no kernels for int8 Q·Kᵀ, 16-bit P·V in fp32; it has them for none with bf16, with f16 for int8 Q·Kᵀ, \
+             16-bit P·V in fp32; int8 Q·Kᵀ, 16-bit P·V in fp16; int8 Q·Kᵀ, 16-bit P·V in fp16+fp32"
+        );
+        let message = on_turing(DType::F16, PvMode::Fp8);
+        assert!(message.contains("fp8 P·V in fp32; it has them for int8 Q·Kᵀ, 16-bit P·V in fp32;"), "{message}");
     }
 }

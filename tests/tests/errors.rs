@@ -447,11 +447,11 @@ fn gpus_and_builds() {
         (
             Error::UnsupportedGpu {
                 ordinal: 1,
-                name: "NVIDIA T4".to_owned(),
-                capability: ComputeCapability::new(7, 5),
+                name: "NVIDIA V100".to_owned(),
+                capability: ComputeCapability::new(7, 0),
                 supported: "sm_90a".to_owned(),
             },
-            "GPU 1 (NVIDIA T4) has compute capability 7.5; supported are sm_90a",
+            "GPU 1 (NVIDIA V100) has compute capability 7.0; supported are sm_90a",
         ),
         (
             Error::MissingKernel { kernel: "sage_quantize_d64_f16", architecture: "sm_90a" },

@@ -299,11 +299,13 @@ mod tests {
             let allowed = named(name, hopper).unwrap_err();
             assert!(allowed.starts_with("sm_90a") && !allowed.contains("sm_120"), "{allowed}");
         }
-        assert_eq!(named("sm_90a", ComputeCapability::new(7, 5)), Err(String::new()));
+        assert_eq!(named("sm_75", hopper), Ok(Architecture::Sm75));
+        assert_eq!(named("sm_90a", ComputeCapability::new(7, 5)), Err("sm_75".to_owned()));
+        assert_eq!(named("sm_90a", ComputeCapability::new(7, 0)), Err(String::new()));
     }
 
     #[test]
     fn supported_gpus_are_those_with_attention_kernels() {
-        assert!(supported().contains("9.0") && !supported().contains("7.5"), "{}", supported());
+        assert!(supported().starts_with("7.5, 8.0") && supported().contains("9.0"), "{}", supported());
     }
 }

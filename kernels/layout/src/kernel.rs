@@ -226,7 +226,10 @@ impl Kernel {
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
     /// more do not fit. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
-        !matches!(self.family(), Family::Quantize | Family::Attention | Family::AttentionF16)
+        !matches!(
+            self.family(),
+            Family::Quantize | Family::Attention | Family::AttentionF16 | Family::TuringF16F32 | Family::TuringF16F16
+        )
     }
 
     /// Dynamic shared memory of a launch, in bytes.
