@@ -1,7 +1,7 @@
 //! SageAttention in pure Rust: attention with INT8 or INT4 Q·Kᵀ and FP8 or 16-bit P·V on NVIDIA GPUs, and the same call on the
 //! CPU.
 //!
-//! Queries and keys are quantized to INT8 and values to FP8 (e4m3) on the fly, after the keys and values were smoothed,
+//! Queries and keys are quantized to INT8 (or INT4) and values to FP8 (e4m3) on the fly, after keys and values were smoothed,
 //! so that the result stays close to exact attention ([SageAttention](https://arxiv.org/abs/2410.02367),
 //! [SageAttention2](https://arxiv.org/abs/2411.10958)); or values stay as they are ([`PvMode::F16`]). For inference: there is
 //! no backward pass.
@@ -53,7 +53,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`mod@tensor`] | shapes, strides, element types |
-//! | [`options`] | granularity, smoothing, masks, scale |
+//! | [`options`] | modes, granularity, smoothing, masks, scale |
 //! | [`plan`] | all checks, once |
 //! | [`mod@attention`] | the call on host tensors |
 //! | [`gpu`] | kernels, launches, the driver found at run time |

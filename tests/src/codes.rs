@@ -11,7 +11,11 @@ pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 11] 
         ("key_mean", bytes(&quantized.key_mean)),
         ("key_codes", quantized.key_tiles()),
         ("key_scales", bytes(&quantized.key_scales)),
-        ("value_mean", bytes(&quantized.value_means)),
+        // of segments, or of all keys
+        (
+            "value_mean",
+            bytes(if quantized.output_mean.is_empty() { &quantized.value_means } else { &quantized.output_mean }),
+        ),
         ("value_scale", bytes(&quantized.value_scales)),
         ("value_mean_codes", bytes(&quantized.value_mean_codes)),
         ("value_codes", quantized.value_tiles()),

@@ -40,11 +40,11 @@ fn a_good_problem_is_planned() -> Result<(), Error> {
 #[test]
 fn regions_of_the_workspace_are_aligned_and_apart() -> Result<(), Error> {
     let counts = [(true, true, 12), (true, false, 11), (false, true, 10), (false, false, 10)];
-    // with 16-bit values, their tiles and their mean are all that there is of them
-    let modes = [(PvMode::Fp8, 0), (PvMode::F16, 3)];
+    // with 16-bit values, their tiles are all that there is of them, and a mean for f16 sums
+    let modes = [(PvMode::Fp8, PvAccum::F32, 0), (PvMode::F16, PvAccum::F32, 4), (PvMode::F16, PvAccum::F16, 3)];
     let each = counts.into_iter().flat_map(|count| modes.map(|mode| (count, mode)));
-    for ((smooth_k, return_lse, count), (pv_mode, less)) in each {
-        let options = AttentionOptions { pv_mode, smooth_k, return_lse, ..Default::default() };
+    for ((smooth_k, return_lse, count), (pv_mode, pv_accum, less)) in each {
+        let options = AttentionOptions { pv_mode, pv_accum, smooth_k, return_lse, ..Default::default() };
         let plan = AttentionPlan::new(problem(), options)?;
         let regions = plan.workspace_regions();
         assert_eq!(regions.len(), count - less);
@@ -126,8 +126,6 @@ fn no_kernels() {
     for options in [
         AttentionOptions { qk_mode: QkMode::Int4, ..Default::default() },
         AttentionOptions { smooth_q: true, ..Default::default() },
-        AttentionOptions { pv_accum: PvAccum::F32F16, ..Default::default() },
-        AttentionOptions { pv_mode: PvMode::F16, pv_accum: PvAccum::F16, ..Default::default() },
     ] {
         let on = |device| attention(device, problem(), options, &tensor, &tensor, &tensor).map(drop);
         assert!(matches!(on(Device::Simt), Err(Error::NoKernels { .. })), "{options:?}");

@@ -3,9 +3,11 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
 use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
+use sageattention::testing::quantize;
 use sageattention::{
     AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Element, Mask, PvAccum, PvMode,
     QuantGranularity, TensorLayout,
@@ -47,6 +49,11 @@ fn check_on<T: Element>(
     let what = format!("compute capability {gpu}\n{problem:?}\n{options:?}\n{execution:?}");
     let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
+    for (region, expected) in expected_regions(&quantize(problem, options, inputs.slices())) {
+        if !expected.is_empty() {
+            assert!(result.workspace(region).expect("a region of the plan") == expected, "{region} differs\n{what}");
+        }
+    }
     let output: Vec<T> = result.output();
     let rows = gather(&output, problem.output_strides, query_shape(problem));
     let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();

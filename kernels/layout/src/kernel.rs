@@ -203,11 +203,8 @@ impl Kernel {
             Family::Quantize => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
             // 168 registers, or 255
-            Family::MmaF16F32 | Family::MmaF16F16 | Family::TuringF16F32 | Family::TuringF16F16
-                if self.head_dim() == 64 =>
-            {
-                3
-            }
+            Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
+            Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
             _ => 2,
         }
     }

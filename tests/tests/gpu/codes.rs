@@ -1,10 +1,13 @@
 //! Codes and scales: the GPU's bits are the CPU engine's.
 
+use half::f16;
+
 use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, gpu};
+use sage_tests::modes::PV_MODES;
 use sage_tests::tensor::Inputs;
-use sageattention::{AttentionOptions, AttentionProblem, Element, Error, Gpu, QuantGranularity};
+use sageattention::{AttentionOptions, AttentionProblem, DType, Element, Error, Gpu, QuantGranularity};
 
 /// What was read from outside of the tensors shows in some region or in the result: as NaN, or as a large number.
 fn compare<T: Element>(gpu: &'static Gpu, problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Error> {
@@ -49,6 +52,23 @@ fn are_bit_equal_for_every_granularity_dtype_layout_and_smoothing() -> Result<()
                     let options = AttentionOptions { granularity, pv_mode, smooth_k, smooth_v, ..with_lse() };
                     with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Values have another range for sums in f16, or are less their mean over all keys.
+#[test]
+fn are_bit_equal_for_every_kind_of_sum() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, (head_dim, key_len)) in [(64, 77), (128, 200), (72, 1100), (128, 5000)].into_iter().enumerate() {
+        for (pv_mode, pv_accum) in PV_MODES {
+            for smooth_v in [true, false] {
+                let problem =
+                    AttentionProblem::cross(pick(&LAYOUTS, index), DType::F16, [2, 4, 200, head_dim], [2, key_len]);
+                let options = AttentionOptions { pv_mode, pv_accum, smooth_v, ..with_lse() };
+                compare::<f16>(gpu, &problem, &options)?;
             }
         }
     }
