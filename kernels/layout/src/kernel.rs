@@ -40,8 +40,12 @@ macro_rules! define_family {
             }
 
             /// Whether its kernels are among those of an architecture.
+            ///
+            /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores: their drivers
+            /// compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
-                self.architectures().contains(&architecture.ptx())
+                let is_blackwell = matches!(architecture, Architecture::Sm100 | Architecture::Sm120);
+                self.architectures().contains(&architecture.ptx()) && !(self.smooths_queries() && is_blackwell)
             }
         }
     };
@@ -66,6 +70,69 @@ define_family! {
     MmaFp8F32F32: [Architecture::Sm89];
     /// … summed in f16 for 64 keys at a time, and these sums in f32.
     MmaFp8F32F16: [Architecture::Sm89];
+    /// [`MmaF16F32`](Self::MmaF16F32) with smoothed queries.
+    MmaSmoothedF16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16`](Self::MmaF16F16) with smoothed queries.
+    MmaSmoothedF16F16: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16F32`](Self::MmaF16F16F32) with smoothed queries.
+    MmaSmoothedF16F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaFp8F32`](Self::MmaFp8F32) with smoothed queries.
+    MmaSmoothedFp8F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F32`](Self::MmaFp8F32F32) with smoothed queries.
+    MmaSmoothedFp8F32F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) with smoothed queries.
+    MmaSmoothedFp8F32F16: [Architecture::Sm89];
+    /// [`MmaF16F32`](Self::MmaF16F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16`](Self::MmaF16F16) with queries and keys in INT4, smoothed or not.
+    MmaInt4F16F16: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16F32`](Self::MmaF16F16F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4F16F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaFp8F32`](Self::MmaFp8F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4Fp8F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F32`](Self::MmaFp8F32F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4Fp8F32F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) with queries and keys in INT4, smoothed or not.
+    MmaInt4Fp8F32F16: [Architecture::Sm89];
+}
+
+impl Family {
+    /// Whether its kernels take smoothed queries.
+    pub const fn smooths_queries(self) -> bool {
+        self.is_smoothed_int8() || self.is_int4()
+    }
+
+    const fn is_smoothed_int8(self) -> bool {
+        use Family::*;
+        matches!(
+            self,
+            MmaSmoothedF16F32
+                | MmaSmoothedF16F16
+                | MmaSmoothedF16F16F32
+                | MmaSmoothedFp8F32
+                | MmaSmoothedFp8F32F32
+                | MmaSmoothedFp8F32F16
+        )
+    }
+
+    const fn is_int4(self) -> bool {
+        use Family::*;
+        matches!(
+            self,
+            MmaInt4F16F32 | MmaInt4F16F16 | MmaInt4F16F16F32 | MmaInt4Fp8F32 | MmaInt4Fp8F32F32 | MmaInt4Fp8F32F16
+        )
+    }
+
+    /// Of an `mma.sync` family, the bytes of a value.
+    const fn value_bytes(self) -> u32 {
+        use Family::*;
+        match self {
+            MmaFp8F32 | MmaFp8F32F32 | MmaFp8F32F16 => 1,
+            MmaSmoothedFp8F32 | MmaSmoothedFp8F32F32 | MmaSmoothedFp8F32F16 => 1,
+            MmaInt4Fp8F32 | MmaInt4Fp8F32F32 | MmaInt4Fp8F32F16 => 1,
+            _ => 2,
+        }
+    }
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
@@ -105,6 +172,46 @@ macro_rules! for_each_kernel {
             MmaFp8F32F16D64Bf16 = "sage_attention_mma_fp8_f32f16_d64_bf16": MmaFp8F32F16, 64, Bf16;
             MmaFp8F32F16D128F16 = "sage_attention_mma_fp8_f32f16_d128_f16": MmaFp8F32F16, 128, F16;
             MmaFp8F32F16D128Bf16 = "sage_attention_mma_fp8_f32f16_d128_bf16": MmaFp8F32F16, 128, Bf16;
+            MmaSmoothedF16F32D64F16 = "sage_attention_mma_smoothed_f16_f32_d64_f16": MmaSmoothedF16F32, 64, F16;
+            MmaSmoothedF16F32D64Bf16 = "sage_attention_mma_smoothed_f16_f32_d64_bf16": MmaSmoothedF16F32, 64, Bf16;
+            MmaSmoothedF16F32D128F16 = "sage_attention_mma_smoothed_f16_f32_d128_f16": MmaSmoothedF16F32, 128, F16;
+            MmaSmoothedF16F32D128Bf16 = "sage_attention_mma_smoothed_f16_f32_d128_bf16": MmaSmoothedF16F32, 128, Bf16;
+            MmaSmoothedF16F16D64F16 = "sage_attention_mma_smoothed_f16_f16_d64_f16": MmaSmoothedF16F16, 64, F16;
+            MmaSmoothedF16F16D128F16 = "sage_attention_mma_smoothed_f16_f16_d128_f16": MmaSmoothedF16F16, 128, F16;
+            MmaSmoothedF16F16F32D64F16 = "sage_attention_mma_smoothed_f16_f16f32_d64_f16": MmaSmoothedF16F16F32, 64, F16;
+            MmaSmoothedF16F16F32D128F16 = "sage_attention_mma_smoothed_f16_f16f32_d128_f16": MmaSmoothedF16F16F32, 128, F16;
+            MmaSmoothedFp8F32D64F16 = "sage_attention_mma_smoothed_fp8_f32_d64_f16": MmaSmoothedFp8F32, 64, F16;
+            MmaSmoothedFp8F32D64Bf16 = "sage_attention_mma_smoothed_fp8_f32_d64_bf16": MmaSmoothedFp8F32, 64, Bf16;
+            MmaSmoothedFp8F32D128F16 = "sage_attention_mma_smoothed_fp8_f32_d128_f16": MmaSmoothedFp8F32, 128, F16;
+            MmaSmoothedFp8F32D128Bf16 = "sage_attention_mma_smoothed_fp8_f32_d128_bf16": MmaSmoothedFp8F32, 128, Bf16;
+            MmaSmoothedFp8F32F32D64F16 = "sage_attention_mma_smoothed_fp8_f32f32_d64_f16": MmaSmoothedFp8F32F32, 64, F16;
+            MmaSmoothedFp8F32F32D64Bf16 = "sage_attention_mma_smoothed_fp8_f32f32_d64_bf16": MmaSmoothedFp8F32F32, 64, Bf16;
+            MmaSmoothedFp8F32F32D128F16 = "sage_attention_mma_smoothed_fp8_f32f32_d128_f16": MmaSmoothedFp8F32F32, 128, F16;
+            MmaSmoothedFp8F32F32D128Bf16 = "sage_attention_mma_smoothed_fp8_f32f32_d128_bf16": MmaSmoothedFp8F32F32, 128, Bf16;
+            MmaSmoothedFp8F32F16D64F16 = "sage_attention_mma_smoothed_fp8_f32f16_d64_f16": MmaSmoothedFp8F32F16, 64, F16;
+            MmaSmoothedFp8F32F16D64Bf16 = "sage_attention_mma_smoothed_fp8_f32f16_d64_bf16": MmaSmoothedFp8F32F16, 64, Bf16;
+            MmaSmoothedFp8F32F16D128F16 = "sage_attention_mma_smoothed_fp8_f32f16_d128_f16": MmaSmoothedFp8F32F16, 128, F16;
+            MmaSmoothedFp8F32F16D128Bf16 = "sage_attention_mma_smoothed_fp8_f32f16_d128_bf16": MmaSmoothedFp8F32F16, 128, Bf16;
+            MmaInt4F16F32D64F16 = "sage_attention_mma_int4_f16_f32_d64_f16": MmaInt4F16F32, 64, F16;
+            MmaInt4F16F32D64Bf16 = "sage_attention_mma_int4_f16_f32_d64_bf16": MmaInt4F16F32, 64, Bf16;
+            MmaInt4F16F32D128F16 = "sage_attention_mma_int4_f16_f32_d128_f16": MmaInt4F16F32, 128, F16;
+            MmaInt4F16F32D128Bf16 = "sage_attention_mma_int4_f16_f32_d128_bf16": MmaInt4F16F32, 128, Bf16;
+            MmaInt4F16F16D64F16 = "sage_attention_mma_int4_f16_f16_d64_f16": MmaInt4F16F16, 64, F16;
+            MmaInt4F16F16D128F16 = "sage_attention_mma_int4_f16_f16_d128_f16": MmaInt4F16F16, 128, F16;
+            MmaInt4F16F16F32D64F16 = "sage_attention_mma_int4_f16_f16f32_d64_f16": MmaInt4F16F16F32, 64, F16;
+            MmaInt4F16F16F32D128F16 = "sage_attention_mma_int4_f16_f16f32_d128_f16": MmaInt4F16F16F32, 128, F16;
+            MmaInt4Fp8F32D64F16 = "sage_attention_mma_int4_fp8_f32_d64_f16": MmaInt4Fp8F32, 64, F16;
+            MmaInt4Fp8F32D64Bf16 = "sage_attention_mma_int4_fp8_f32_d64_bf16": MmaInt4Fp8F32, 64, Bf16;
+            MmaInt4Fp8F32D128F16 = "sage_attention_mma_int4_fp8_f32_d128_f16": MmaInt4Fp8F32, 128, F16;
+            MmaInt4Fp8F32D128Bf16 = "sage_attention_mma_int4_fp8_f32_d128_bf16": MmaInt4Fp8F32, 128, Bf16;
+            MmaInt4Fp8F32F32D64F16 = "sage_attention_mma_int4_fp8_f32f32_d64_f16": MmaInt4Fp8F32F32, 64, F16;
+            MmaInt4Fp8F32F32D64Bf16 = "sage_attention_mma_int4_fp8_f32f32_d64_bf16": MmaInt4Fp8F32F32, 64, Bf16;
+            MmaInt4Fp8F32F32D128F16 = "sage_attention_mma_int4_fp8_f32f32_d128_f16": MmaInt4Fp8F32F32, 128, F16;
+            MmaInt4Fp8F32F32D128Bf16 = "sage_attention_mma_int4_fp8_f32f32_d128_bf16": MmaInt4Fp8F32F32, 128, Bf16;
+            MmaInt4Fp8F32F16D64F16 = "sage_attention_mma_int4_fp8_f32f16_d64_f16": MmaInt4Fp8F32F16, 64, F16;
+            MmaInt4Fp8F32F16D64Bf16 = "sage_attention_mma_int4_fp8_f32f16_d64_bf16": MmaInt4Fp8F32F16, 64, Bf16;
+            MmaInt4Fp8F32F16D128F16 = "sage_attention_mma_int4_fp8_f32f16_d128_f16": MmaInt4Fp8F32F16, 128, F16;
+            MmaInt4Fp8F32F16D128Bf16 = "sage_attention_mma_int4_fp8_f32f16_d128_bf16": MmaInt4Fp8F32F16, 128, Bf16;
         }
     };
 }
@@ -209,8 +316,10 @@ impl Kernel {
             Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
-            Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaF16F16F32 => MmaShared::new(self.head_dim(), 2).bytes,
-            Family::MmaFp8F32 | Family::MmaFp8F32F32 | Family::MmaFp8F32F16 => MmaShared::new(self.head_dim(), 1).bytes,
+            family => {
+                let key_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
+                MmaShared::new(self.head_dim(), key_bytes, family.value_bytes(), family.smooths_queries()).bytes
+            }
         }
     }
 
@@ -333,17 +442,21 @@ pub struct MmaShared {
     pub stage_bytes: u32,
     /// Distance of the warps' regions, which lie where the stages were: rows of the output on their way to memory.
     pub region_stride: u32,
+    /// What smoothing took out of the scores, behind the stages: for each stage, f32 of every key.
+    pub bias: u32,
     /// All of it.
     pub bytes: u32,
 }
 
 impl MmaShared {
-    /// The layout for a padded head dimension and values of so many bytes.
-    pub const fn new(padded_head_dim: u32, value_bytes: u32) -> Self {
-        let value = KEY_CHUNK * padded_head_dim;
+    /// The layout for a padded head dimension, rows of keys and values of so many bytes, and with or without smoothed queries.
+    pub const fn new(padded_head_dim: u32, key_row_bytes: u32, value_bytes: u32, smooths_queries: bool) -> Self {
+        let value = KEY_CHUNK * key_row_bytes;
         let stage_bytes = value + KEY_CHUNK * padded_head_dim * value_bytes;
         let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
-        Self { value, stage_bytes, region_stride, bytes: MMA_STAGES * stage_bytes }
+        let bias = MMA_STAGES * stage_bytes;
+        let bias_bytes = if smooths_queries { MMA_STAGES * KEY_CHUNK * 4 } else { 0 };
+        Self { value, stage_bytes, region_stride, bias, bytes: bias + bias_bytes }
     }
 }
 
@@ -377,10 +490,10 @@ mod tests {
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
             let quantize = QuantizeShared::new(head_dim);
-            for value_bytes in [1, 2] {
-                let shared = MmaShared::new(head_dim, value_bytes);
+            for (key_row_bytes, value_bytes) in [(head_dim, 1), (head_dim, 2), (head_dim / 2, 1), (head_dim / 2, 2)] {
+                let shared = MmaShared::new(head_dim, key_row_bytes, value_bytes, true);
                 assert_eq!((shared.value % 1024, shared.stage_bytes % 1024), (0, 0));
-                assert!(MMA_WARPS * shared.region_stride <= shared.bytes);
+                assert!(MMA_WARPS * shared.region_stride <= shared.bias);
             }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
