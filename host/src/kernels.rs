@@ -8,7 +8,7 @@
 
 use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::{AttentionOptions, Mask};
+use crate::options::{AttentionOptions, Mask, QkMode};
 use crate::plan::AttentionPlan;
 use crate::tensor::{DType, Strides};
 use crate::workspace::{Region, Values};
@@ -100,6 +100,7 @@ impl Call<'_> {
             value,
             query_codes: self.address(workspace.query_codes),
             query_scales: self.address(workspace.query_scales),
+            query_mean: self.address_if(workspace.query_mean),
             key_codes: self.address(workspace.key_codes),
             key_scales: self.address(workspace.key_scales),
             key_mean: self.address_if(workspace.key_mean),
@@ -114,7 +115,9 @@ impl Call<'_> {
             heads_per_key_head: self.heads_per_key_head(),
             granularity: options.granularity as u32,
             softmax_scale: resolved.softmax_scale,
-            score_scale: resolved.softmax_scale * std::f32::consts::LOG2_E,
+            score_scale: resolved.score_scale(),
+            largest_code: scale::largest_code(options.qk_mode),
+            int4: (options.qk_mode == QkMode::Int4).into(),
             value_max: scale::largest_value(options.pv_accum),
             smooth_v: resolved.smooth_v.into(),
             query_tiles,
@@ -166,6 +169,10 @@ impl Call<'_> {
             items,
             tiles_per_flush: 0,
             heads_per_group: self.heads_per_group(),
+            query_mean: self.address_if(workspace.query_mean),
+            key_mean: self.address_if(workspace.key_mean),
+            keys: self.view(self.buffers.key, problem.key_shape(), problem.key_strides),
+            score_scale: resolved.score_scale(),
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {

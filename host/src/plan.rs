@@ -5,6 +5,7 @@ use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMod
 use crate::tensor::{AttentionProblem, DType, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::{int4_tile, tile};
+use std::f32::consts::LOG2_E;
 
 /// Largest length or count: the kernels count in 32 bits, with room to add two.
 const MAX_SIZE: u64 = (1 << 30) - 1;
@@ -27,6 +28,11 @@ pub(crate) struct Resolved {
 }
 
 impl Resolved {
+    /// The softmax scale for scores in octaves.
+    pub(crate) fn score_scale(&self) -> f32 {
+        self.softmax_scale * LOG2_E
+    }
+
     /// Bytes of a key tile and its value tile.
     pub(crate) fn tile_bytes(&self) -> u32 {
         let value = match self.options.pv_mode {

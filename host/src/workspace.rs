@@ -36,6 +36,8 @@ impl Region {
 pub(crate) struct Workspace {
     pub query_codes: Region,
     pub query_scales: Region,
+    /// With `smooth_q`.
+    pub query_mean: Option<Region>,
     pub key_codes: Region,
     pub key_scales: Region,
     pub values: Values,
@@ -70,6 +72,7 @@ impl Workspace {
         let head_dim = resolved.padded_head_dim;
         let padded_queries = tile::padded_queries(problem.query_len as u32);
         let query_tiles = (padded_queries / WARPGROUP_ROWS) as u64;
+        let query_blocks = tile::query_blocks(problem.query_len as u32) as u64;
         let key_tiles = tile::key_tiles(problem.key_len as u32) as u64;
         let segments = tile::segments(problem.key_len as u32) as u64;
 
@@ -89,6 +92,7 @@ impl Workspace {
         let workspace = Self {
             query_codes: region([query_heads, query_tiles, query_tile as u64]),
             query_scales: region([query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
+            query_mean: options.smooth_q.then(|| region([query_heads, query_blocks, head_dim as u64 * 4])),
             key_codes: region([key_heads, key_tiles, key_tile as u64]),
             key_scales: region([key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
             values: match options.pv_mode {
@@ -128,6 +132,7 @@ impl Workspace {
         let queries_and_keys = [
             ("query_codes", Some(self.query_codes)),
             ("query_scales", Some(self.query_scales)),
+            ("query_mean", self.query_mean),
             ("key_codes", Some(self.key_codes)),
             ("key_scales", Some(self.key_scales)),
         ];

@@ -13,6 +13,7 @@ use crate::{
     attention::{
         ampere::{
             self,
+            codes::{Int4, Int8, SmoothedInt8},
             product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
         },
         hopper,
@@ -57,31 +58,67 @@ macro_rules! program {
         hopper::attention::<hopper::HalfValues<$element, 128, 64>>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, $element, $head_dim>
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, $head_dim>
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, F16, $head_dim>
+        ampere::attention::<InPlace<HalfInF16>, Int8, F16, $head_dim>
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, F16, $head_dim>
+        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, $head_dim>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, F16, $head_dim>
+        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, $head_dim>
     };
     (TuringF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF16>>, F16, $head_dim>
+        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, $head_dim>
     };
     (TuringF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, F16, $head_dim>
+        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, $head_dim>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, $element, $head_dim>
+        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, $head_dim>
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, $head_dim>
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, $head_dim>
+    };
+    (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<InPlace<HalfInF32<$element>>, SmoothedInt8, $element, $head_dim>
+    };
+    (MmaSmoothedF16F16, $head_dim:literal, F16) => {
+        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, F16, $head_dim>
+    };
+    (MmaSmoothedF16F16F32, $head_dim:literal, F16) => {
+        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, F16, $head_dim>
+    };
+    (MmaSmoothedFp8F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, $element, $head_dim>
+    };
+    (MmaSmoothedFp8F32F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, $element, $head_dim>
+    };
+    (MmaSmoothedFp8F32F16, $head_dim:literal, $element:ident) => {
+        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, $element, $head_dim>
+    };
+    (MmaInt4F16F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, $element, $head_dim>
+    };
+    (MmaInt4F16F16, $head_dim:literal, F16) => {
+        ampere::attention::<InPlace<HalfInF16>, Int4, F16, $head_dim>
+    };
+    (MmaInt4F16F16F32, $head_dim:literal, F16) => {
+        ampere::attention::<TwoLevel<HalfInF16>, Int4, F16, $head_dim>
+    };
+    (MmaInt4Fp8F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<InPlace<E4m3InF32>, Int4, $element, $head_dim>
+    };
+    (MmaInt4Fp8F32F32, $head_dim:literal, $element:ident) => {
+        ampere::attention::<TwoLevel<E4m3InF32>, Int4, $element, $head_dim>
+    };
+    (MmaInt4Fp8F32F16, $head_dim:literal, $element:ident) => {
+        ampere::attention::<TwoLevel<E4m3InF16>, Int4, $element, $head_dim>
     };
 }
 

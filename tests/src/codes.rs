@@ -3,11 +3,12 @@
 use sageattention::testing::Quantized;
 
 /// The CPU's quantization as the bytes of the workspace's regions. Regions that a plan does not have are empty.
-pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 11] {
+pub fn expected_regions(quantized: &Quantized) -> [(&'static str, Vec<u8>); 12] {
     let bytes = |scales: &[f32]| bytemuck::cast_slice(scales).to_vec();
     [
         ("query_codes", quantized.query_tiles()),
         ("query_scales", bytes(&quantized.query_scales)),
+        ("query_mean", bytes(&quantized.query_means)),
         ("key_mean", bytes(&quantized.key_mean)),
         ("key_codes", quantized.key_tiles()),
         ("key_scales", bytes(&quantized.key_scales)),

@@ -5,11 +5,12 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
+use sage_tests::modes::QK_MODES;
 use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::testing::quantize;
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Element, Mask, PvAccum, PvMode,
+    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Element, Mask, PvAccum, PvMode, QkMode,
     QuantGranularity, TensorLayout,
 };
 
@@ -30,10 +31,12 @@ const VARIANTS: [Variant; 6] = [
     (PvMode::Fp8, PvAccum::F32F16, &[DType::F16, DType::Bf16]),
 ];
 
-/// Executes all kernels of a call, as on each GPU that has its own for it, and compares the result with the CPU engine's.
+/// Executes all kernels of a call, as on each GPU that has its own for it, and compares with the CPU engine: codes to the bit,
+/// and the result.
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, inputs: &Inputs<T>) {
     check_on(ADA, problem, options, execution, inputs);
-    if options.pv_mode == PvMode::F16 && problem.dtype == DType::F16 {
+    let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q;
+    if is_plain_int8 && options.pv_mode == PvMode::F16 && problem.dtype == DType::F16 {
         check_on(TURING, problem, options, execution, inputs);
     }
 }
@@ -81,20 +84,23 @@ fn check_dtype(
 }
 
 /// Every variant with both head dimensions.
-fn for_each_variant(mut f: impl FnMut(DType, usize, AttentionOptions)) {
+fn for_each_variant((qk_mode, smooth_q): (QkMode, bool), mut f: impl FnMut(DType, usize, AttentionOptions)) {
     for (pv_mode, pv_accum, dtypes) in VARIANTS {
         for head_dim in [64, 128] {
             for &dtype in dtypes {
-                let options = AttentionOptions { return_lse: true, pv_mode, pv_accum, ..Default::default() };
+                let options =
+                    AttentionOptions { return_lse: true, qk_mode, smooth_q, pv_mode, pv_accum, ..Default::default() };
                 f(dtype, head_dim, options);
             }
         }
     }
 }
 
+const INT8: (QkMode, bool) = (QkMode::Int8, false);
+
 #[test]
 fn every_schedule() {
-    for_each_variant(|dtype, head_dim, options| {
+    for_each_variant(INT8, |dtype, head_dim, options| {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 2, 140, head_dim], [1, 200]);
         for schedule in Schedule::with((0..2).map(Schedule::Random)) {
             check_dtype(&problem, &options, &Options::new(schedule), (1, false));
@@ -105,11 +111,23 @@ fn every_schedule() {
 /// References are replaced, and everything so far must follow.
 #[test]
 fn rising_scores() {
-    for_each_variant(|dtype, head_dim, options| {
+    for_each_variant(INT8, |dtype, head_dim, options| {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 1, 20, head_dim], [1, 700]);
         let options = AttentionOptions { smooth_k: false, ..options };
         check_dtype(&problem, &options, &Options::new(Schedule::InOrder), (9, true));
     });
+}
+
+/// INT4 and smoothed queries: two blocks of queries, the second short; chunks that the mask cuts; a last one that is ragged.
+#[test]
+fn every_query_key_mode() {
+    for mode in QK_MODES.into_iter().filter(|mode| *mode != INT8) {
+        for_each_variant(mode, |dtype, head_dim, options| {
+            let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 2, 140, head_dim], [1, 200]);
+            let options = AttentionOptions { mask: Mask::CausalAligned(CausalAlign::BottomRight), ..options };
+            check_dtype(&problem, &options, &Options::new(Schedule::Random(3)), (1, false));
+        });
+    }
 }
 
 /// Means of several segments come back.

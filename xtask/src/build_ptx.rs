@@ -197,6 +197,10 @@ fn split(module: &ptx::Module, architecture: Architecture) -> Result<Vec<(String
     for entry in module.entries() {
         let alone = module.only(entry);
         let row = Kernel::ALL.iter().find(|kernel| kernel.symbol() == entry.name);
+        if row.is_some_and(|kernel| !kernel.family().exists_for(architecture)) {
+            // of GPUs whose drivers compile the PTX
+            continue;
+        }
         let text = match row {
             Some(kernel) => ptx::with_launch_bounds(&alone, kernel.launch_bounds(architecture))
                 .with_context(|| format!("kernel {}", entry.name))?,

@@ -4,8 +4,6 @@
 //! of summation in [`statistics`]. All arithmetic is f32, each operation rounded to nearest even on its own: no fused
 //! multiply-adds, here or in the GPU's quantizer.
 
-use std::f32::consts::LOG2_E;
-
 use rayon::prelude::*;
 use sage_layout::round::e4m3_from_f32;
 use sage_layout::scale::{self, Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
@@ -380,7 +378,7 @@ pub(crate) fn score_biases<T: Element>(plan: &Resolved, quantized: &Quantized, k
 /// What smoothing takes out of the scores of a block of queries, in octaves: `softmax_scale · log₂ e · mean · (key - key_mean)`
 /// of each key, which are rows of `width` elements.
 pub(super) fn score_bias(plan: &Resolved, query_mean: &[f32], keys: &[f32], bias: &mut [f32]) {
-    let score_scale = plan.softmax_scale * LOG2_E;
+    let score_scale = plan.score_scale();
     for (bias, key) in bias.iter_mut().zip(keys.chunks_exact(query_mean.len())) {
         *bias = score_scale * dot(query_mean, key);
     }
@@ -408,7 +406,7 @@ fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, means: &[f32], c
     let (problem, width) = (&plan.problem, plan.padded_head_dim as usize);
     let tiles = padded_queries(problem.query_len as u32) as usize / QUERY_TILE;
     let heads = problem.batch * problem.query_heads;
-    let score_scale = plan.softmax_scale * LOG2_E;
+    let score_scale = plan.score_scale();
     let mut scales = vec![0.0; heads * tiles * QUERY_SCALES_PER_TILE as usize];
     let chunks =
         codes.par_chunks_exact_mut(QUERY_TILE * width).zip(scales.par_chunks_exact_mut(QUERY_SCALES_PER_TILE as usize));

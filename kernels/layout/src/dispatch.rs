@@ -28,6 +28,11 @@ impl Modes {
     pub const fn new(query_key: QkMode, value: PvMode, accumulator: PvAccum) -> Self {
         Self { query_key, smooth_query: false, value, accumulator }
     }
+
+    /// The same with smoothed queries.
+    pub const fn with_smoothed_queries(self) -> Self {
+        Self { smooth_query: true, ..self }
+    }
 }
 
 /// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
@@ -53,6 +58,24 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
     (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16)),
+    (Family::MmaSmoothedF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_smoothed_queries()),
+    (Family::MmaSmoothedF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).with_smoothed_queries()),
+    (Family::MmaSmoothedF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).with_smoothed_queries()),
+    (Family::MmaSmoothedFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).with_smoothed_queries()),
+    (Family::MmaSmoothedFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).with_smoothed_queries()),
+    (Family::MmaSmoothedFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16).with_smoothed_queries()),
+    (Family::MmaInt4F16F32, Modes::new(QkMode::Int4, PvMode::F16, PvAccum::F32)),
+    (Family::MmaInt4F16F32, Modes::new(QkMode::Int4, PvMode::F16, PvAccum::F32).with_smoothed_queries()),
+    (Family::MmaInt4F16F16, Modes::new(QkMode::Int4, PvMode::F16, PvAccum::F16)),
+    (Family::MmaInt4F16F16, Modes::new(QkMode::Int4, PvMode::F16, PvAccum::F16).with_smoothed_queries()),
+    (Family::MmaInt4F16F16F32, Modes::new(QkMode::Int4, PvMode::F16, PvAccum::F16F32)),
+    (Family::MmaInt4F16F16F32, Modes::new(QkMode::Int4, PvMode::F16, PvAccum::F16F32).with_smoothed_queries()),
+    (Family::MmaInt4Fp8F32, Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32)),
+    (Family::MmaInt4Fp8F32, Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32).with_smoothed_queries()),
+    (Family::MmaInt4Fp8F32F32, Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F32)),
+    (Family::MmaInt4Fp8F32F32, Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F32).with_smoothed_queries()),
+    (Family::MmaInt4Fp8F32F16, Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F16)),
+    (Family::MmaInt4Fp8F32F16, Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F16).with_smoothed_queries()),
 ];
 
 /// The GPUs that are known, for a human, oldest first.

@@ -45,6 +45,17 @@ pub const fn unpack(byte: u8) -> (i8, i8) {
     ((byte << 4) as i8 >> 4, byte as i8 >> 4)
 }
 
+/// Eight codes, as the four bytes that they are in a tile; given as two words of four, the first in the lowest byte.
+#[inline(always)]
+pub const fn pack_words(codes: [u32; 2]) -> u32 {
+    const fn halves(codes: u32) -> u32 {
+        let codes = codes & 0x0f0f_0f0f;
+        let pairs = codes | codes >> 4;
+        pairs & 0xff | pairs >> 8 & 0xff00
+    }
+    halves(codes[0]) | halves(codes[1]) << 16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +85,16 @@ mod tests {
             for odd in -8..8 {
                 assert_eq!(unpack(pack(even, odd)), (even, odd));
             }
+        }
+    }
+
+    #[test]
+    fn words_are_packed_bytes() {
+        for first in -8..8 {
+            let codes: [i8; 8] = core::array::from_fn(|index| (first + 3 * index as i8 + 8).rem_euclid(16) - 8);
+            let words = [0, 4].map(|at| u32::from_le_bytes(core::array::from_fn(|index| codes[at + index] as u8)));
+            let bytes: [u8; 4] = core::array::from_fn(|index| pack(codes[2 * index], codes[2 * index + 1]));
+            assert_eq!(pack_words(words).to_le_bytes(), bytes);
         }
     }
 

@@ -40,8 +40,12 @@ macro_rules! define_family {
             }
 
             /// Whether its kernels are among those of an architecture.
+            ///
+            /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores: their drivers
+            /// compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
-                self.architectures().contains(&architecture.ptx())
+                let is_blackwell = matches!(architecture, Architecture::Sm100 | Architecture::Sm120);
+                self.architectures().contains(&architecture.ptx()) && !(self.smooths_queries() && is_blackwell)
             }
         }
     };
@@ -72,6 +76,77 @@ define_family! {
     MmaFp8F32F32: [Architecture::Sm89];
     /// … summed in f16 for 64 keys at a time, and these sums in f32.
     MmaFp8F32F16: [Architecture::Sm89];
+    /// [`MmaF16F32`](Self::MmaF16F32) with smoothed queries.
+    MmaSmoothedF16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16`](Self::MmaF16F16) with smoothed queries.
+    MmaSmoothedF16F16: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16F32`](Self::MmaF16F16F32) with smoothed queries.
+    MmaSmoothedF16F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaFp8F32`](Self::MmaFp8F32) with smoothed queries.
+    MmaSmoothedFp8F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F32`](Self::MmaFp8F32F32) with smoothed queries.
+    MmaSmoothedFp8F32F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) with smoothed queries.
+    MmaSmoothedFp8F32F16: [Architecture::Sm89];
+    /// [`MmaF16F32`](Self::MmaF16F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16`](Self::MmaF16F16) with queries and keys in INT4, smoothed or not.
+    MmaInt4F16F16: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaF16F16F32`](Self::MmaF16F16F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4F16F16F32: [Architecture::Sm80, Architecture::Sm89];
+    /// [`MmaFp8F32`](Self::MmaFp8F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4Fp8F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F32`](Self::MmaFp8F32F32) with queries and keys in INT4, smoothed or not.
+    MmaInt4Fp8F32F32: [Architecture::Sm89];
+    /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) with queries and keys in INT4, smoothed or not.
+    MmaInt4Fp8F32F16: [Architecture::Sm89];
+}
+
+impl Family {
+    /// Whether its kernels take smoothed queries.
+    pub const fn smooths_queries(self) -> bool {
+        self.is_smoothed_int8() || self.is_int4()
+    }
+
+    const fn is_smoothed_int8(self) -> bool {
+        use Family::*;
+        matches!(
+            self,
+            MmaSmoothedF16F32
+                | MmaSmoothedF16F16
+                | MmaSmoothedF16F16F32
+                | MmaSmoothedFp8F32
+                | MmaSmoothedFp8F32F32
+                | MmaSmoothedFp8F32F16
+        )
+    }
+
+    const fn is_int4(self) -> bool {
+        use Family::*;
+        matches!(
+            self,
+            MmaInt4F16F32 | MmaInt4F16F16 | MmaInt4F16F16F32 | MmaInt4Fp8F32 | MmaInt4Fp8F32F32 | MmaInt4Fp8F32F16
+        )
+    }
+
+    /// Of an `mma.sync` family, the chunks of keys and values in shared memory.
+    const fn stages(self) -> u32 {
+        match self {
+            Self::TuringF16F32 | Self::TuringF16F16 | Self::TuringF16F16F32 => TURING_STAGES,
+            _ => MMA_STAGES,
+        }
+    }
+
+    /// Of an `mma.sync` family, the bytes of a value.
+    const fn value_bytes(self) -> u32 {
+        use Family::*;
+        match self {
+            MmaFp8F32 | MmaFp8F32F32 | MmaFp8F32F16 => 1,
+            MmaSmoothedFp8F32 | MmaSmoothedFp8F32F32 | MmaSmoothedFp8F32F16 => 1,
+            MmaInt4Fp8F32 | MmaInt4Fp8F32F32 | MmaInt4Fp8F32F16 => 1,
+            _ => 2,
+        }
+    }
 }
 
 /// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
@@ -117,6 +192,46 @@ macro_rules! for_each_kernel {
             MmaFp8F32F16D64Bf16 = "sage_attention_mma_fp8_f32f16_d64_bf16": MmaFp8F32F16, 64, Bf16;
             MmaFp8F32F16D128F16 = "sage_attention_mma_fp8_f32f16_d128_f16": MmaFp8F32F16, 128, F16;
             MmaFp8F32F16D128Bf16 = "sage_attention_mma_fp8_f32f16_d128_bf16": MmaFp8F32F16, 128, Bf16;
+            MmaSmoothedF16F32D64F16 = "sage_attention_mma_smoothed_f16_f32_d64_f16": MmaSmoothedF16F32, 64, F16;
+            MmaSmoothedF16F32D64Bf16 = "sage_attention_mma_smoothed_f16_f32_d64_bf16": MmaSmoothedF16F32, 64, Bf16;
+            MmaSmoothedF16F32D128F16 = "sage_attention_mma_smoothed_f16_f32_d128_f16": MmaSmoothedF16F32, 128, F16;
+            MmaSmoothedF16F32D128Bf16 = "sage_attention_mma_smoothed_f16_f32_d128_bf16": MmaSmoothedF16F32, 128, Bf16;
+            MmaSmoothedF16F16D64F16 = "sage_attention_mma_smoothed_f16_f16_d64_f16": MmaSmoothedF16F16, 64, F16;
+            MmaSmoothedF16F16D128F16 = "sage_attention_mma_smoothed_f16_f16_d128_f16": MmaSmoothedF16F16, 128, F16;
+            MmaSmoothedF16F16F32D64F16 = "sage_attention_mma_smoothed_f16_f16f32_d64_f16": MmaSmoothedF16F16F32, 64, F16;
+            MmaSmoothedF16F16F32D128F16 = "sage_attention_mma_smoothed_f16_f16f32_d128_f16": MmaSmoothedF16F16F32, 128, F16;
+            MmaSmoothedFp8F32D64F16 = "sage_attention_mma_smoothed_fp8_f32_d64_f16": MmaSmoothedFp8F32, 64, F16;
+            MmaSmoothedFp8F32D64Bf16 = "sage_attention_mma_smoothed_fp8_f32_d64_bf16": MmaSmoothedFp8F32, 64, Bf16;
+            MmaSmoothedFp8F32D128F16 = "sage_attention_mma_smoothed_fp8_f32_d128_f16": MmaSmoothedFp8F32, 128, F16;
+            MmaSmoothedFp8F32D128Bf16 = "sage_attention_mma_smoothed_fp8_f32_d128_bf16": MmaSmoothedFp8F32, 128, Bf16;
+            MmaSmoothedFp8F32F32D64F16 = "sage_attention_mma_smoothed_fp8_f32f32_d64_f16": MmaSmoothedFp8F32F32, 64, F16;
+            MmaSmoothedFp8F32F32D64Bf16 = "sage_attention_mma_smoothed_fp8_f32f32_d64_bf16": MmaSmoothedFp8F32F32, 64, Bf16;
+            MmaSmoothedFp8F32F32D128F16 = "sage_attention_mma_smoothed_fp8_f32f32_d128_f16": MmaSmoothedFp8F32F32, 128, F16;
+            MmaSmoothedFp8F32F32D128Bf16 = "sage_attention_mma_smoothed_fp8_f32f32_d128_bf16": MmaSmoothedFp8F32F32, 128, Bf16;
+            MmaSmoothedFp8F32F16D64F16 = "sage_attention_mma_smoothed_fp8_f32f16_d64_f16": MmaSmoothedFp8F32F16, 64, F16;
+            MmaSmoothedFp8F32F16D64Bf16 = "sage_attention_mma_smoothed_fp8_f32f16_d64_bf16": MmaSmoothedFp8F32F16, 64, Bf16;
+            MmaSmoothedFp8F32F16D128F16 = "sage_attention_mma_smoothed_fp8_f32f16_d128_f16": MmaSmoothedFp8F32F16, 128, F16;
+            MmaSmoothedFp8F32F16D128Bf16 = "sage_attention_mma_smoothed_fp8_f32f16_d128_bf16": MmaSmoothedFp8F32F16, 128, Bf16;
+            MmaInt4F16F32D64F16 = "sage_attention_mma_int4_f16_f32_d64_f16": MmaInt4F16F32, 64, F16;
+            MmaInt4F16F32D64Bf16 = "sage_attention_mma_int4_f16_f32_d64_bf16": MmaInt4F16F32, 64, Bf16;
+            MmaInt4F16F32D128F16 = "sage_attention_mma_int4_f16_f32_d128_f16": MmaInt4F16F32, 128, F16;
+            MmaInt4F16F32D128Bf16 = "sage_attention_mma_int4_f16_f32_d128_bf16": MmaInt4F16F32, 128, Bf16;
+            MmaInt4F16F16D64F16 = "sage_attention_mma_int4_f16_f16_d64_f16": MmaInt4F16F16, 64, F16;
+            MmaInt4F16F16D128F16 = "sage_attention_mma_int4_f16_f16_d128_f16": MmaInt4F16F16, 128, F16;
+            MmaInt4F16F16F32D64F16 = "sage_attention_mma_int4_f16_f16f32_d64_f16": MmaInt4F16F16F32, 64, F16;
+            MmaInt4F16F16F32D128F16 = "sage_attention_mma_int4_f16_f16f32_d128_f16": MmaInt4F16F16F32, 128, F16;
+            MmaInt4Fp8F32D64F16 = "sage_attention_mma_int4_fp8_f32_d64_f16": MmaInt4Fp8F32, 64, F16;
+            MmaInt4Fp8F32D64Bf16 = "sage_attention_mma_int4_fp8_f32_d64_bf16": MmaInt4Fp8F32, 64, Bf16;
+            MmaInt4Fp8F32D128F16 = "sage_attention_mma_int4_fp8_f32_d128_f16": MmaInt4Fp8F32, 128, F16;
+            MmaInt4Fp8F32D128Bf16 = "sage_attention_mma_int4_fp8_f32_d128_bf16": MmaInt4Fp8F32, 128, Bf16;
+            MmaInt4Fp8F32F32D64F16 = "sage_attention_mma_int4_fp8_f32f32_d64_f16": MmaInt4Fp8F32F32, 64, F16;
+            MmaInt4Fp8F32F32D64Bf16 = "sage_attention_mma_int4_fp8_f32f32_d64_bf16": MmaInt4Fp8F32F32, 64, Bf16;
+            MmaInt4Fp8F32F32D128F16 = "sage_attention_mma_int4_fp8_f32f32_d128_f16": MmaInt4Fp8F32F32, 128, F16;
+            MmaInt4Fp8F32F32D128Bf16 = "sage_attention_mma_int4_fp8_f32f32_d128_bf16": MmaInt4Fp8F32F32, 128, Bf16;
+            MmaInt4Fp8F32F16D64F16 = "sage_attention_mma_int4_fp8_f32f16_d64_f16": MmaInt4Fp8F32F16, 64, F16;
+            MmaInt4Fp8F32F16D64Bf16 = "sage_attention_mma_int4_fp8_f32f16_d64_bf16": MmaInt4Fp8F32F16, 64, Bf16;
+            MmaInt4Fp8F32F16D128F16 = "sage_attention_mma_int4_fp8_f32f16_d128_f16": MmaInt4Fp8F32F16, 128, F16;
+            MmaInt4Fp8F32F16D128Bf16 = "sage_attention_mma_int4_fp8_f32f16_d128_bf16": MmaInt4Fp8F32F16, 128, Bf16;
         }
     };
 }
@@ -235,14 +350,10 @@ impl Kernel {
             Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
-            Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaF16F16F32 => {
-                MmaShared::new(self.head_dim(), 2).bytes(MMA_STAGES)
-            }
-            Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => {
-                MmaShared::new(self.head_dim(), 2).bytes(TURING_STAGES)
-            }
-            Family::MmaFp8F32 | Family::MmaFp8F32F32 | Family::MmaFp8F32F16 => {
-                MmaShared::new(self.head_dim(), 1).bytes(MMA_STAGES)
+            family => {
+                let key_row_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
+                let shared = MmaShared::new(self.head_dim(), key_row_bytes, family.value_bytes(), family.stages());
+                if family.smooths_queries() { shared.biased_bytes } else { shared.bytes }
             }
         }
     }
@@ -367,20 +478,22 @@ pub struct MmaShared {
     pub stage_bytes: u32,
     /// Distance of the warps' regions, which lie where the stages were: rows of the output on their way to memory.
     pub region_stride: u32,
+    /// What smoothing took out of the scores, behind the stages: for each stage, f32 of every key.
+    pub bias: u32,
+    /// All of it, without smoothed queries.
+    pub bytes: u32,
+    /// All of it, with smoothed queries.
+    pub biased_bytes: u32,
 }
 
 impl MmaShared {
-    /// The layout for a padded head dimension and values of so many bytes.
-    pub const fn new(padded_head_dim: u32, value_bytes: u32) -> Self {
-        let value = KEY_CHUNK * padded_head_dim;
+    /// The layout for a padded head dimension, rows of keys and values of so many bytes, and so many stages.
+    pub const fn new(padded_head_dim: u32, key_row_bytes: u32, value_bytes: u32, stages: u32) -> Self {
+        let value = KEY_CHUNK * key_row_bytes;
         let stage_bytes = value + KEY_CHUNK * padded_head_dim * value_bytes;
         let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
-        Self { value, stage_bytes, region_stride }
-    }
-
-    /// All of it, with so many stages.
-    pub const fn bytes(self, stages: u32) -> u32 {
-        stages * self.stage_bytes
+        let bytes = stages * stage_bytes;
+        Self { value, stage_bytes, region_stride, bias: bytes, bytes, biased_bytes: bytes + stages * KEY_CHUNK * 4 }
     }
 }
 
@@ -414,10 +527,13 @@ mod tests {
         }
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
             let quantize = QuantizeShared::new(head_dim);
-            for (value_bytes, stages) in [(1, MMA_STAGES), (2, MMA_STAGES), (2, TURING_STAGES)] {
-                let shared = MmaShared::new(head_dim, value_bytes);
+            let rows = [head_dim, head_dim / 2];
+            let each =
+                rows.into_iter().flat_map(|row| [(row, 1, MMA_STAGES), (row, 2, MMA_STAGES), (row, 2, TURING_STAGES)]);
+            for (key_row_bytes, value_bytes, stages) in each {
+                let shared = MmaShared::new(head_dim, key_row_bytes, value_bytes, stages);
                 assert_eq!((shared.value % 1024, shared.stage_bytes % 1024), (0, 0));
-                assert!(MMA_WARPS * shared.region_stride <= shared.bytes(stages));
+                assert!(MMA_WARPS * shared.region_stride <= shared.bytes);
             }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {

@@ -53,11 +53,13 @@ pub struct QuantizeParams {
     pub key: TensorView,
     /// Values.
     pub value: TensorView,
-    /// INT8 `[batch · heads][query tiles][64 · padded head_dim]`, swizzled.
+    /// `[batch · heads][query tiles]` of 64 rows of codes, swizzled: INT8, or INT4 as in [`int4_tile`](crate::int4_tile).
     pub query_codes: Address,
     /// f32 `[batch · heads][query tiles][QUERY_SCALES_PER_TILE]`: scales times `score_scale`.
     pub query_scales: Address,
-    /// INT8 `[batch · key heads][key tiles][128 · padded head_dim]`, swizzled.
+    /// f32 `[batch · heads][query_blocks][padded head_dim]`: what is subtracted from queries; 0 for nothing.
+    pub query_mean: Address,
+    /// `[batch · key heads][key tiles]` of 128 rows of codes, as the queries'.
     pub key_codes: Address,
     /// f32 `[batch · key heads][key tiles][KEY_SCALES_PER_TILE]`.
     pub key_scales: Address,
@@ -89,6 +91,10 @@ pub struct QuantizeParams {
     pub softmax_scale: f32,
     /// The softmax scale times log₂ e, folded into the scales.
     pub score_scale: f32,
+    /// Largest code of queries and keys.
+    pub largest_code: f32,
+    /// 1 for codes in INT4, 0 for INT8.
+    pub int4: u32,
     /// What the largest value of a channel becomes in e4m3.
     pub value_max: f32,
     /// 1 to subtract the values' means (`smooth_v`), 0 to take them as 0.
@@ -147,6 +153,15 @@ pub struct AttentionParams {
     /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
     /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.
     pub heads_per_group: u32,
+    /// See [`QuantizeParams::query_mean`]. This and what follows are for the families that have smoothed queries
+    /// ([`Family::smooths_queries`]).
+    pub query_mean: Address,
+    /// See [`QuantizeParams::key_mean`].
+    pub key_mean: Address,
+    /// The caller's keys.
+    pub keys: TensorView,
+    /// The softmax scale times log₂ e.
+    pub score_scale: f32,
 }
 
 /// The parameters of some kernel.
@@ -191,12 +206,13 @@ const _: () = {
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 320 && offset_of!(QuantizeParams, query_codes) == 144);
-    assert!(offset_of!(QuantizeParams, order) == 240 && offset_of!(QuantizeParams, heads_per_key_head) == 280);
-    assert!(size_of::<AttentionParams>() == 152 && offset_of!(AttentionParams, output) == 80);
+    assert!(size_of::<QuantizeParams>() == 336 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
+    assert!(size_of::<AttentionParams>() == 224 && offset_of!(AttentionParams, output) == 80);
     assert!(
         offset_of!(AttentionParams, key_len) == 128
             && offset_of!(AttentionParams, items) == 140
             && offset_of!(AttentionParams, heads_per_group) == 148
+            && offset_of!(AttentionParams, keys) == 168
     );
 };

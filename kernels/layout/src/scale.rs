@@ -91,14 +91,8 @@ pub const fn largest_code(mode: QkMode) -> f32 {
     }
 }
 
-/// The scale of an INT8 group, and what its elements are multiplied by before rounding half to even. A group with an
-/// infinity or NaN has NaN for a scale, so that its scores are NaN.
-#[inline(always)]
-pub fn int8_scale(amax: f32) -> (f32, f32) {
-    int_scale(amax, INT8_MAX)
-}
-
-/// The same for codes up to `largest`.
+/// The scale of a group with codes up to `largest`, and what its elements are multiplied by before rounding half to even. A
+/// group with an infinity or NaN has NaN for a scale, so that its scores are NaN.
 #[inline(always)]
 pub fn int_scale(amax: f32, largest: f32) -> (f32, f32) {
     if !amax.is_finite() {

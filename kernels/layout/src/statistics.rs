@@ -12,8 +12,8 @@
 //! The mean of a block of queries ([`QUERY_BLOCK`](crate::tile::QUERY_BLOCK), the last one possibly short) is made by the first
 //! two rules, with the block for a tile, and divided by the number of its queries.
 //!
-//! The product of a query row with the key mean (for the log-sum-exp), or of a query mean with a key row, is a sum too: each chunk of eight channels from 0
-//! in order, then the chunks' sums in pairs, pairs of pairs, and so on: every sum plus its partner's, whose index differs
+//! The product of a query row with the key mean (for the log-sum-exp) is a sum too: each chunk of eight channels from 0 in
+//! order, then the chunks' sums in pairs, pairs of pairs, and so on: every sum plus its partner's, whose index differs
 //! in bit 0, then in bit 1, …
 //!
 //! Every operation is f32 with rounding to nearest even. Minimum and maximum do not depend on order.

@@ -45,5 +45,6 @@ accessors! {
     load_f32 store_f32 f32, "4";
     load_u32 store_u32 u32, "4";
     load_u16 store_u16 u16, "2";
+    load_u32x2 store_u32x2 [u32; 2], "8";
     load_u32x4 store_u32x4 [u32; 4], "16";
 }

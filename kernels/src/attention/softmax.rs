@@ -224,6 +224,16 @@ impl RowMaxima {
             *largest = largest.max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
         }
     }
+
+    /// Takes in one accumulator of eight keys, as base-2 scores with a bias for each of the lane's two columns.
+    #[inline(always)]
+    pub fn include_biased(&mut self, scores: &[i32; 4], scale: f32, bias: [f32; 2], first: usize, visible: Visible) {
+        for (index, &score) in scores.iter().enumerate() {
+            let score = math::fma(score as f32, scale, bias[index % 2]);
+            let largest = &mut self.0[index / 2];
+            *largest = largest.max(if visible.shows(first + index) { score } else { f32::NEG_INFINITY });
+        }
+    }
 }
 
 impl Default for RowMaxima {
@@ -286,24 +296,28 @@ impl OnlineSoftmax {
         let mut probabilities = P::ZERO;
         for group in 0..4 {
             let scores = core::array::from_fn(|index| scores[8 * group + index]);
-            self.exponentials_of_group(&scores, group, scale, visible, &mut probabilities);
+            self.exponentials_of_group(&scores, group, scale, None, visible, &mut probabilities);
         }
         probabilities
     }
 
-    /// `2^(score · scale + offset)` for keys `16 · group` on.
+    /// `2^(score · scale + offset + bias)` for keys `16 · group` on. Biases are of the lane's four columns.
     #[inline(always)]
     pub fn exponentials_of_group<P: Probabilities>(
         &self,
         scores: &[i32; 8],
         group: usize,
         scale: f32,
+        bias: Option<[f32; 4]>,
         visible: Visible,
         probabilities: &mut P,
     ) {
         let mut values = [0.0; 8];
         for (index, value) in values.iter_mut().enumerate() {
-            let exponent = math::fma(scores[index] as f32, scale, self.offset[index / 2 % 2]);
+            let mut exponent = math::fma(scores[index] as f32, scale, self.offset[index / 2 % 2]);
+            if let Some(bias) = bias {
+                exponent += bias[index / 4 * 2 + index % 2];
+            }
             *value = math::exp2(if visible.shows(8 * group + index) { exponent } else { f32::NEG_INFINITY });
         }
         probabilities.set(group, &values);

@@ -61,7 +61,7 @@ fn thread_of_item() -> u32 {
 
 /// A head of a tensor.
 #[derive(Clone, Copy)]
-struct Head {
+pub struct Head {
     /// First element in the caller's tensor.
     address: u64,
 }
@@ -69,7 +69,7 @@ struct Head {
 impl Head {
     /// The head of an index over batches and heads.
     #[inline(always)]
-    fn new(tensor: &TensorView, index: u32) -> Self {
+    pub fn new(tensor: &TensorView, index: u32) -> Self {
         let (batch, head) = math::div_rem(index, tensor.heads);
         let offset = batch as i64 * tensor.strides.batch + head as i64 * tensor.strides.head;
         Self { address: tensor.address.wrapping_add_signed(2 * offset) }
@@ -82,7 +82,7 @@ impl Head {
     ///
     /// `tensor` must be the one that this head is of, and readable.
     #[inline(always)]
-    unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
+    pub unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
         self,
         tensor: &TensorView,
         first: u32,
@@ -130,7 +130,7 @@ impl Head {
 
 /// A chunk as it is in memory: pairs of 16-bit elements. Zero bits are zeros in both formats.
 #[derive(Clone, Copy)]
-struct Chunk([u32; CHUNK / 2]);
+pub struct Chunk([u32; CHUNK / 2]);
 
 impl Chunk {
     const ZERO: Self = Self([0; CHUNK / 2]);
@@ -143,7 +143,7 @@ impl Chunk {
 
     /// The elements' values.
     #[inline(always)]
-    fn values<E: Element>(&self) -> [f32; CHUNK] {
+    pub fn values<E: Element>(&self) -> [f32; CHUNK] {
         let mut values = [0.0; CHUNK];
         for index in 0..CHUNK / 2 {
             [values[2 * index], values[2 * index + 1]] = E::unpack(self.0[index]);

@@ -1,17 +1,17 @@
-//! Queries and keys to INT8 tiles (SageAttention2, section 3.2; groups: `sage_layout::scale`).
+//! Queries and keys to INT8 or INT4 tiles (SageAttention2, section 3.2; groups: `sage_layout::scale`).
 //!
 //! An item is one tile. A CTA's threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
 //! tile, so that a thread's tokens are all equal modulo 8, as the finest quantization groups are.
 
-use core::cmp::max;
+use core::cmp::{max, min};
 
 use sage_layout::kernel::threads_per_row;
 use sage_layout::params::QuantizeParams;
-use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int8_scale};
+use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int_scale};
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
-use sage_layout::tile::{KEY_TILE, WARP_ROWS, WARPGROUP_ROWS};
-use sage_layout::{swizzle, tile};
+use sage_layout::tile::{KEY_TILE, QUERY_BLOCK, WARP_ROWS, WARPGROUP_ROWS, query_blocks};
+use sage_layout::{int4_tile, swizzle};
 use simt::global::CachePolicy;
 use simt::{convert, global, math, shared, thread, warp};
 
@@ -41,6 +41,15 @@ fn amax(values: &[f32; CHUNK]) -> f32 {
     values.iter().fold(0.0, |largest, value| max_abs(largest, value.abs()))
 }
 
+/// The distances of values from means.
+#[inline(always)]
+fn less(mut values: [f32; CHUNK], means: [f32; CHUNK]) -> [f32; CHUNK] {
+    for channel in 0..CHUNK {
+        values[channel] -= means[channel];
+    }
+    values
+}
+
 /// Combines `value` over the threads of a row: with the neighbour's, with that of the next pair, and so on
 /// (`sage_layout::statistics`).
 #[inline(always)]
@@ -53,6 +62,12 @@ fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) ->
     value
 }
 
+/// Bytes of a row of codes.
+#[inline(always)]
+pub fn row_bytes<const HEAD_DIM: u32>(params: &QuantizeParams) -> u32 {
+    if params.int4 != 0 { int4_tile::row_bytes(HEAD_DIM) } else { HEAD_DIM }
+}
+
 /// Eight codes, the first in the lowest byte.
 #[inline(always)]
 fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
@@ -63,14 +78,101 @@ fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
 ///
 /// # Safety
 ///
-/// `tile` must be a writable tile of rows of `HEAD_DIM` bytes, and the chunk this thread's own.
+/// `tile` must be a writable tile of rows of [`row_bytes`], and the chunk this thread's own.
 #[inline(always)]
-unsafe fn store_codes<const HEAD_DIM: u32>(tile: u64, lane: u32, index: usize, chunk: u32, words: [u32; 2]) {
+unsafe fn store_codes<const HEAD_DIM: u32>(
+    params: &QuantizeParams,
+    tile: u64,
+    (lane, chunk): (u32, u32),
+    index: usize,
+    words: [u32; 2],
+) {
     const { assert!(TOKEN_LANES.is_multiple_of(swizzle::PERIOD)) };
-    let first = tile + swizzle::offset(lane, chunk * CHUNK as u32, HEAD_DIM) as u64;
     let rows_before = index as u32 * TOKEN_LANES;
-    // SAFETY: forwarded contract; the offset is a multiple of 8 within the tile.
-    unsafe { global::store_u32x2_hint(first + (rows_before * HEAD_DIM) as u64, words, CachePolicy::evict_first()) }
+    let place = |row_bytes: u32, bytes: u32| {
+        tile + (swizzle::offset(lane, chunk * bytes, row_bytes) + rows_before * row_bytes) as u64
+    };
+    // SAFETY: forwarded contract; the offset is a multiple of what is stored, within the tile.
+    unsafe {
+        if params.int4 != 0 {
+            global::store_u32(place(HEAD_DIM / 2, CHUNK as u32 / 2), int4_tile::pack_words(words));
+        } else {
+            global::store_u32x2_hint(place(HEAD_DIM, CHUNK as u32), words, CachePolicy::evict_first());
+        }
+    }
+}
+
+/// Tokens of a block of queries that a thread holds.
+const BLOCK_QUERIES: usize = (QUERY_BLOCK / TOKEN_LANES) as usize;
+
+/// The mean of the queries of a tile's block, into shared memory; the block's first tile writes it to memory too. Tiles do not
+/// wait for each other: each sums the whole block.
+///
+/// # Safety
+///
+/// As the kernel table and the parameters say; all threads of the CTA call it, and nobody uses its shared memory.
+#[inline(always)]
+unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
+    params: &QuantizeParams,
+    head: Head,
+    head_index: u64,
+    tile: u32,
+    (lane, chunk): (u32, u32),
+) {
+    const { assert!(BLOCK_QUERIES == 8) };
+    let input = &params.query;
+    let (block, thread) = (tile * WARPGROUP_ROWS / QUERY_BLOCK, thread_of_item());
+    let first = block * QUERY_BLOCK;
+    let mut sum = [0.0f32; CHUNK];
+    // SAFETY: the input is readable.
+    let rows = unsafe {
+        head.load_chunks::<BLOCK_QUERIES, true>(input, first + lane, |index| index as u32 * TOKEN_LANES, chunk)
+    };
+    for row in &rows {
+        // a token that is not there has zeros
+        for (sum, value) in sum.iter_mut().zip(row.values::<E>()) {
+            *sum += value;
+        }
+    }
+    let place = |lane: u32, channel: u32| shared::dynamic() + 4 * (lane * HEAD_DIM + channel);
+    // SAFETY: the places are this thread's own, within the launch's shared memory.
+    unsafe {
+        for quad in 0..CHUNK / 4 {
+            let words = [0, 1, 2, 3].map(|index: usize| sum[4 * quad + index].to_bits());
+            shared::store_u32x4(place(lane, (chunk as usize * CHUNK + 4 * quad) as u32), words);
+        }
+    }
+    thread::sync_threads();
+    if thread < HEAD_DIM {
+        let mut sum = 0.0f32;
+        for lane in 0..TOKEN_LANES {
+            // SAFETY: all lanes were written before the barrier.
+            sum += unsafe { shared::load_f32(place(lane, thread)) };
+        }
+        let mean = sum / min(QUERY_BLOCK, input.tokens - first) as f32;
+        // SAFETY: the place is this thread's own; means hold a row for each block.
+        unsafe {
+            shared::store_f32(place(TOKEN_LANES, thread), mean);
+            if tile * WARPGROUP_ROWS == first {
+                let row = head_index * query_blocks(input.tokens) as u64 + block as u64;
+                global::store_f32(params.query_mean + 4 * (row * HEAD_DIM as u64 + thread as u64), mean);
+            }
+        }
+    }
+    thread::sync_threads();
+}
+
+/// A chunk of what [`query_mean`] left in shared memory.
+///
+/// # Safety
+///
+/// It was called before.
+#[inline(always)]
+unsafe fn load_query_mean<const HEAD_DIM: u32>(chunk: u32) -> [f32; CHUNK] {
+    let place = shared::dynamic() + 4 * (TOKEN_LANES * HEAD_DIM + chunk * CHUNK as u32);
+    // SAFETY: forwarded contract.
+    let [low, high] = [0, 16].map(|offset| unsafe { shared::load_u32x4(place + offset) });
+    core::array::from_fn(|index| f32::from_bits(if index < 4 { low[index] } else { high[index - 4] }))
 }
 
 /// One query tile of the heads that read a key head.
@@ -89,7 +191,15 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let head = Head::new(input, head_index as u32);
     let tile_index = head_index * params.query_tiles as u64 + tile as u64;
 
+    // a tile of nothing but padding has no mean
+    let smoothed = params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens;
+    if smoothed {
+        // SAFETY: forwarded contract; the item before was finished before this one was shared.
+        unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
+    }
     let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
+    // all bits of what a token has, none of what pads the tile
+    let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
     // SAFETY: the input is readable.
     let rows = unsafe { head.load_chunks::<QUERIES, false>(input, first, offset, chunk) };
     // SAFETY: forwarded contract.
@@ -98,9 +208,16 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = row.0.map(|pair| pair & 0x7fff_7fff).into_iter().fold(0, E::max_nan);
-        let [even, odd] = E::unpack(largest);
-        let largest = reduce_row::<HEAD_DIM>(max_abs(even, odd), max_abs);
+        let largest = if smoothed {
+            // SAFETY: the mean is there.
+            let values = unsafe { less(row.values::<E>(), load_query_mean::<HEAD_DIM>(chunk)) };
+            f32::from_bits(amax(&values).to_bits() & present(index))
+        } else {
+            let largest = row.0.map(|pair| pair & 0x7fff_7fff).into_iter().fold(0, E::max_nan);
+            let [even, odd] = E::unpack(largest);
+            max_abs(even, odd)
+        };
+        let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
             unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
@@ -138,7 +255,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             tile_amax = max_abs(tile_amax, load(place / WARP_ROWS, place % WARP_ROWS));
         }
     }
-    let codes = params.query_codes + tile_index * tile::query_tile_bytes(HEAD_DIM) as u64;
+    let codes = params.query_codes + tile_index * (WARPGROUP_ROWS * row_bytes::<HEAD_DIM>(params)) as u64;
     for (index, row) in rows.iter().enumerate() {
         let warp = index as u32;
         let mut largest = max_abs(tile_amax, max_abs(load(warp, lane % 8), load(warp, lane % 8 + 8)));
@@ -147,11 +264,15 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
                 largest = max_abs(largest, load(warp, row));
             }
         }
-        let (scale, inverse) = int8_scale(largest);
-        // SAFETY: the outputs hold this tile's codes and scales.
+        let (scale, inverse) = int_scale(largest, params.largest_code);
+        let mut values = row.again().values::<E>();
+        // SAFETY: the mean is there; the outputs hold this tile's codes and scales.
         unsafe {
-            let words = codes_of(&row.again().values::<E>(), inverse);
-            store_codes::<HEAD_DIM>(codes, lane, index, chunk, words);
+            if smoothed {
+                values = less(values, load_query_mean::<HEAD_DIM>(chunk));
+            }
+            let words = codes_of(&values, inverse).map(|word| word & present(index));
+            store_codes::<HEAD_DIM>(params, codes, (lane, chunk), index, words);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
                 let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + lane) as u64;
                 global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
@@ -193,13 +314,7 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
             load_channels(params.key_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64))
         };
     }
-    let smoothed = |row: Chunk| {
-        let mut values = row.values::<E>();
-        for channel in 0..CHUNK {
-            values[channel] -= mean[channel];
-        }
-        values
-    };
+    let smoothed = |row: Chunk| less(row.values::<E>(), mean);
     // all bits of what a token has, none of what pads the tile
     let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
     // Subtraction is monotonic: the largest distance is that of the smallest or of the largest element.
@@ -232,13 +347,13 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
             largest = max_abs(largest, load(lane));
         }
     }
-    let (scale, inverse) = int8_scale(largest);
-    let codes = params.key_codes + tile_index * tile::key_tile_bytes(HEAD_DIM) as u64;
+    let (scale, inverse) = int_scale(largest, params.largest_code);
+    let codes = params.key_codes + tile_index * (KEY_TILE * row_bytes::<HEAD_DIM>(params)) as u64;
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {
             let words = codes_of(&smoothed(row.again()), inverse).map(|word| word & present(index));
-            store_codes::<HEAD_DIM>(codes, lane, index, chunk, words);
+            store_codes::<HEAD_DIM>(params, codes, (lane, chunk), index, words);
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;

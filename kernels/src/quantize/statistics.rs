@@ -14,6 +14,7 @@ use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
 use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, value_tile_bytes};
 use simt::{global, math, shared, thread};
 
+use super::query_key::row_bytes;
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
 use super::{CHUNK, Head, thread_of_item};
 use crate::element::Element;
@@ -30,7 +31,8 @@ const ROWS_IN_FLIGHT: usize = 4;
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.key_codes, key_tile_bytes(HEAD_DIM), params.key_tiles, head);
+    let rows =
+        Rows::<HEAD_DIM>::new(params.key_codes, KEY_TILE * row_bytes::<HEAD_DIM>(params), params.key_tiles, head);
     // SAFETY: forwarded contract.
     unsafe { mean_statistics::<E, HEAD_DIM>(params, (Tensor::Key, &params.key, params.key_mean), head, tile, &rows) }
 }

@@ -253,6 +253,19 @@ value! {
     f32, 4;
 }
 
+impl Value for [u32; 2] {
+    type Bytes = [u8; 8];
+
+    fn to_bytes(self) -> Self::Bytes {
+        u64::to_le_bytes(self[0] as u64 | (self[1] as u64) << 32)
+    }
+
+    fn from_bytes(bytes: Self::Bytes) -> Self {
+        let all = u64::from_le_bytes(bytes);
+        [all as u32, (all >> 32) as u32]
+    }
+}
+
 impl Value for [u32; 4] {
     type Bytes = [u8; 16];
 
@@ -325,5 +338,6 @@ pub unsafe fn store_f32(address: u32, value: f32) {
 accessors! {
     load_u32 store_u32 u32;
     load_u16 store_u16 u16;
+    load_u32x2 store_u32x2 [u32; 2];
     load_u32x4 store_u32x4 [u32; 4];
 }

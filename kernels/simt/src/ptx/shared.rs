@@ -41,6 +41,25 @@ accessors! {
 }
 
 #[inline(always)]
+pub unsafe fn load_u32x2(address: u32) -> [u32; 2] {
+    let (a, b);
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("ld.shared.v2.b32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg32) address, options(nostack))
+    }
+    [a, b]
+}
+
+#[inline(always)]
+pub unsafe fn store_u32x2(address: u32, value: [u32; 2]) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("st.shared.v2.b32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) value[0], in(reg32) value[1],
+            options(nostack))
+    }
+}
+
+#[inline(always)]
 pub unsafe fn load_u32x4(address: u32) -> [u32; 4] {
     let (a, b, c, d);
     // SAFETY: the caller's contract is the instruction's.

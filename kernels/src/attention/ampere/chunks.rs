@@ -7,6 +7,7 @@ use sage_layout::swizzle::{self, CHUNK_BYTES};
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, key_tiles};
 use simt::{mma, warp};
 
+use super::codes::Codes;
 use super::instructions::Instructions;
 use super::product::Values;
 
@@ -37,15 +38,16 @@ impl<'a> Copies<'a> {
     /// The chunk is one of the head's; nobody touches the stage until all threads have waited for this group of copies
     /// and met.
     #[inline(always)]
-    pub unsafe fn start<I: Instructions, V: Values, const HEAD_DIM: u32>(&self, stage: u32, chunk: u32) {
-        let memory = const { MmaShared::new(HEAD_DIM, V::BYTES) };
+    pub unsafe fn start<I: Instructions, V: Values, C: Codes, const HEAD_DIM: u32>(&self, stage: u32, chunk: u32) {
+        let key_row_bytes = const { HEAD_DIM / C::PER_BYTE };
+        let memory = const { MmaShared::new(HEAD_DIM, HEAD_DIM / C::PER_BYTE, V::BYTES, I::STAGES) };
         let tile = (self.first_tile + chunk / CHUNKS_PER_TILE) as u64;
         let chunk = chunk % CHUNKS_PER_TILE;
 
         // keys: as they are
-        let key_bytes = KEY_CHUNK * HEAD_DIM;
+        let key_bytes = KEY_CHUNK * key_row_bytes;
         let at = self.thread * CHUNK_BYTES;
-        let key = self.params.key + tile * (KEY_TILE * HEAD_DIM) as u64 + (chunk * key_bytes + at) as u64;
+        let key = self.params.key + tile * (KEY_TILE * key_row_bytes) as u64 + (chunk * key_bytes + at) as u64;
         let mut offset = 0;
         while offset < key_bytes {
             // SAFETY: the place is this thread's own part of the chunk.
@@ -82,7 +84,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Of swizzled rows of 64 or 128 bytes, at a multiple of 128.
+    /// Of swizzled rows of 32, 64 or 128 bytes, at a multiple of 128.
     #[inline(always)]
     pub fn new(address: u32, row_bytes: u32, lane: u32) -> Self {
         let (matrix, row) = fragment::matrix_row(lane);

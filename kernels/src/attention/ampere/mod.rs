@@ -1,4 +1,4 @@
-//! SageAttention2 on `mma.sync`: INT8 Q·Kᵀ and e4m3 or 16-bit P·V, operands by `cp.async` and `ldmatrix`.
+//! SageAttention2 on `mma.sync`: INT8 or INT4 Q·Kᵀ and e4m3 or 16-bit P·V, operands by `cp.async` and `ldmatrix`.
 //!
 //! A CTA does one item, 128 queries of a head; each of its four warps holds 32 of them, two *row blocks* of 16, so that a
 //! key or value that it loads from shared memory is multiplied twice. All go through the keys together, 64 at a time.
@@ -15,9 +15,13 @@
 //!
 //! Turing (`instructions.rs`) has no `cp.async`: there is one stage, and copies go through registers.
 
+pub mod bias;
 pub mod chunks;
+pub mod codes;
 pub mod instructions;
 pub mod product;
+
+use core::marker::PhantomData;
 
 use sage_layout::fragment;
 use sage_layout::kernel::{MMA_BLOCKS, MmaShared};
@@ -26,7 +30,6 @@ use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALE
 use sage_layout::swizzle;
 use sage_layout::tile::{
     KEY_CHUNK, KEY_TILE, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries,
-    query_tile_bytes,
 };
 use simt::{global, math, shared, thread, warp};
 
@@ -35,15 +38,18 @@ use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
 use crate::element::Element;
+use bias::Biases;
 use chunks::{Copies, Matrix};
+use codes::Codes;
 use instructions::Instructions;
 use product::{Accumulator, Fragment, Operands, Product, Sum, Values};
 
 /// Queries of a warp.
 const WARP_QUERIES: u32 = MMA_BLOCKS as u32 * WARP_ROWS;
-/// Channels of a step of the INT8 product, and bytes of a step of P·V.
+/// Bytes of a step of Q·Kᵀ and of P·V.
 const STEP_BYTES: u32 = 32;
-/// Largest number of steps of Q·Kᵀ, and of blocks of eight channels; head dimension 64 uses half of them.
+/// Largest number of steps of Q·Kᵀ, and of blocks of eight channels; head dimension 64 uses half of them, and INT4 half of the
+/// steps.
 const STEPS: usize = 4;
 const CHANNEL_BLOCKS: usize = 16;
 /// Chunks of a segment of keys.
@@ -59,8 +65,8 @@ type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilitie
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params: &AttentionParams) {
-    let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
+pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u32>(params: &AttentionParams) {
+    let memory = Warp::<A, C, HEAD_DIM>::MEMORY;
     let stages = InstructionsOf::<A>::STAGES;
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
@@ -68,16 +74,20 @@ pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params:
     let copies = Copies::new(params, thread, item.key_head);
     let chunks = KeyTiles::of(params, [item.first_query, MMA_QUERIES], KEY_CHUNK).all;
 
-    // SAFETY: a stage is written after all warps have met, having read what was there, and read after all threads waited for
-    // their copies and met.
+    // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
+    // threads waited for their copies and met.
     unsafe {
+        let biases = C::BIASED.then(|| Biases::new::<HEAD_DIM>(params, thread, item, base + memory.bias));
         for stage in 0..stages - 1 {
             if stage < chunks {
-                copies.start::<InstructionsOf<A>, ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
+                copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
+                if let Some(biases) = &biases {
+                    biases.compute::<E, HEAD_DIM>(stage, stage);
+                }
             }
             InstructionsOf::<A>::commit();
         }
-        let mut warp = Warp::<A, HEAD_DIM>::new(params, item, thread);
+        let mut warp = Warp::<A, C, HEAD_DIM>::new(params, item, thread);
         let mut stage = 0;
         for chunk in 0..chunks {
             InstructionsOf::<A>::wait();
@@ -85,7 +95,10 @@ pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params:
             let ahead = chunk + stages - 1;
             if ahead < chunks {
                 let stage = (stage + stages - 1) % stages;
-                copies.start::<InstructionsOf<A>, ValuesOf<A>, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
+                copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
+                if let Some(biases) = &biases {
+                    biases.compute::<E, HEAD_DIM>(stage, ahead);
+                }
             }
             InstructionsOf::<A>::commit();
             if stages == 1 {
@@ -93,7 +106,7 @@ pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params:
             }
             let tile = base + stage * memory.stage_bytes;
             if chunk < warp.chunks.all {
-                warp.step(tile, chunk);
+                warp.step(tile, biases.map_or(0, |biases| biases.of_stage(stage)), chunk);
             }
             stage = (stage + 1) % stages;
         }
@@ -102,8 +115,16 @@ pub unsafe fn attention<A: Accumulator, E: Element, const HEAD_DIM: u32>(params:
     }
 }
 
+/// A chunk of keys in shared memory.
+#[derive(Clone, Copy)]
+struct Keys {
+    matrix: Matrix,
+    /// Where their biases are, if they have some.
+    bias: u32,
+}
+
 /// A warp's queries.
-struct Warp<'a, A: Accumulator, const HEAD_DIM: u32> {
+struct Warp<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> {
     params: &'a AttentionParams,
     item: WorkItem,
     /// Of the CTA.
@@ -117,11 +138,17 @@ struct Warp<'a, A: Accumulator, const HEAD_DIM: u32> {
     /// Sums of the lane's own probabilities: a quarter of two rows'.
     row_sum: [[f32; 2]; MMA_BLOCKS],
     output: [[A::Output; CHANNEL_BLOCKS]; MMA_BLOCKS],
+    codes: PhantomData<C>,
 }
 
-impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
+impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM> {
+    /// Bytes of a row of queries or keys.
+    const ROW_BYTES: u32 = HEAD_DIM / C::PER_BYTE;
+    /// Shared memory.
+    const MEMORY: MmaShared =
+        MmaShared::new(HEAD_DIM, Self::ROW_BYTES, ValuesOf::<A>::BYTES, InstructionsOf::<A>::STAGES);
     /// Steps of Q·Kᵀ.
-    const STEPS: usize = (HEAD_DIM / STEP_BYTES) as usize;
+    const STEPS: usize = (Self::ROW_BYTES / STEP_BYTES) as usize;
     /// Blocks of eight channels.
     const CHANNEL_BLOCKS: usize = (HEAD_DIM / 8) as usize;
     /// Groups of 16 keys that are taken at a time.
@@ -151,6 +178,7 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
             softmax: [OnlineSoftmax::new(); MMA_BLOCKS],
             row_sum: [[0.0; 2]; MMA_BLOCKS],
             output: [[A::Output::ZERO; CHANNEL_BLOCKS]; MMA_BLOCKS],
+            codes: PhantomData,
         };
         if this.chunks.all > 0 {
             // SAFETY: queries are padded to whole tiles of 64, of which a warp's are a part.
@@ -165,12 +193,13 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         for block in 0..MMA_BLOCKS {
             let row = self.first_row + block as u32 * WARP_ROWS;
             let tile = head_rows / WARPGROUP_ROWS as u64 + (row / WARPGROUP_ROWS) as u64;
-            let codes = self.params.query + tile * query_tile_bytes(HEAD_DIM) as u64;
+            let codes = self.params.query + tile * (WARPGROUP_ROWS * Self::ROW_BYTES) as u64;
             for step in 0..Self::STEPS {
                 for register in 0..4 {
                     let (within, k) = fragment::a_operand_8bit(self.lane, register, 0);
-                    let at = swizzle::offset(row % WARPGROUP_ROWS + within, step as u32 * STEP_BYTES + k, HEAD_DIM);
-                    // SAFETY: four codes of a row of the tile.
+                    let at =
+                        swizzle::offset(row % WARPGROUP_ROWS + within, step as u32 * STEP_BYTES + k, Self::ROW_BYTES);
+                    // SAFETY: four bytes of a row of the tile.
                     self.query[block][step][register as usize] = unsafe { global::load_u32(codes + at as u64) };
                 }
             }
@@ -207,11 +236,11 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         })
     }
 
-    /// One chunk of keys, which is in the stage at `stage`.
+    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`.
     #[inline(always)]
-    unsafe fn step(&mut self, stage: u32, chunk: u32) {
-        let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
-        let key = Matrix::new(stage, HEAD_DIM, self.lane);
+    unsafe fn step(&mut self, stage: u32, bias: u32, chunk: u32) {
+        let memory = Self::MEMORY;
+        let key = Keys { matrix: Matrix::new(stage, Self::ROW_BYTES, self.lane), bias };
         let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
         // SAFETY: forwarded contract.
         unsafe {
@@ -236,26 +265,33 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
 
     /// Scores of the `group`-th 16 keys: two accumulators a row block.
     #[inline(always)]
-    unsafe fn scores(&self, key: Matrix, group: usize) -> [[[i32; 4]; 2]; MMA_BLOCKS] {
+    unsafe fn scores(&self, key: Keys, group: usize) -> [[[i32; 4]; 2]; MMA_BLOCKS] {
         let mut scores = [[[0; 4]; 2]; MMA_BLOCKS];
         for step in 0..Self::STEPS {
             // SAFETY: forwarded contract.
-            let keys = unsafe { key.operands(group, step) };
+            let keys = unsafe { key.matrix.operands(group, step) };
             for column in 0..2 {
                 for block in 0..MMA_BLOCKS {
                     let (sum, query) = (&mut scores[block][column], &self.query[block][step]);
-                    InstructionsOf::<A>::multiply_bytes(sum, query, &keys[column]);
+                    C::multiply::<InstructionsOf<A>>(sum, query, &keys[column]);
                 }
             }
         }
         scores
     }
 
+    /// The biases of the lane's columns of the `group`-th 16 keys.
+    #[inline(always)]
+    unsafe fn bias(&self, key: Keys, group: usize) -> Option<[f32; 4]> {
+        // SAFETY: forwarded contract.
+        C::BIASED.then(|| unsafe { bias::of_group(key.bias, group, self.lane) })
+    }
+
     /// Probabilities of a part of the chunk against the stale reference.
     #[inline(always)]
     unsafe fn probabilities(
         &self,
-        key: Matrix,
+        key: Keys,
         part: usize,
         scale: [f32; MMA_BLOCKS],
         visible: [Visible; MMA_BLOCKS],
@@ -263,13 +299,17 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         let mut probabilities = [ProbabilitiesOf::<A>::ZERO; MMA_BLOCKS];
         for group in 0..Self::GROUPS {
             // SAFETY: forwarded contract.
-            let scores = unsafe { self.scores(key, part * Self::GROUPS + group) };
+            let (scores, bias) = unsafe {
+                let group = part * Self::GROUPS + group;
+                (self.scores(key, group), self.bias(key, group))
+            };
             for block in 0..MMA_BLOCKS {
                 let [[a, b, c, d], [e, f, g, h]] = scores[block];
                 self.softmax[block].exponentials_of_group(
                     &[a, b, c, d, e, f, g, h],
                     group,
                     scale[block],
+                    bias,
                     visible[block],
                     &mut probabilities[block],
                 );
@@ -281,19 +321,30 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
     /// Rare: takes the true row maxima, and rescales what is accumulated. Scores are multiplied again, so that nothing is
     /// kept for this.
     #[inline(always)]
-    unsafe fn rebase(&mut self, key: Matrix, part: usize, scale: [f32; MMA_BLOCKS], visible: [Visible; MMA_BLOCKS]) {
+    unsafe fn rebase(&mut self, key: Keys, part: usize, scale: [f32; MMA_BLOCKS], visible: [Visible; MMA_BLOCKS]) {
         let mut largest = [RowMaxima::new(); MMA_BLOCKS];
         for group in 0..Self::GROUPS {
             // SAFETY: forwarded contract.
-            let scores = unsafe { self.scores(key, part * Self::GROUPS + group) };
+            let (scores, bias) = unsafe {
+                let group = part * Self::GROUPS + group;
+                (self.scores(key, group), self.bias(key, group))
+            };
             for block in 0..MMA_BLOCKS {
                 for column in 0..2 {
-                    largest[block].include(&scores[block][column], 8 * group + 4 * column, visible[block]);
+                    let (scores, first) = (&scores[block][column], 8 * group + 4 * column);
+                    match bias {
+                        None => largest[block].include(scores, first, visible[block]),
+                        Some(bias) => {
+                            let bias = [bias[2 * column], bias[2 * column + 1]];
+                            largest[block].include_biased(scores, scale[block], bias, first, visible[block]);
+                        }
+                    }
                 }
             }
         }
         for block in 0..MMA_BLOCKS {
-            let rescale = self.softmax[block].raise_to::<ProbabilitiesOf<A>>(largest[block], scale[block]);
+            let scale = if C::BIASED { 1.0 } else { scale[block] };
+            let rescale = self.softmax[block].raise_to::<ProbabilitiesOf<A>>(largest[block], scale);
             for output in &mut self.output[block][..Self::CHANNEL_BLOCKS] {
                 let [a, b, c, d] = output.values();
                 *output = A::Output::from_values([a * rescale[0], b * rescale[0], c * rescale[1], d * rescale[1]]);
@@ -391,7 +442,7 @@ impl<'a, A: Accumulator, const HEAD_DIM: u32> Warp<'a, A, HEAD_DIM> {
         if self.first_row >= params.output.tokens {
             return;
         }
-        let memory = const { MmaShared::new(HEAD_DIM, ValuesOf::<A>::BYTES) };
+        let memory = Self::MEMORY;
         let region = base + self.index * memory.region_stride;
         let place = math::div_rem(self.item.head, params.output.heads);
         let scales = params.value_scale + 4 * (self.item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
