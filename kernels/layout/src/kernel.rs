@@ -326,7 +326,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 20,
+            Family::Quantize => 23,
             Family::Attention | Family::AttentionF16 => 1,
             _ => 2,
         }
