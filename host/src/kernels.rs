@@ -14,6 +14,7 @@ use crate::tensor::{DType, Strides};
 use crate::workspace::{Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
+use sage_layout::int4_tile;
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
 use sage_layout::scale;
@@ -117,7 +118,10 @@ impl Call<'_> {
             softmax_scale: resolved.softmax_scale,
             score_scale: resolved.score_scale(),
             largest_code: scale::largest_code(options.qk_mode),
-            int4: (options.qk_mode == QkMode::Int4).into(),
+            code_row_bytes: match options.qk_mode {
+                QkMode::Int8 => resolved.padded_head_dim,
+                QkMode::Int4 => int4_tile::row_bytes(resolved.padded_head_dim),
+            },
             value_max: scale::largest_value(options.pv_accum),
             smooth_v: resolved.smooth_v.into(),
             query_tiles,

@@ -53,7 +53,7 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         softmax_scale: 1.0,
         score_scale: 1.0,
         largest_code: 127.0,
-        int4: 0,
+        code_row_bytes: 64,
         value_max: 448.0,
         smooth_v: 0,
         query_tiles: 3,

@@ -361,7 +361,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 27,
+            Family::Quantize => 23,
             Family::Attention | Family::AttentionF16 => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,

@@ -93,8 +93,8 @@ pub struct QuantizeParams {
     pub score_scale: f32,
     /// Largest code of queries and keys.
     pub largest_code: f32,
-    /// 1 for codes in INT4, 0 for INT8.
-    pub int4: u32,
+    /// Bytes of a row of their codes: INT4 has half of INT8's.
+    pub code_row_bytes: u32,
     /// What the largest value of a channel becomes in e4m3.
     pub value_max: f32,
     /// 1 to subtract the values' means (`smooth_v`), 0 to take them as 0.

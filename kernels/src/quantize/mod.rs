@@ -37,11 +37,12 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams)
             let (work, head, tile) = schedule::share::<HEAD_DIM>(params);
             // every item claims the next one
             match work {
-                KEY_STATISTICS => statistics::key_statistics::<E, HEAD_DIM>(params, head, tile),
                 VALUE_STATISTICS if params.value_scale != 0 => {
                     statistics::value_statistics::<E, HEAD_DIM>(params, head, tile)
                 }
-                VALUE_STATISTICS => statistics::value_mean::<E, HEAD_DIM>(params, head, tile),
+                KEY_STATISTICS | VALUE_STATISTICS => {
+                    statistics::mean_statistics::<E, HEAD_DIM>(params, work == KEY_STATISTICS, head, tile)
+                }
                 QUERY => query_key::quantize_query::<E, HEAD_DIM>(params, head, tile),
                 KEY => query_key::quantize_key::<E, HEAD_DIM>(params, head, tile),
                 VALUE if params.value_scale != 0 => value::quantize_value::<E, HEAD_DIM>(params, head, tile),

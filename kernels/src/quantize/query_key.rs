@@ -62,42 +62,54 @@ fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) ->
     value
 }
 
-/// Bytes of a row of codes.
-#[inline(always)]
-pub fn row_bytes<const HEAD_DIM: u32>(params: &QuantizeParams) -> u32 {
-    if params.int4 != 0 { int4_tile::row_bytes(HEAD_DIM) } else { HEAD_DIM }
-}
-
 /// Eight codes, the first in the lowest byte.
 #[inline(always)]
 fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
     [0, 4].map(|first: usize| convert::i8x4([0, 1, 2, 3].map(|index: usize| values[first + index] * inverse)))
 }
 
-/// Writes eight codes of the `index`th of a thread's rows into a tile.
-///
-/// # Safety
-///
-/// `tile` must be a writable tile of rows of [`row_bytes`], and the chunk this thread's own.
-#[inline(always)]
-unsafe fn store_codes<const HEAD_DIM: u32>(
-    params: &QuantizeParams,
-    tile: u64,
-    (lane, chunk): (u32, u32),
-    index: usize,
-    words: [u32; 2],
-) {
-    const { assert!(TOKEN_LANES.is_multiple_of(swizzle::PERIOD)) };
-    let rows_before = index as u32 * TOKEN_LANES;
-    let place = |row_bytes: u32, bytes: u32| {
-        tile + (swizzle::offset(lane, chunk * bytes, row_bytes) + rows_before * row_bytes) as u64
-    };
-    // SAFETY: forwarded contract; the offset is a multiple of what is stored, within the tile.
-    unsafe {
-        if params.int4 != 0 {
-            global::store_u32(place(HEAD_DIM / 2, CHUNK as u32 / 2), int4_tile::pack_words(words));
-        } else {
-            global::store_u32x2_hint(place(HEAD_DIM, CHUNK as u32), words, CachePolicy::evict_first());
+/// Where a thread's codes go.
+struct CodePlaces {
+    /// Those of its first row.
+    first: u64,
+    is_int4: bool,
+}
+
+impl CodePlaces {
+    /// In the `tile`-th of the tiles of `rows` rows at `codes`.
+    #[inline(always)]
+    fn new<const HEAD_DIM: u32>(
+        params: &QuantizeParams,
+        (codes, rows): (u64, u32),
+        tile: u64,
+        (lane, chunk): (u32, u32),
+    ) -> Self {
+        // else what follows from it is kept in registers from one item to the next
+        let row_bytes = math::opaque(params.code_row_bytes);
+        let is_int4 = row_bytes < HEAD_DIM;
+        let offset = match is_int4 {
+            true => swizzle::offset(lane, chunk * CHUNK as u32 / 2, int4_tile::row_bytes(HEAD_DIM)),
+            false => swizzle::offset(lane, chunk * CHUNK as u32, HEAD_DIM),
+        };
+        Self { first: codes + tile * (rows * row_bytes) as u64 + offset as u64, is_int4 }
+    }
+
+    /// Writes eight codes of the `index`th of the thread's rows.
+    ///
+    /// # Safety
+    ///
+    /// The tile is writable, and the chunk this thread's own.
+    #[inline(always)]
+    unsafe fn store<const HEAD_DIM: u32>(&self, index: usize, words: [u32; 2]) {
+        const { assert!(TOKEN_LANES.is_multiple_of(swizzle::PERIOD)) };
+        let place = |row_bytes: u32| self.first + (index as u32 * TOKEN_LANES * row_bytes) as u64;
+        // SAFETY: forwarded contract; the place is a multiple of what is stored.
+        unsafe {
+            if self.is_int4 {
+                global::store_u32(place(int4_tile::row_bytes(HEAD_DIM)), int4_tile::pack_words(words));
+            } else {
+                global::store_u32x2_hint(place(HEAD_DIM), words, CachePolicy::evict_first());
+            }
         }
     }
 }
@@ -105,8 +117,8 @@ unsafe fn store_codes<const HEAD_DIM: u32>(
 /// Tokens of a block of queries that a thread holds.
 const BLOCK_QUERIES: usize = (QUERY_BLOCK / TOKEN_LANES) as usize;
 
-/// The mean of the queries of a tile's block, into shared memory; the block's first tile writes it to memory too. Tiles do not
-/// wait for each other: each sums the whole block.
+/// This thread's chunk of the mean of the queries of a tile's block, which the block's first tile writes to memory too. Tiles do
+/// not wait for each other: each sums the whole block.
 ///
 /// # Safety
 ///
@@ -118,8 +130,7 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
     head_index: u64,
     tile: u32,
     (lane, chunk): (u32, u32),
-) {
-    const { assert!(BLOCK_QUERIES == 8) };
+) -> [f32; CHUNK] {
     let input = &params.query;
     let (block, thread) = (tile * WARPGROUP_ROWS / QUERY_BLOCK, thread_of_item());
     let first = block * QUERY_BLOCK;
@@ -130,8 +141,9 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
     };
     for row in &rows {
         // a token that is not there has zeros
-        for (sum, value) in sum.iter_mut().zip(row.values::<E>()) {
-            *sum += value;
+        let values = row.values::<E>();
+        for channel in 0..CHUNK {
+            sum[channel] += values[channel];
         }
     }
     let place = |lane: u32, channel: u32| shared::dynamic() + 4 * (lane * HEAD_DIM + channel);
@@ -154,25 +166,16 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
         unsafe {
             shared::store_f32(place(TOKEN_LANES, thread), mean);
             if tile * WARPGROUP_ROWS == first {
-                let row = head_index * query_blocks(input.tokens) as u64 + block as u64;
+                let row = head_index * query_blocks(math::opaque(input.tokens)) as u64 + block as u64;
                 global::store_f32(params.query_mean + 4 * (row * HEAD_DIM as u64 + thread as u64), mean);
             }
         }
     }
     thread::sync_threads();
-}
-
-/// A chunk of what [`query_mean`] left in shared memory.
-///
-/// # Safety
-///
-/// It was called before.
-#[inline(always)]
-unsafe fn load_query_mean<const HEAD_DIM: u32>(chunk: u32) -> [f32; CHUNK] {
-    let place = shared::dynamic() + 4 * (TOKEN_LANES * HEAD_DIM + chunk * CHUNK as u32);
-    // SAFETY: forwarded contract.
-    let [low, high] = [0, 16].map(|offset| unsafe { shared::load_u32x4(place + offset) });
-    core::array::from_fn(|index| f32::from_bits(if index < 4 { low[index] } else { high[index - 4] }))
+    let place = place(TOKEN_LANES, chunk * CHUNK as u32);
+    // SAFETY: the mean was written before the barrier.
+    let [[a, b, c, d], [e, f, g, h]] = [0, 16].map(|offset| unsafe { shared::load_u32x4(place + offset) });
+    [a, b, c, d, e, f, g, h].map(f32::from_bits)
 }
 
 /// One query tile of the heads that read a key head.
@@ -192,10 +195,10 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let tile_index = head_index * params.query_tiles as u64 + tile as u64;
 
     // a tile of nothing but padding has no mean
-    let smoothed = params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens;
-    if smoothed {
+    let mut mean = [0.0; CHUNK];
+    if params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens {
         // SAFETY: forwarded contract; the item before was finished before this one was shared.
-        unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
+        mean = unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
     }
     let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
     // all bits of what a token has, none of what pads the tile
@@ -208,15 +211,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = if smoothed {
-            // SAFETY: the mean is there.
-            let values = unsafe { less(row.values::<E>(), load_query_mean::<HEAD_DIM>(chunk)) };
-            f32::from_bits(amax(&values).to_bits() & present(index))
-        } else {
-            let largest = row.0.map(|pair| pair & 0x7fff_7fff).into_iter().fold(0, E::max_nan);
-            let [even, odd] = E::unpack(largest);
-            max_abs(even, odd)
-        };
+        let largest = f32::from_bits(amax(&less(row.again().values::<E>(), mean)).to_bits() & present(index));
         let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
@@ -235,7 +230,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             );
             for (index, row) in rows.iter().enumerate() {
                 let mut product = 0.0;
-                for (value, mean) in row.values::<E>().iter().zip(&mean) {
+                for (value, mean) in row.again().values::<E>().iter().zip(&mean) {
                     product += value * mean;
                 }
                 let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
@@ -255,7 +250,8 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             tile_amax = max_abs(tile_amax, load(place / WARP_ROWS, place % WARP_ROWS));
         }
     }
-    let codes = params.query_codes + tile_index * (WARPGROUP_ROWS * row_bytes::<HEAD_DIM>(params)) as u64;
+    let tiles = (params.query_codes, WARPGROUP_ROWS);
+    let places = CodePlaces::new::<HEAD_DIM>(params, tiles, tile_index, (lane, chunk));
     for (index, row) in rows.iter().enumerate() {
         let warp = index as u32;
         let mut largest = max_abs(tile_amax, max_abs(load(warp, lane % 8), load(warp, lane % 8 + 8)));
@@ -265,14 +261,10 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
             }
         }
         let (scale, inverse) = int_scale(largest, params.largest_code);
-        let mut values = row.again().values::<E>();
-        // SAFETY: the mean is there; the outputs hold this tile's codes and scales.
+        // SAFETY: the outputs hold this tile's codes and scales.
         unsafe {
-            if smoothed {
-                values = less(values, load_query_mean::<HEAD_DIM>(chunk));
-            }
-            let words = codes_of(&values, inverse).map(|word| word & present(index));
-            store_codes::<HEAD_DIM>(params, codes, (lane, chunk), index, words);
+            let words = codes_of(&less(row.again().values::<E>(), mean), inverse).map(|word| word & present(index));
+            places.store::<HEAD_DIM>(index, words);
             if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
                 let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + lane) as u64;
                 global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
@@ -348,12 +340,13 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
         }
     }
     let (scale, inverse) = int_scale(largest, params.largest_code);
-    let codes = params.key_codes + tile_index * (KEY_TILE * row_bytes::<HEAD_DIM>(params)) as u64;
+    let tiles = (params.key_codes, KEY_TILE);
+    let places = CodePlaces::new::<HEAD_DIM>(params, tiles, tile_index, (lane, chunk));
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {
             let words = codes_of(&smoothed(row.again()), inverse).map(|word| word & present(index));
-            store_codes::<HEAD_DIM>(params, codes, (lane, chunk), index, words);
+            places.store::<HEAD_DIM>(index, words);
         }
         if chunk == 0 && lane < 8 && lane % 2 == 0 {
             let at = tile_index * KEY_SCALES_PER_TILE as u64 + (lane / 2) as u64;

@@ -14,7 +14,6 @@ use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
 use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, value_tile_bytes};
 use simt::{global, math, shared, thread};
 
-use super::query_key::row_bytes;
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
 use super::{CHUNK, Head, thread_of_item};
 use crate::element::Element;
@@ -24,46 +23,29 @@ const TOKENS: usize = (KEY_TILE / TOKEN_LANES) as usize;
 /// Rows that a thread loads before it looks at the first, so that loads overlap.
 const ROWS_IN_FLIGHT: usize = 4;
 
-/// Statistics of one key tile of one head; if they are the last, the mean of the keys.
+/// Sums of one tile of one head of the keys, or of values in 16 bits; if they are the last, the head's mean.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn key_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows =
-        Rows::<HEAD_DIM>::new(params.key_codes, KEY_TILE * row_bytes::<HEAD_DIM>(params), params.key_tiles, head);
-    // SAFETY: forwarded contract.
-    unsafe { mean_statistics::<E, HEAD_DIM>(params, (Tensor::Key, &params.key, params.key_mean), head, tile, &rows) }
-}
-
-/// Statistics of one tile of 16-bit values of one head; if they are the last, the mean of the values.
-///
-/// # Safety
-///
-/// As the kernel table and the parameters say.
-#[inline(always)]
-pub unsafe fn value_mean<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, value_tile_bytes(HEAD_DIM), params.key_tiles, head);
-    // SAFETY: forwarded contract.
-    unsafe {
-        mean_statistics::<E, HEAD_DIM>(params, (Tensor::Value, &params.value, params.value_mean), head, tile, &rows)
-    }
-}
-
-/// Sums of one tile of one head; if they are the last, the head's mean, one row a head at `means`.
-#[inline(always)]
-unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32>(
+pub unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32>(
     params: &QuantizeParams,
-    (kind, tensor, means): (Tensor, &TensorView, u64),
+    of_keys: bool,
     head: u32,
     tile: u32,
-    rows: &Rows<HEAD_DIM>,
 ) {
+    // one program for both
+    let (kind, tensor, means, codes, tile_bytes) = if of_keys {
+        (Tensor::Key, params.key, params.key_mean, params.key_codes, KEY_TILE * math::opaque(params.code_row_bytes))
+    } else {
+        (Tensor::Value, params.value, params.value_mean, params.value_tiles, value_tile_bytes(HEAD_DIM))
+    };
+    let rows = Rows::<HEAD_DIM>::new(codes, tile_bytes, params.key_tiles, head);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, false>(params, tensor, head, tile, rows);
+        tile_statistics::<E, HEAD_DIM, false>(params, &tensor, head, tile, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, kind, head, segment), rows.tiles_of(segment)) {
             return;
         }

@@ -6,7 +6,7 @@
 use sage_layout::kernel::{MMA_STAGES, MMA_WARPS};
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{KEY_CHUNK, MMA_QUERIES, QUERY_BLOCK, query_blocks};
-use simt::{global, math, shared, warp};
+use simt::{global, math, shared, thread, warp};
 
 use crate::attention::schedule::WorkItem;
 use crate::element::Element;
@@ -26,12 +26,7 @@ const STRIDE: u32 = 4 * KEY_CHUNK;
 #[derive(Clone, Copy)]
 pub struct Biases<'a> {
     params: &'a AttentionParams,
-    thread: u32,
-    head: Head,
-    /// The queries' mean.
-    query_mean: u64,
-    /// The keys' mean; 0 if there is none.
-    key_mean: u64,
+    item: WorkItem,
     /// Shared memory, `MMA_STAGES · STRIDE` bytes.
     address: u32,
 }
@@ -43,28 +38,13 @@ impl<'a> Biases<'a> {
     ///
     /// All threads of the CTA call it; nobody else touches the shared memory at `address`, and all meet before they load it.
     #[inline(always)]
-    pub unsafe fn new<const HEAD_DIM: u32>(
-        params: &'a AttentionParams,
-        thread: u32,
-        item: WorkItem,
-        address: u32,
-    ) -> Self {
+    pub unsafe fn new(params: &'a AttentionParams, item: WorkItem, address: u32) -> Self {
         const { assert!(MMA_QUERIES == QUERY_BLOCK && MMA_STAGES * KEY_CHUNK == THREADS) };
         if params.query_mean == 0 {
             // SAFETY: the place is this thread's own.
-            unsafe { shared::store_f32(address + 4 * thread, 0.0) };
+            unsafe { shared::store_f32(address + 4 * thread::thread_idx_x(), 0.0) };
         }
-        let row = |index: u64| index * (4 * HEAD_DIM) as u64;
-        let block = item.head as u64 * query_blocks(params.output.tokens) as u64;
-        let block = block + (item.first_query / QUERY_BLOCK) as u64;
-        Self {
-            params,
-            thread,
-            head: Head::new(&params.keys, item.key_head),
-            query_mean: params.query_mean + row(block),
-            key_mean: if params.key_mean != 0 { params.key_mean + row(item.key_head as u64) } else { 0 },
-            address,
-        }
+        Self { params, item, address }
     }
 
     /// Where the biases of a stage's chunk are.
@@ -84,7 +64,16 @@ impl<'a> Biases<'a> {
         if params.query_mean == 0 {
             return;
         }
-        let (key, part) = (self.thread / THREADS_PER_KEY, self.thread % THREADS_PER_KEY);
+        // addresses are computed for each chunk, rather than kept in registers
+        let thread = math::opaque(thread::thread_idx_x());
+        let (head, key_head) = (math::opaque(self.item.head), math::opaque(self.item.key_head));
+        let keys_of_head = Head::new(&params.keys, key_head);
+        let row = |index: u64| index * (4 * HEAD_DIM) as u64;
+        let block = head as u64 * query_blocks(params.output.tokens) as u64;
+        let query_mean = params.query_mean + row(block + (self.item.first_query / QUERY_BLOCK) as u64);
+        let key_mean = params.key_mean + row(key_head as u64);
+
+        let (key, part) = (thread / THREADS_PER_KEY, thread % THREADS_PER_KEY);
         let first = chunk * KEY_CHUNK + key;
         let mut sums = [0.0; KEYS];
         for piece in 0..HEAD_DIM / (CHUNK as u32 * THREADS_PER_KEY) {
@@ -92,19 +81,21 @@ impl<'a> Biases<'a> {
             // SAFETY: the caller's keys are readable; means hold a row for each block and each key head.
             unsafe {
                 let offset = |index: usize| index as u32 * KEY_DISTANCE;
-                let keys = self.head.load_chunks::<KEYS, true>(&params.keys, first, offset, piece);
-                let query_mean = load_piece(self.query_mean, piece);
-                let key_mean = if self.key_mean != 0 { load_piece(self.key_mean, piece) } else { [0.0; CHUNK] };
-                for (sum, key) in sums.iter_mut().zip(&keys) {
-                    for (channel, value) in key.values::<E>().into_iter().enumerate() {
-                        *sum = math::fma(query_mean[channel], value - key_mean[channel], *sum);
+                let keys = keys_of_head.load_chunks::<KEYS, true>(&params.keys, first, offset, piece);
+                let query_mean = load_piece(query_mean, piece);
+                let key_mean = if params.key_mean != 0 { load_piece(key_mean, piece) } else { [0.0; CHUNK] };
+                for index in 0..KEYS {
+                    let values = keys[index].values::<E>();
+                    for channel in 0..CHUNK {
+                        let value = values[channel] - key_mean[channel];
+                        sums[index] = math::fma(query_mean[channel], value, sums[index]);
                     }
                 }
             }
         }
-        for (index, &sum) in sums.iter().enumerate() {
-            let sum = sum + warp::shuffle_xor(sum, 1);
-            let sum = sum + warp::shuffle_xor(sum, 2);
+        for index in 0..KEYS {
+            let pair = sums[index] + warp::shuffle_xor(sums[index], 1);
+            let sum = pair + warp::shuffle_xor(pair, 2);
             if part == 0 {
                 let place = self.of_stage(stage) + 4 * (key + index as u32 * KEY_DISTANCE);
                 // SAFETY: the place is this key's own.
@@ -119,8 +110,8 @@ impl<'a> Biases<'a> {
 unsafe fn load_piece(row: u64, piece: u32) -> [f32; CHUNK] {
     let address = row + (4 * CHUNK as u32 * piece) as u64;
     // SAFETY: forwarded contract.
-    let [low, high] = [0, 16].map(|offset| unsafe { global::load_u32x4(address + offset) });
-    core::array::from_fn(|index| f32::from_bits(if index < 4 { low[index] } else { high[index - 4] }))
+    let [[a, b, c, d], [e, f, g, h]] = [0, 16].map(|offset| unsafe { global::load_u32x4(address + offset) });
+    [a, b, c, d, e, f, g, h].map(f32::from_bits)
 }
 
 /// The biases of the lane's columns of the `group`-th 16 keys (`sage_layout::fragment::accumulator`), from those of a chunk.

@@ -77,7 +77,7 @@ pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u3
     // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
     // threads waited for their copies and met.
     unsafe {
-        let biases = C::BIASED.then(|| Biases::new::<HEAD_DIM>(params, thread, item, base + memory.bias));
+        let biases = C::BIASED.then(|| Biases::new(params, item, base + memory.bias));
         for stage in 0..stages - 1 {
             if stage < chunks {
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
