@@ -272,6 +272,20 @@ mod tests {
         }
     }
 
+    /// Every combination on Ada and whatever is newer; INT4 is slow there, and nobody's default.
+    #[test]
+    fn every_mode_runs_on_ada_and_later() {
+        for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
+            for head_dim in NATIVE_HEAD_DIMS {
+                assert_eq!(modes(gpu, head_dim, ElementType::F16).count(), all_modes().count(), "{gpu}");
+            }
+        }
+        for gpu in capabilities() {
+            let modes = defaults(gpu).modes;
+            assert!(modes.query_key == QkMode::Int8 && !modes.smooth_query);
+        }
+    }
+
     #[test]
     fn modes_are_told_in_words() {
         let modes = Modes::new(QkMode::Int4, PvMode::Fp8, PvAccum::F32F16);

@@ -2,6 +2,7 @@
 
 use crate::{LAYOUTS, pick, with_element, with_lse};
 use sage_tests::gpu::{assert_near, attend_with, gpu};
+use sage_tests::modes::QK_MODES;
 use sage_tests::tensor::{Inputs, attend};
 use sageattention::{
     Architecture, AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvAccum, PvMode, QuantGranularity,
@@ -33,14 +34,24 @@ fn every_variant() {
                     for &dtype in dtypes {
                         let shape = [2, 4, query_len, head_dim];
                         let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, shape, [2, key_len]);
-                        let granularity = pick(&QuantGranularity::ALL, index);
-                        let options = AttentionOptions { pv_mode, pv_accum, mask, granularity, ..with_lse() };
-                        with_element!(dtype, T => {
-                            let inputs = Inputs::<T>::random(&problem, index as u64);
-                            let result = attend_with(gpu, architecture, &problem, &options, &inputs);
-                            let what = format_args!("{problem:?}\n{options:?}");
-                            assert_near(&result, &attend(&problem, &options, &inputs), head_dim, pv_mode, what);
-                        });
+                        for (qk_mode, smooth_q) in QK_MODES {
+                            let options = AttentionOptions {
+                                qk_mode,
+                                smooth_q,
+                                pv_mode,
+                                pv_accum,
+                                mask,
+                                granularity: pick(&QuantGranularity::ALL, index),
+                                smooth_k: index % 4 != 3,
+                                ..with_lse()
+                            };
+                            with_element!(dtype, T => {
+                                let inputs = Inputs::<T>::random(&problem, index as u64);
+                                let result = attend_with(gpu, architecture, &problem, &options, &inputs);
+                                let what = format_args!("{problem:?}\n{options:?}");
+                                assert_near(&result, &attend(&problem, &options, &inputs), head_dim, pv_mode, what);
+                            });
+                        }
                     }
                 }
             }
