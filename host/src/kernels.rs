@@ -78,7 +78,7 @@ impl Call<'_> {
         let key = self.view(self.buffers.key, problem.key_shape(), problem.key_strides);
         let value = self.view(self.buffers.value, problem.key_shape(), problem.value_strides);
 
-        let kernel = Kernel::find(Family::Quantize, resolved.padded_head_dim, problem.dtype.into());
+        let kernel = Kernel::find(self.attention.quantizer(), resolved.padded_head_dim, problem.dtype.into());
         let kernel = kernel.expect("the kernel table has every family for every head dimension and element type");
         let resident = self.multiprocessors * kernel.min_blocks();
         let query_tiles = tile::padded_queries(query.tokens) / tile::WARPGROUP_ROWS;
@@ -141,7 +141,7 @@ impl Call<'_> {
                 QuantizeParams { value_tiles: self.address(tiles), value_mean: self.address_if(mean), ..params }
             }
         };
-        launch(Family::Quantize, [order.items.min(resident), 1, 1], params.into())
+        launch(self.attention.quantizer(), [order.items.min(resident), 1, 1], params.into())
     }
 
     /// The attention kernel.

@@ -81,7 +81,7 @@ impl Execution {
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();
         let mut launch = |family: Family, grid, params: Params| {
-            let kernel = if family == Family::Quantize { choice.quantize } else { choice.attention };
+            let kernel = if family.quantizes() { choice.quantize } else { choice.attention };
             let found = sage_kernels::entry::launch(kernel, grid, &params, &memory, execution);
             synchronisations.extend(found.map_err(|report| (kernel, report))?.synchronisations);
             Ok(())

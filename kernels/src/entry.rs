@@ -26,6 +26,9 @@ macro_rules! params {
     (Quantize) => {
         QuantizeParams
     };
+    (QuantizeSmoothed) => {
+        QuantizeParams
+    };
     ($attention:ident) => {
         AttentionParams
     };
@@ -36,6 +39,9 @@ macro_rules! params {
     (Quantize, $params:ident) => {
         Params::Quantize($params)
     };
+    (QuantizeSmoothed, $params:ident) => {
+        Params::Quantize($params)
+    };
     ($attention:ident, $params:ident) => {
         Params::Attention($params)
     };
@@ -43,7 +49,10 @@ macro_rules! params {
 
 macro_rules! program {
     (Quantize, $head_dim:literal, $element:ident) => {
-        quantize::quantize::<$element, $head_dim>
+        quantize::quantize::<$element, $head_dim, false>
+    };
+    (QuantizeSmoothed, $head_dim:literal, $element:ident) => {
+        quantize::quantize::<$element, $head_dim, true>
     };
     (Attention, 64, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
@@ -162,7 +171,7 @@ macro_rules! define_launch {
                 shared_bytes: kernel.shared_bytes(),
                 // Hopper's blocks claim work from each other; those of the quantizer also wait for each other
                 blocks: match kernel.family() {
-                    Family::Quantize => Blocks::Together,
+                    Family::Quantize | Family::QuantizeSmoothed => Blocks::Together,
                     Family::Attention | Family::AttentionF16 => Blocks::InOrder,
                     _ => Blocks::Parallel,
                 },

@@ -115,6 +115,8 @@ fn rising_scores() {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 1, 20, head_dim], [1, 700]);
         let options = AttentionOptions { smooth_k: false, ..options };
         check_dtype(&problem, &options, &Options::new(Schedule::InOrder), (9, true));
+        let options = AttentionOptions { smooth_q: true, ..options };
+        check_dtype(&problem, &options, &Options::new(Schedule::InOrder), (9, true));
     });
 }
 
@@ -156,13 +158,24 @@ fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
     let granularity = prop::sample::select(QuantGranularity::ALL.to_vec());
     let variant = prop::sample::select(VARIANTS.to_vec());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<prop::sample::Index>());
-    (lengths, heads, head_dim, layout, mask, granularity, (variant, flags)).prop_map(
-        |((queries, keys), (query_heads, key_heads), head_dim, layout, mask, granularity, (variant, flags))| {
+    let qk_mode = prop::sample::select(QK_MODES.to_vec());
+    (lengths, heads, head_dim, layout, mask, granularity, (variant, flags, qk_mode)).prop_map(
+        |(
+            (queries, keys),
+            (query_heads, key_heads),
+            head_dim,
+            layout,
+            mask,
+            granularity,
+            (variant, flags, (qk_mode, smooth_q)),
+        )| {
             let (pv_mode, pv_accum, dtypes) = variant;
             let (smooth_k, smooth_v, return_lse, dtype) = flags;
             let shape = [1, query_heads, queries, head_dim];
             let problem = AttentionProblem::cross(layout, *dtype.get(dtypes), shape, [key_heads, keys]);
             let options = AttentionOptions {
+                qk_mode,
+                smooth_q,
                 pv_mode,
                 pv_accum,
                 mask,

@@ -56,7 +56,7 @@ impl Kernels {
     /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
         match family {
-            Family::Quantize => self.quantize,
+            _ if family.quantizes() => self.quantize,
             _ => self.attention,
         }
     }

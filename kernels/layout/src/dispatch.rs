@@ -159,7 +159,7 @@ pub fn choices(
         .flat_map(|architecture| families(architecture).map(move |(family, served)| (architecture, family, served)));
     families.filter(move |(.., served)| *served == modes).filter_map(move |(architecture, family, _)| {
         let kernel = |family| Kernel::find(family, padded_head_dim, element);
-        Some(Choice { architecture, quantize: kernel(Family::Quantize)?, attention: kernel(family)? })
+        Some(Choice { architecture, quantize: kernel(family.quantizer())?, attention: kernel(family)? })
     })
 }
 
@@ -238,7 +238,7 @@ mod tests {
                             assert!(kernel.family().exists_for(architecture), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
-                        assert_eq!(quantize.family(), Family::Quantize);
+                        assert_eq!(quantize.family(), attention.family().quantizer());
                         assert!(families(architecture).any(|found| found == (attention.family(), modes)));
                     }
                 }
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_attention_family_is_chosen_on_a_gpu_of_its_own() {
-        for &family in Family::ALL.iter().filter(|family| **family != Family::Quantize) {
+        for &family in Family::ALL.iter().filter(|family| !family.quantizes()) {
             let modes: Vec<_> =
                 FAMILIES.iter().filter(|(served, _)| *served == family).map(|(_, modes)| *modes).collect();
             assert!(!modes.is_empty(), "{family:?} has no modes");
@@ -290,6 +290,20 @@ mod tests {
             let mut served = modes(gpu, 64, ElementType::F16).peekable();
             let default = defaults(gpu).modes;
             assert!(served.peek().is_none() || served.any(|modes| modes == default), "{gpu}: {default}");
+        }
+    }
+
+    /// Every combination on Ada and whatever is newer; INT4 is slow there, and nobody's default.
+    #[test]
+    fn every_mode_runs_on_ada_and_later() {
+        for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
+            for head_dim in NATIVE_HEAD_DIMS {
+                assert_eq!(modes(gpu, head_dim, ElementType::F16).count(), all_modes().count(), "{gpu}");
+            }
+        }
+        for gpu in capabilities() {
+            let modes = defaults(gpu).modes;
+            assert!(modes.query_key == QkMode::Int8 && !modes.smooth_query);
         }
     }
 

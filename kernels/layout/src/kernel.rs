@@ -54,6 +54,8 @@ macro_rules! define_family {
 define_family! {
     /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
     Quantize: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    /// The same, with smoothed queries, or queries and keys in INT4.
+    QuantizeSmoothed: [Architecture::Sm80, Architecture::Sm89];
     /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
@@ -103,9 +105,19 @@ define_family! {
 }
 
 impl Family {
+    /// Whether its kernels quantize, before those of attention.
+    pub const fn quantizes(self) -> bool {
+        matches!(self, Self::Quantize | Self::QuantizeSmoothed)
+    }
+
+    /// The quantizer that goes with an attention family.
+    pub const fn quantizer(self) -> Self {
+        if self.smooths_queries() { Self::QuantizeSmoothed } else { Self::Quantize }
+    }
+
     /// Whether its kernels take smoothed queries.
     pub const fn smooths_queries(self) -> bool {
-        self.is_smoothed_int8() || self.is_int4()
+        self.is_smoothed_int8() || self.is_int4() || matches!(self, Self::QuantizeSmoothed)
     }
 
     const fn is_smoothed_int8(self) -> bool {
@@ -158,6 +170,10 @@ macro_rules! for_each_kernel {
             QuantizeD64Bf16 = "sage_quantize_d64_bf16": Quantize, 64, Bf16;
             QuantizeD128F16 = "sage_quantize_d128_f16": Quantize, 128, F16;
             QuantizeD128Bf16 = "sage_quantize_d128_bf16": Quantize, 128, Bf16;
+            QuantizeSmoothedD64F16 = "sage_quantize_smoothed_d64_f16": QuantizeSmoothed, 64, F16;
+            QuantizeSmoothedD64Bf16 = "sage_quantize_smoothed_d64_bf16": QuantizeSmoothed, 64, Bf16;
+            QuantizeSmoothedD128F16 = "sage_quantize_smoothed_d128_f16": QuantizeSmoothed, 128, F16;
+            QuantizeSmoothedD128Bf16 = "sage_quantize_smoothed_d128_bf16": QuantizeSmoothed, 128, Bf16;
             AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
@@ -304,7 +320,9 @@ impl Kernel {
     /// Threads of a CTA; becomes `.maxntid`.
     pub const fn threads(self) -> u32 {
         match self.family() {
-            Family::Quantize => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
+            Family::Quantize | Family::QuantizeSmoothed => {
+                crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
+            }
             Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
             _ => MMA_WARPS * 32,
         }
@@ -315,7 +333,7 @@ impl Kernel {
     pub const fn min_blocks(self) -> u32 {
         match self.family() {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
-            Family::Quantize => 1024 / self.threads(),
+            Family::Quantize | Family::QuantizeSmoothed => 1024 / self.threads(),
             Family::Attention | Family::AttentionF16 => 1,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
@@ -347,7 +365,7 @@ impl Kernel {
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::Quantize => QuantizeShared::new(self.head_dim()).bytes,
+            Family::Quantize | Family::QuantizeSmoothed => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
             Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
             family => {
@@ -361,7 +379,8 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 23,
+            Family::Quantize => 21,
+            Family::QuantizeSmoothed => 23,
             Family::Attention | Family::AttentionF16 => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,

@@ -7,7 +7,7 @@ pub enum QkMode {
     #[default]
     Int8,
     /// Codes from −7 to 7, two a byte: half the memory, and twice the products a clock where tensor cores have INT4 (Turing,
-    /// Ampere, Ada; Hopper has none). Eighteen times the error of INT8: .20 on normal inputs, about .1 on real ones, whose
+    /// Ampere, Ada; Hopper and Blackwell have none, and compute it slowly). Eighteen times the error of INT8: .20 on normal inputs, about .1 on real ones, whose
     /// offsets by channel have to be smoothed out of queries and keys both.
     Int4,
 }

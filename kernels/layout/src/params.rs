@@ -167,7 +167,7 @@ pub struct AttentionParams {
 /// The parameters of some kernel.
 #[derive(Clone, Copy, Debug)]
 pub enum Params {
-    /// Of `Quantize`.
+    /// Of the quantizers.
     Quantize(QuantizeParams),
     /// Of every attention family.
     Attention(AttentionParams),
@@ -176,7 +176,7 @@ pub enum Params {
 impl Params {
     /// Whether kernels of a family take them.
     pub const fn are_of(&self, family: Family) -> bool {
-        matches!(self, Self::Quantize(_)) == matches!(family, Family::Quantize)
+        matches!(self, Self::Quantize(_)) == family.quantizes()
     }
 
     /// Where the struct is.

@@ -18,13 +18,13 @@ use crate::element::Element;
 /// Channels of a chunk.
 pub const CHUNK: usize = 8;
 
-/// A CTA: items until none is left.
+/// A CTA: items until none is left. `SMOOTHED` says whether queries may be smoothed, and codes be INT4.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams) {
+pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(params: &QuantizeParams) {
     const KEY_STATISTICS: u32 = Work::KeyStatistics as u32;
     const VALUE_STATISTICS: u32 = Work::ValueStatistics as u32;
     const QUERY: u32 = Work::Query as u32;
@@ -43,8 +43,8 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams)
                 KEY_STATISTICS | VALUE_STATISTICS => {
                     statistics::mean_statistics::<E, HEAD_DIM>(params, work == KEY_STATISTICS, head, tile)
                 }
-                QUERY => query_key::quantize_query::<E, HEAD_DIM>(params, head, tile),
-                KEY => query_key::quantize_key::<E, HEAD_DIM>(params, head, tile),
+                QUERY => query_key::quantize_query::<E, HEAD_DIM, SMOOTHED>(params, head, tile),
+                KEY => query_key::quantize_key::<E, HEAD_DIM, SMOOTHED>(params, head, tile),
                 VALUE if params.value_scale != 0 => value::quantize_value::<E, HEAD_DIM>(params, head, tile),
                 VALUE => value::tile_value::<E, HEAD_DIM>(params, head, tile),
                 _ => return,

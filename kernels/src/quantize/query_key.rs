@@ -78,7 +78,7 @@ struct CodePlaces {
 impl CodePlaces {
     /// In the `tile`-th of the tiles of `rows` rows at `codes`.
     #[inline(always)]
-    fn new<const HEAD_DIM: u32>(
+    fn new<const HEAD_DIM: u32, const SMOOTHED: bool>(
         params: &QuantizeParams,
         (codes, rows): (u64, u32),
         tile: u64,
@@ -86,7 +86,7 @@ impl CodePlaces {
     ) -> Self {
         // else what follows from it is kept in registers from one item to the next
         let row_bytes = math::opaque(params.code_row_bytes);
-        let is_int4 = row_bytes < HEAD_DIM;
+        let is_int4 = SMOOTHED && row_bytes < HEAD_DIM;
         let offset = match is_int4 {
             true => swizzle::offset(lane, chunk * CHUNK as u32 / 2, int4_tile::row_bytes(HEAD_DIM)),
             false => swizzle::offset(lane, chunk * CHUNK as u32, HEAD_DIM),
@@ -184,7 +184,11 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, key_head: u32, tile: u32) {
+pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(
+    params: &QuantizeParams,
+    key_head: u32,
+    tile: u32,
+) {
     let input = &params.query;
     let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
@@ -196,7 +200,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
 
     // a tile of nothing but padding has no mean
     let mut mean = [0.0; CHUNK];
-    if params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens {
+    if SMOOTHED && params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens {
         // SAFETY: forwarded contract; the item before was finished before this one was shared.
         mean = unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
     }
@@ -251,7 +255,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
         }
     }
     let tiles = (params.query_codes, WARPGROUP_ROWS);
-    let places = CodePlaces::new::<HEAD_DIM>(params, tiles, tile_index, (lane, chunk));
+    let places = CodePlaces::new::<HEAD_DIM, SMOOTHED>(params, tiles, tile_index, (lane, chunk));
     for (index, row) in rows.iter().enumerate() {
         let warp = index as u32;
         let mut largest = max_abs(tile_amax, max_abs(load(warp, lane % 8), load(warp, lane % 8 + 8)));
@@ -285,7 +289,11 @@ pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(
+    params: &QuantizeParams,
+    head_index: u32,
+    tile: u32,
+) {
     let input = &params.key;
     let head = Head::new(input, head_index);
     let threads_per_row = threads_per_row(HEAD_DIM);
@@ -341,7 +349,7 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32>(params: &QuantizePar
     }
     let (scale, inverse) = int_scale(largest, params.largest_code);
     let tiles = (params.key_codes, KEY_TILE);
-    let places = CodePlaces::new::<HEAD_DIM>(params, tiles, tile_index, (lane, chunk));
+    let places = CodePlaces::new::<HEAD_DIM, SMOOTHED>(params, tiles, tile_index, (lane, chunk));
     // SAFETY: the outputs hold this tile's codes and scales.
     unsafe {
         for (index, row) in rows.iter().enumerate() {

@@ -5,7 +5,7 @@ use half::f16;
 use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, gpu};
-use sage_tests::modes::PV_MODES;
+use sage_tests::modes::{PV_MODES, QK_MODES};
 use sage_tests::tensor::Inputs;
 use sageattention::{AttentionOptions, AttentionProblem, DType, Element, Error, Gpu, QuantGranularity};
 
@@ -70,6 +70,25 @@ fn are_bit_equal_for_every_kind_of_sum() -> Result<(), Error> {
                 let options = AttentionOptions { pv_mode, pv_accum, smooth_v, ..with_lse() };
                 compare::<f16>(gpu, &problem, &options)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// INT4 and smoothed queries, in whole and short blocks.
+#[test]
+fn are_bit_equal_for_every_query_key_mode() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, (head_dim, queries)) in
+        [64, 128, 40, 127].into_iter().flat_map(|d| [1, 63, 64, 65, 128, 129, 333].map(|n| (d, n))).enumerate()
+    {
+        for (qk_mode, smooth_q) in QK_MODES {
+            let (dtype, granularity) = (pick(&DTYPES, index), pick(&QuantGranularity::ALL, index));
+            let problem =
+                AttentionProblem::cross(pick(&LAYOUTS, index / 2), dtype, [2, 4, queries, head_dim], [2, 1300]);
+            let smooth_k = !index.is_multiple_of(3);
+            let options = AttentionOptions { qk_mode, smooth_q, smooth_k, granularity, ..with_lse() };
+            with_element!(dtype, T => compare::<T>(gpu, &problem, &options)?);
         }
     }
     Ok(())

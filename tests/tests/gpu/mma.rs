@@ -2,9 +2,11 @@
 
 use crate::{LAYOUTS, pick, with_element, with_lse};
 use sage_tests::gpu::{assert_near, attend_with, gpu};
+use sage_tests::modes::QK_MODES;
 use sage_tests::tensor::{Inputs, attend};
 use sageattention::{
-    Architecture, AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvAccum, PvMode, QuantGranularity,
+    Architecture, AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvAccum, PvMode, QkMode,
+    QuantGranularity,
 };
 
 /// Values, accumulator, element types.
@@ -17,11 +19,12 @@ const VARIANTS: [(PvMode, PvAccum, &[DType]); 6] = [
     (PvMode::Fp8, PvAccum::F32F16, &[DType::F16, DType::Bf16]),
 ];
 
-/// Whose kernels there are for values and element types: of Turing, whose PTX later GPUs run too, those for f16.
-fn architectures(pv_mode: PvMode, dtype: DType) -> &'static [Architecture] {
-    match (pv_mode, dtype) {
+/// Whose kernels there are: Turing's, whose PTX later GPUs run too, are for INT8 as it is and f16.
+fn architectures(options: &AttentionOptions, dtype: DType) -> &'static [Architecture] {
+    let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q;
+    match (options.pv_mode, dtype) {
         (PvMode::Fp8, _) => &[Architecture::Sm89],
-        (PvMode::F16, DType::F16) => &[Architecture::Sm80, Architecture::Sm75],
+        (PvMode::F16, DType::F16) if is_plain_int8 => &[Architecture::Sm80, Architecture::Sm75],
         (PvMode::F16, _) => &[Architecture::Sm80],
     }
 }
@@ -38,17 +41,27 @@ fn every_variant() {
                     for &dtype in dtypes {
                         let shape = [2, 4, query_len, head_dim];
                         let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, shape, [2, key_len]);
-                        let granularity = pick(&QuantGranularity::ALL, index);
-                        let options = AttentionOptions { pv_mode, pv_accum, mask, granularity, ..with_lse() };
-                        with_element!(dtype, T => {
-                            let inputs = Inputs::<T>::random(&problem, index as u64);
-                            let expected = attend(&problem, &options, &inputs);
-                            for &architecture in architectures(pv_mode, dtype) {
-                                let result = attend_with(gpu, Some(architecture), &problem, &options, &inputs);
-                                let what = format_args!("{architecture:?}\n{problem:?}\n{options:?}");
-                                assert_near(&result, &expected, head_dim, pv_mode, what);
-                            }
-                        });
+                        for (qk_mode, smooth_q) in QK_MODES {
+                            let options = AttentionOptions {
+                                qk_mode,
+                                smooth_q,
+                                pv_mode,
+                                pv_accum,
+                                mask,
+                                granularity: pick(&QuantGranularity::ALL, index),
+                                smooth_k: index % 4 != 3,
+                                ..with_lse()
+                            };
+                            with_element!(dtype, T => {
+                                let inputs = Inputs::<T>::random(&problem, index as u64);
+                                let expected = attend(&problem, &options, &inputs);
+                                for &architecture in architectures(&options, dtype) {
+                                    let result = attend_with(gpu, Some(architecture), &problem, &options, &inputs);
+                                    let what = format_args!("{architecture:?}\n{problem:?}\n{options:?}");
+                                    assert_near(&result, &expected, head_dim, pv_mode, what);
+                                }
+                            });
+                        }
                     }
                 }
             }
