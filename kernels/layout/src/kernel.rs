@@ -358,7 +358,12 @@ impl Kernel {
     pub const fn may_spill(self) -> bool {
         !matches!(
             self.family(),
-            Family::Quantize | Family::Attention | Family::AttentionF16 | Family::TuringF16F32 | Family::TuringF16F16
+            Family::Quantize
+                | Family::QuantizeSmoothed
+                | Family::Attention
+                | Family::AttentionF16
+                | Family::TuringF16F32
+                | Family::TuringF16F16
         )
     }
 
@@ -379,8 +384,8 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Quantize => 21,
-            Family::QuantizeSmoothed => 23,
+            Family::Quantize => 27,
+            Family::QuantizeSmoothed => 29,
             Family::Attention | Family::AttentionF16 => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,

@@ -40,9 +40,8 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(pa
                 VALUE_STATISTICS if params.value_scale != 0 => {
                     statistics::value_statistics::<E, HEAD_DIM>(params, head, tile)
                 }
-                KEY_STATISTICS | VALUE_STATISTICS => {
-                    statistics::mean_statistics::<E, HEAD_DIM>(params, work == KEY_STATISTICS, head, tile)
-                }
+                KEY_STATISTICS => statistics::mean_statistics::<E, HEAD_DIM, SMOOTHED, true>(params, head, tile),
+                VALUE_STATISTICS => statistics::mean_statistics::<E, HEAD_DIM, SMOOTHED, false>(params, head, tile),
                 QUERY => query_key::quantize_query::<E, HEAD_DIM, SMOOTHED>(params, head, tile),
                 KEY => query_key::quantize_key::<E, HEAD_DIM, SMOOTHED>(params, head, tile),
                 VALUE if params.value_scale != 0 => value::quantize_value::<E, HEAD_DIM>(params, head, tile),
@@ -51,6 +50,13 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(pa
             }
         }
     }
+}
+
+/// Bytes of a row of queries' or keys' codes.
+#[inline(always)]
+fn code_row_bytes<const HEAD_DIM: u32, const SMOOTHED: bool>(params: &QuantizeParams) -> u32 {
+    // opaque, or what follows from it is kept in registers from one item to the next
+    if SMOOTHED { math::opaque(params.code_row_bytes) } else { HEAD_DIM }
 }
 
 /// Index of the thread, unknown to the compiler: what follows from it is computed for each item, rather than kept in

@@ -7,7 +7,9 @@ use core::cmp::{max, min};
 
 use sage_layout::kernel::threads_per_row;
 use sage_layout::params::QuantizeParams;
-use sage_layout::scale::{Granularity, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int_scale};
+use sage_layout::scale::{
+    Granularity, INT8_MAX, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int_scale,
+};
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{KEY_TILE, QUERY_BLOCK, WARP_ROWS, WARPGROUP_ROWS, query_blocks};
@@ -16,7 +18,7 @@ use simt::global::CachePolicy;
 use simt::{convert, global, math, shared, thread, warp};
 
 use super::schedule::{claim, wait_for_statistics};
-use super::{CHUNK, Chunk, Head, load_channels, thread_of_item};
+use super::{CHUNK, Chunk, Head, code_row_bytes, load_channels, thread_of_item};
 use crate::element::Element;
 
 /// Tokens of a query tile that a thread holds.
@@ -84,9 +86,8 @@ impl CodePlaces {
         tile: u64,
         (lane, chunk): (u32, u32),
     ) -> Self {
-        // else what follows from it is kept in registers from one item to the next
-        let row_bytes = math::opaque(params.code_row_bytes);
-        let is_int4 = SMOOTHED && row_bytes < HEAD_DIM;
+        let row_bytes = code_row_bytes::<HEAD_DIM, SMOOTHED>(params);
+        let is_int4 = row_bytes < HEAD_DIM;
         let offset = match is_int4 {
             true => swizzle::offset(lane, chunk * CHUNK as u32 / 2, int4_tile::row_bytes(HEAD_DIM)),
             false => swizzle::offset(lane, chunk * CHUNK as u32, HEAD_DIM),
@@ -264,7 +265,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32, const SMOOTHED: bo
                 largest = max_abs(largest, load(warp, row));
             }
         }
-        let (scale, inverse) = int_scale(largest, params.largest_code);
+        let (scale, inverse) = int_scale(largest, if SMOOTHED { params.largest_code } else { INT8_MAX });
         // SAFETY: the outputs hold this tile's codes and scales.
         unsafe {
             let words = codes_of(&less(row.again().values::<E>(), mean), inverse).map(|word| word & present(index));
@@ -347,7 +348,7 @@ pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool
             largest = max_abs(largest, load(lane));
         }
     }
-    let (scale, inverse) = int_scale(largest, params.largest_code);
+    let (scale, inverse) = int_scale(largest, if SMOOTHED { params.largest_code } else { INT8_MAX });
     let tiles = (params.key_codes, KEY_TILE);
     let places = CodePlaces::new::<HEAD_DIM, SMOOTHED>(params, tiles, tile_index, (lane, chunk));
     // SAFETY: the outputs hold this tile's codes and scales.

@@ -15,7 +15,7 @@ use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, v
 use simt::{global, math, shared, thread};
 
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
-use super::{CHUNK, Head, thread_of_item};
+use super::{CHUNK, Head, code_row_bytes, thread_of_item};
 use crate::element::Element;
 
 /// Tokens of a tile that a thread holds.
@@ -29,23 +29,22 @@ const ROWS_IN_FLIGHT: usize = 4;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32>(
+pub unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool, const OF_KEYS: bool>(
     params: &QuantizeParams,
-    of_keys: bool,
     head: u32,
     tile: u32,
 ) {
-    // one program for both
-    let (kind, tensor, means, codes, tile_bytes) = if of_keys {
-        (Tensor::Key, params.key, params.key_mean, params.key_codes, KEY_TILE * math::opaque(params.code_row_bytes))
+    let (kind, tensor, means, codes, tile_bytes) = if OF_KEYS {
+        let tile_bytes = KEY_TILE * code_row_bytes::<HEAD_DIM, SMOOTHED>(params);
+        (Tensor::Key, &params.key, params.key_mean, params.key_codes, tile_bytes)
     } else {
-        (Tensor::Value, params.value, params.value_mean, params.value_tiles, value_tile_bytes(HEAD_DIM))
+        (Tensor::Value, &params.value, params.value_mean, params.value_tiles, value_tile_bytes(HEAD_DIM))
     };
     let rows = Rows::<HEAD_DIM>::new(codes, tile_bytes, params.key_tiles, head);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, false>(params, &tensor, head, tile, &rows);
+        tile_statistics::<E, HEAD_DIM, false>(params, tensor, head, tile, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, kind, head, segment), rows.tiles_of(segment)) {
             return;
         }
