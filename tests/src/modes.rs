@@ -5,7 +5,7 @@ use sage_layout::scale::{key_scale_index, query_scale_index};
 use sage_layout::tile;
 use sage_layout::visibility::visible_keys;
 use sageattention::testing::{self, ExactOutput};
-use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Element, Mask, PvAccum, PvMode, QkMode};
+use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode};
 
 use crate::tensor::{Inputs, offset};
 
@@ -22,6 +22,14 @@ pub const PV_MODES: [(PvMode, PvAccum); 6] = [
     (PvMode::F16, PvAccum::F16),
     (PvMode::F16, PvAccum::F16F32),
 ];
+
+/// The element types of the values that products can be summed for in a mode: f16 sums are no place for bf16.
+pub fn element_types((pv_mode, pv_accum): (PvMode, PvAccum)) -> &'static [DType] {
+    match (pv_mode, pv_accum) {
+        (PvMode::F16, PvAccum::F16 | PvAccum::F16F32) => &[DType::F16],
+        _ => &[DType::F16, DType::Bf16],
+    }
+}
 
 /// How often a sum over so many keys is rounded to f16, each time by a part of up to 2⁻¹¹.
 pub fn f16_roundings(options: &AttentionOptions, key_len: usize) -> f64 {

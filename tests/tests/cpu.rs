@@ -1,13 +1,17 @@
 //! The CPU engine against exact attention, and what must hold between its own results.
 
+mod common {
+    pub mod options;
+}
+
+use common::options::any_options;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::modes::{PV_MODES, f16_roundings};
 use sage_tests::tensor::{Inputs, Outputs, Random, attend, indices, key_shape, offset, query_shape, tensor};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
-    Strides, TensorLayout, testing,
+    AttentionOptions, AttentionProblem, DType, Element, Mask, PvAccum, PvMode, QkMode, Strides, TensorLayout, testing,
 };
 
 /// Strides of a tensor with its tokens, heads or batches in any order, and gaps after each.
@@ -43,41 +47,6 @@ fn any_problem() -> impl Strategy<Value = AttentionProblem> {
                     )
                 },
             )
-        },
-    )
-}
-
-fn any_options() -> impl Strategy<Value = AttentionOptions> {
-    let mask = prop_oneof![
-        2 => Just(Mask::None),
-        1 => Just(Mask::CausalAligned(CausalAlign::TopLeft)),
-        1 => Just(Mask::CausalAligned(CausalAlign::BottomRight)),
-    ];
-    let granularity = prop::sample::select(&QuantGranularity::ALL[..]);
-    let qk_mode = prop::sample::select(&QkMode::ALL[..]);
-    let pv = prop::sample::select(&PV_MODES[..]);
-    let softmax_scale = prop_oneof![3 => Just(None), 1 => (0.01f32..0.3).prop_map(Some)];
-    (granularity, qk_mode, pv, any::<[bool; 4]>(), mask, softmax_scale).prop_map(
-        |(
-            granularity,
-            qk_mode,
-            (pv_mode, pv_accum),
-            [smooth_q, smooth_k, smooth_v, return_lse],
-            mask,
-            softmax_scale,
-        )| {
-            AttentionOptions {
-                granularity,
-                qk_mode,
-                pv_mode,
-                pv_accum,
-                smooth_q,
-                smooth_k,
-                smooth_v,
-                mask,
-                softmax_scale,
-                return_lse,
-            }
         },
     )
 }

@@ -1,6 +1,11 @@
 //! The CPU engine in every mode: against attention in f64 on the numbers that its codes stand for, so that what is compared
 //! is how probabilities and sums are rounded; and how far the modes are from exact attention, against each other.
 
+mod common {
+    pub mod options;
+}
+
+use common::options::any_options;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use sage_tests::error::Accuracy;
@@ -92,41 +97,6 @@ fn the_whole_matrix() {
         println!("{pv_mode:?} {pv_accum:?}: {least} to {largest} times what is expected");
         assert!(least > 0.45, "{pv_mode:?} {pv_accum:?}: fewer roundings than the mode has");
     }
-}
-
-fn any_options() -> impl Strategy<Value = AttentionOptions> {
-    let masks = [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
-    (
-        prop::sample::select(&QuantGranularity::ALL[..]),
-        prop::sample::select(&QK_MODES[..]),
-        prop::sample::select(&PV_MODES[..]),
-        prop::sample::select(masks.to_vec()),
-        any::<[bool; 3]>(),
-        prop_oneof![3 => Just(None), 1 => (0.01f32..0.3).prop_map(Some)],
-    )
-        .prop_map(
-            |(
-                granularity,
-                (qk_mode, smooth_q),
-                (pv_mode, pv_accum),
-                mask,
-                [smooth_k, smooth_v, return_lse],
-                softmax_scale,
-            )| {
-                AttentionOptions {
-                    granularity,
-                    qk_mode,
-                    pv_mode,
-                    pv_accum,
-                    smooth_q,
-                    smooth_k,
-                    smooth_v,
-                    mask,
-                    softmax_scale,
-                    return_lse,
-                }
-            },
-        )
 }
 
 proptest! {

@@ -3,47 +3,28 @@
 //!
 //! A failing schedule is named by its seed; `SAGE_SIMT_SEED` replays it.
 
+mod common {
+    pub mod calls;
+}
+
+use common::calls::calls;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
-use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
-use sageattention::simt::{Accumulation, Execution, Options, Schedule};
-use sageattention::testing::quantize;
+use sage_tests::simt;
+use sage_tests::tensor::{Inputs, Outputs, gather, query_shape};
+use sageattention::simt::{Accumulation, Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Element, Mask, PvAccum, PvMode,
-    QuantGranularity, TensorLayout, attention,
+    AttentionOptions, AttentionOutput, AttentionProblem, ComputeCapability, DType, Device, Element, PvAccum, PvMode,
+    QkMode, TensorLayout, attention,
 };
 
-/// Executes all kernels of a call, and compares all that they write with the CPU engine.
+const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
+
+/// Executes a call with random inputs, and compares all that its kernels write with the CPU engine.
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
-    check_inputs(problem, options, execution, &Inputs::<T>::random(problem, seed));
-}
-
-fn check_inputs<T: Element>(
-    problem: &AttentionProblem,
-    options: &AttentionOptions,
-    execution: &Options,
-    inputs: &Inputs<T>,
-) {
-    let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
-    let what = format!("{problem:?}\n{options:?}\n{execution:?}");
-    let result = Execution::new(problem, options, inputs.slices(), execution)
-        .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
-
-    let quantized = quantize(problem, options, inputs.slices());
-    for (region, expected) in expected_regions(&quantized) {
-        if !expected.is_empty() {
-            assert!(result.workspace(region).expect("a region of the plan") == expected, "{region} differs\n{what}");
-        }
-    }
-    let output: Vec<T> = result.output();
-    let rows = gather(&output, problem.output_strides, query_shape(problem));
-    let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
-    assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
-    let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
-    assert_near(&outputs, &attend(problem, options, inputs), problem.head_dim, options.pv_mode, &what);
+    simt::check(HOPPER, problem, options, execution, &Inputs::<T>::random(problem, seed));
 }
 
 fn check_dtype(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
@@ -108,32 +89,8 @@ fn lanes_that_fall_behind() {
     }
 }
 
-/// Lengths at the edges of tiles and warpgroups, all masks, every granularity, grouped heads, both layouts.
-fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
-    let lengths = (1usize..=300, 1usize..=300);
-    let heads = prop::sample::select(vec![(1, 1), (2, 1), (4, 2)]);
-    let head_dim = prop::sample::select(vec![64, 128, 64, 128, 40, 72, 33]);
-    let layout = prop::sample::select(vec![TensorLayout::Hnd, TensorLayout::Nhd]);
-    let dtype = prop::sample::select(vec![DType::F16, DType::Bf16]);
-    let mask = prop::sample::select(vec![
-        Mask::None,
-        Mask::CausalAligned(CausalAlign::TopLeft),
-        Mask::CausalAligned(CausalAlign::BottomRight),
-    ]);
-    let granularity = prop::sample::select(QuantGranularity::ALL.to_vec());
-    let pv_mode = prop::sample::select(PvMode::ALL.to_vec());
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (lengths, heads, head_dim, layout, dtype, mask, granularity, (pv_mode, flags)).prop_map(
-        |((queries, keys), (query_heads, key_heads), head_dim, layout, dtype, mask, granularity, (pv_mode, flags))| {
-            let problem =
-                AttentionProblem::cross(layout, dtype, [1, query_heads, queries, head_dim], [key_heads, keys]);
-            let (smooth_k, smooth_v, return_lse) = flags;
-            let options =
-                AttentionOptions { pv_mode, mask, granularity, smooth_k, smooth_v, return_lse, ..Default::default() };
-            (problem, options)
-        },
-    )
-}
+/// What Hopper's own kernels compute.
+const PV_MODES: [(PvMode, PvAccum); 2] = [(PvMode::Fp8, PvAccum::F32), (PvMode::F16, PvAccum::F32)];
 
 proptest! {
     // the same calls every time, so that one that fails does so again
@@ -142,7 +99,7 @@ proptest! {
     })]
 
     #[test]
-    fn random_calls_and_schedules((problem, options) in calls(), seed: u64, schedule in 0u64..1000, truncated: bool) {
+    fn random_calls_and_schedules((problem, options) in calls(&PV_MODES, &[(QkMode::Int8, false)]), seed: u64, schedule in 0u64..1000, truncated: bool) {
         let schedule = Schedule::Random(schedule);
         let accumulation = if truncated { Accumulation::Truncated } else { Accumulation::Single };
         check_dtype(&problem, &options, &Options { accumulation, ..Options::new(schedule) }, seed);
@@ -185,8 +142,8 @@ fn rising_scores() {
         for options in modes() {
             let options = AttentionOptions { smooth_k: false, ..options };
             match dtype {
-                DType::F16 => check_inputs(&problem, &options, &in_order(), &Inputs::<f16>::rising(&problem, 9)),
-                _ => check_inputs(&problem, &options, &in_order(), &Inputs::<bf16>::rising(&problem, 9)),
+                DType::F16 => simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<f16>::rising(&problem, 9)),
+                _ => simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<bf16>::rising(&problem, 9)),
             }
         }
     }
@@ -198,7 +155,7 @@ fn flushed_segments() {
     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 4096 + 1100]);
     let options = AttentionOptions { smooth_k: false, ..with_lse() };
     for inputs in [Inputs::<f16>::random(&problem, 8), Inputs::rising(&problem, 9)] {
-        check_inputs(&problem, &options, &in_order(), &inputs);
+        simt::check(HOPPER, &problem, &options, &in_order(), &inputs);
     }
 }
 

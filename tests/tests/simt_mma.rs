@@ -1,17 +1,20 @@
 //! The `mma.sync` kernels in the SIMT executor: no mistake under any schedule, and attention near the CPU engine.
 
+mod common {
+    pub mod calls;
+}
+
+use common::calls::calls;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use sage_tests::codes::expected_regions;
-use sage_tests::gpu::assert_near;
-use sage_tests::modes::QK_MODES;
-use sage_tests::tensor::{Inputs, Outputs, attend, gather, query_shape};
-use sageattention::simt::{Accumulation, Execution, Options, Schedule};
-use sageattention::testing::quantize;
+use sage_tests::modes::{PV_MODES, QK_MODES, element_types};
+use sage_tests::simt;
+use sage_tests::tensor::Inputs;
+use sageattention::simt::{Accumulation, Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Element, Mask, PvAccum, PvMode, QkMode,
-    QuantGranularity, TensorLayout,
+    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Element, Mask, PvMode, QkMode,
+    TensorLayout,
 };
 
 /// A GPU that has all of them.
@@ -19,50 +22,14 @@ const ADA: ComputeCapability = ComputeCapability::new(8, 9);
 /// One with smaller instructions, for f16 values alone.
 const TURING: ComputeCapability = ComputeCapability::new(7, 5);
 
-/// Values, accumulator, element types.
-type Variant = (PvMode, PvAccum, &'static [DType]);
-
-const VARIANTS: [Variant; 6] = [
-    (PvMode::F16, PvAccum::F32, &[DType::F16, DType::Bf16]),
-    (PvMode::F16, PvAccum::F16, &[DType::F16]),
-    (PvMode::F16, PvAccum::F16F32, &[DType::F16]),
-    (PvMode::Fp8, PvAccum::F32, &[DType::F16, DType::Bf16]),
-    (PvMode::Fp8, PvAccum::F32F32, &[DType::F16, DType::Bf16]),
-    (PvMode::Fp8, PvAccum::F32F16, &[DType::F16, DType::Bf16]),
-];
-
 /// Executes all kernels of a call, as on each GPU that has its own for it, and compares with the CPU engine: codes to the bit,
 /// and the result.
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, inputs: &Inputs<T>) {
-    check_on(ADA, problem, options, execution, inputs);
+    simt::check(ADA, problem, options, execution, inputs);
     let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q;
     if is_plain_int8 && options.pv_mode == PvMode::F16 && problem.dtype == DType::F16 {
-        check_on(TURING, problem, options, execution, inputs);
+        simt::check(TURING, problem, options, execution, inputs);
     }
-}
-
-fn check_on<T: Element>(
-    gpu: ComputeCapability,
-    problem: &AttentionProblem,
-    options: &AttentionOptions,
-    execution: &Options,
-    inputs: &Inputs<T>,
-) {
-    let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
-    let what = format!("compute capability {gpu}\n{problem:?}\n{options:?}\n{execution:?}");
-    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), execution)
-        .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
-    for (region, expected) in expected_regions(&quantize(problem, options, inputs.slices())) {
-        if !expected.is_empty() {
-            assert!(result.workspace(region).expect("a region of the plan") == expected, "{region} differs\n{what}");
-        }
-    }
-    let output: Vec<T> = result.output();
-    let rows = gather(&output, problem.output_strides, query_shape(problem));
-    let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
-    assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
-    let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
-    assert_near(&outputs, &attend(problem, options, inputs), problem.head_dim, options.pv_mode, &what);
 }
 
 /// With random inputs, or scores that rise along the keys.
@@ -85,9 +52,9 @@ fn check_dtype(
 
 /// Every variant with both head dimensions.
 fn for_each_variant((qk_mode, smooth_q): (QkMode, bool), mut f: impl FnMut(DType, usize, AttentionOptions)) {
-    for (pv_mode, pv_accum, dtypes) in VARIANTS {
+    for (pv_mode, pv_accum) in PV_MODES {
         for head_dim in [64, 128] {
-            for &dtype in dtypes {
+            for &dtype in element_types((pv_mode, pv_accum)) {
                 let options =
                     AttentionOptions { return_lse: true, qk_mode, smooth_q, pv_mode, pv_accum, ..Default::default() };
                 f(dtype, head_dim, options);
@@ -144,52 +111,6 @@ fn segments() {
     }
 }
 
-/// Lengths at the edges of chunks and warps, all masks, every granularity, grouped heads, both layouts.
-fn calls() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
-    let lengths = (1usize..=300, 1usize..=300);
-    let heads = prop::sample::select(vec![(1, 1), (2, 1), (4, 2)]);
-    let head_dim = prop::sample::select(vec![64, 128, 64, 128, 40, 72, 33]);
-    let layout = prop::sample::select(vec![TensorLayout::Hnd, TensorLayout::Nhd]);
-    let mask = prop::sample::select(vec![
-        Mask::None,
-        Mask::CausalAligned(CausalAlign::TopLeft),
-        Mask::CausalAligned(CausalAlign::BottomRight),
-    ]);
-    let granularity = prop::sample::select(QuantGranularity::ALL.to_vec());
-    let variant = prop::sample::select(VARIANTS.to_vec());
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<prop::sample::Index>());
-    let qk_mode = prop::sample::select(QK_MODES.to_vec());
-    (lengths, heads, head_dim, layout, mask, granularity, (variant, flags, qk_mode)).prop_map(
-        |(
-            (queries, keys),
-            (query_heads, key_heads),
-            head_dim,
-            layout,
-            mask,
-            granularity,
-            (variant, flags, (qk_mode, smooth_q)),
-        )| {
-            let (pv_mode, pv_accum, dtypes) = variant;
-            let (smooth_k, smooth_v, return_lse, dtype) = flags;
-            let shape = [1, query_heads, queries, head_dim];
-            let problem = AttentionProblem::cross(layout, *dtype.get(dtypes), shape, [key_heads, keys]);
-            let options = AttentionOptions {
-                qk_mode,
-                smooth_q,
-                pv_mode,
-                pv_accum,
-                mask,
-                granularity,
-                smooth_k,
-                smooth_v,
-                return_lse,
-                ..Default::default()
-            };
-            (problem, options)
-        },
-    )
-}
-
 proptest! {
     // the same calls every time, so that one that fails does so again
     #![proptest_config(ProptestConfig {
@@ -197,7 +118,7 @@ proptest! {
     })]
 
     #[test]
-    fn random_calls_and_schedules((problem, options) in calls(), seed: u64, schedule in 0u64..1000, truncated: bool) {
+    fn random_calls_and_schedules((problem, options) in calls(&PV_MODES, &QK_MODES), seed: u64, schedule in 0u64..1000, truncated: bool) {
         let schedule = Schedule::Random(schedule);
         let accumulation = if truncated { Accumulation::Truncated } else { Accumulation::Single };
         let execution = Options { accumulation, ..Options::new(schedule) };

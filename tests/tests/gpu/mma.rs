@@ -2,22 +2,11 @@
 
 use crate::{LAYOUTS, pick, with_element, with_lse};
 use sage_tests::gpu::{assert_near, attend_with, gpu};
-use sage_tests::modes::QK_MODES;
+use sage_tests::modes::{PV_MODES, QK_MODES, element_types};
 use sage_tests::tensor::{Inputs, attend};
 use sageattention::{
-    Architecture, AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvAccum, PvMode, QkMode,
-    QuantGranularity,
+    Architecture, AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvMode, QkMode, QuantGranularity,
 };
-
-/// Values, accumulator, element types.
-const VARIANTS: [(PvMode, PvAccum, &[DType]); 6] = [
-    (PvMode::F16, PvAccum::F32, &[DType::F16, DType::Bf16]),
-    (PvMode::F16, PvAccum::F16, &[DType::F16]),
-    (PvMode::F16, PvAccum::F16F32, &[DType::F16]),
-    (PvMode::Fp8, PvAccum::F32, &[DType::F16, DType::Bf16]),
-    (PvMode::Fp8, PvAccum::F32F32, &[DType::F16, DType::Bf16]),
-    (PvMode::Fp8, PvAccum::F32F16, &[DType::F16, DType::Bf16]),
-];
 
 /// Whose kernels there are: Turing's, whose PTX later GPUs run too, are for INT8 as it is and f16.
 fn architectures(options: &AttentionOptions, dtype: DType) -> &'static [Architecture] {
@@ -34,11 +23,11 @@ fn every_variant() {
     let Some(gpu) = gpu() else { return };
     let lengths = [(1, 1), (200, 77), (77, 200), (113, 203), (333, 333), (128, 64), (1025, 2051), (500, 5000)];
     let masks = [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
-    for (pv_mode, pv_accum, dtypes) in VARIANTS {
+    for (pv_mode, pv_accum) in PV_MODES {
         for (index, (query_len, key_len)) in lengths.into_iter().enumerate() {
             for head_dim in [64, 128, pick(&[40, 72, 127], index)] {
                 for mask in masks {
-                    for &dtype in dtypes {
+                    for &dtype in element_types((pv_mode, pv_accum)) {
                         let shape = [2, 4, query_len, head_dim];
                         let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, shape, [2, key_len]);
                         for (qk_mode, smooth_q) in QK_MODES {
