@@ -31,14 +31,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
     build_ptx::for_the_library()?;
 
-    let sage = executables(&["build", "--release", "--package=sageattention", "--bin=sage"], Kind::Program)?;
-    let tests = executables(&["test", "--release", "--workspace", "--exclude=xtask", "--no-run"], Kind::Test)?;
-    let benches = executables(&["bench", "--package=sage-benches", "--no-run"], Kind::Benchmark)?;
-
     let bundle = &arguments.dir;
     clear(bundle)?;
     fs::create_dir_all(bundle).with_context(|| format!("could not make {}", bundle.display()))?;
     fs::write(bundle.join(MARKER), "Made by `cargo xtask bundle`, which may replace it.\n")?;
+
+    // each is copied before the next cargo command: that for the tests builds `sage` again, with the SIMT executor in it
+    let sage = executables(&["build", "--release", "--package=sageattention", "--bin=sage"], Kind::Program)?;
     for program in &sage {
         embed::check_size(
             &format!("bundle: the program {}, with kernels", program.name),
@@ -46,7 +45,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         )?;
     }
     copy_programs(&sage, &bundle.join("bin"))?;
+    let tests = executables(&["test", "--release", "--workspace", "--exclude=xtask", "--no-run"], Kind::Test)?;
     copy_programs(&tests, &bundle.join("tests"))?;
+    let benches = executables(&["bench", "--package=sage-benches", "--no-run"], Kind::Benchmark)?;
     copy_programs(&benches, &bundle.join("benches"))?;
     copy_folder(&project::root().join("tests/data"), &bundle.join("data"))?;
     write_script(&bundle.join("run.sh"))?;
