@@ -1,7 +1,8 @@
 //! Embeds the compiled kernels: writes the table that `src/gpu/module.rs` includes.
 //!
-//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<architecture>/<symbol>.ptx.lzma` and `.cubin.lzma`.
-//! `SAGE_PTX_DIR` names another folder, from the workspace's root. What is not there is left out, and the library says so when it is asked for.
+//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<symbol>.lzma`, a kernel's images one after the other, and
+//! `<symbol>.images`, a line for each: architecture, form, bytes. `SAGE_PTX_DIR` names another folder, from the workspace's root.
+//! What is not there is left out, and the library says so when it is asked for.
 
 use sage_layout::architecture::Architecture;
 use sage_layout::kernel::Kernel;
@@ -15,25 +16,43 @@ fn main() {
     let folder = kernel_folder();
     println!("cargo:rerun-if-changed={}", folder.display());
 
-    let mut table = String::from("&[\n");
-    for architecture in Architecture::ALL {
-        for kernel in Kernel::of(architecture) {
-            for (form, extension) in [("Ptx", "ptx.lzma"), ("Cubin", "cubin.lzma")] {
-                let file = folder.join(architecture.name()).join(kernel.symbol()).with_extension(extension);
-                if file.is_file() {
-                    writeln!(
-                        table,
-                        "    Image {{ architecture: Architecture::{architecture:?}, kernel: Kernel::{kernel:?}, \
-                         form: Form::{form}, compressed: include_bytes!({file:?}) }},"
-                    )
-                    .expect("a String takes everything");
-                }
-            }
+    let (mut archives, mut images) = (String::new(), String::new());
+    for kernel in Kernel::ALL {
+        let [index, archive] =
+            ["images", "lzma"].map(|extension| folder.join(kernel.symbol()).with_extension(extension));
+        let Ok(index) = fs::read_to_string(index) else { continue };
+        let name = kernel.symbol().to_uppercase();
+        writeln!(archives, "    static {name}: &[u8] = include_bytes!({archive:?});").expect(STRING);
+        let mut start = 0;
+        for line in index.lines() {
+            let (architecture, form, bytes) = image(line).unwrap_or_else(|| panic!("{}: {line}", kernel.symbol()));
+            writeln!(
+                images,
+                "        Image {{ architecture: Architecture::{architecture:?}, kernel: Kernel::{kernel:?}, form: Form::{form}, \
+                 archive: {name}, start: {start}, bytes: {bytes} }},"
+            )
+            .expect(STRING);
+            start += bytes;
         }
     }
-    table.push(']');
+    let table = format!("{{\n{archives}    &[\n{images}    ]\n}}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written");
+}
+
+const STRING: &str = "a String takes everything";
+
+/// What a line of an index says.
+fn image(line: &str) -> Option<(Architecture, &'static str, usize)> {
+    let mut words = line.split(' ');
+    let name = words.next()?;
+    let architecture = Architecture::ALL.into_iter().find(|architecture| architecture.name() == name)?;
+    let form = match words.next()? {
+        "ptx" => "Ptx",
+        "cubin" => "Cubin",
+        _ => return None,
+    };
+    Some((architecture, form, words.next()?.parse().ok()?))
 }
 
 /// Where the kernels are. The default folder is made if need be, because cargo takes a missing one for changed and would

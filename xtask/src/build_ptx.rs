@@ -1,7 +1,7 @@
 //! `cargo xtask build-ptx`: from Rust to one PTX module and one cubin a kernel.
 //!
-//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said; and, compressed, what the host library
-//! embeds. Files whose content stays are not touched, so the library is rebuilt only when a kernel changes.
+//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said; and `OUT/<symbol>.lzma`, what the host
+//! library embeds (`embed.rs`). Files whose content stays are not touched, so the library is rebuilt only when a kernel changes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -134,11 +134,8 @@ pub fn build(scope: &Scope) -> Result<Vec<(Architecture, Vec<Built>)>> {
             project::display(&out.join(architecture.name()))
         );
     }
-    // Also of architectures that were built before.
-    let folders = Architecture::ALL.map(|architecture| out.join(architecture.name()));
-    let sizes = folders.iter().filter(|folder| folder.is_dir()).map(|folder| embed::compressed_bytes(folder));
     let what = format!("build-ptx: kernels to embed, compressed, in {}", project::display(&out));
-    embed::check_size(&what, sizes.sum::<Result<u64>>()?)?;
+    embed::check_size(&what, embed::pack(&out)?)?;
     Ok(all)
 }
 
@@ -225,9 +222,7 @@ impl Ptxas {
         let is_current = || {
             let same_text = fs::read_to_string(&ptx).is_ok_and(|old| old == text);
             let old_report = fs::read_to_string(&report).ok().filter(|old| old.starts_with(&stamp));
-            let compressed = embed::embedded(architecture, &ptx, &cubin);
-            let has_all = cubin.is_file() && compressed.iter().all(|file| embed::compressed(file).is_file());
-            old_report.filter(|_| same_text && has_all)
+            old_report.filter(|_| same_text && cubin.is_file())
         };
         let built = |report, assembled| {
             let (symbol, ptx, cubin) = (symbol.to_string(), text.to_string(), cubin.clone());
@@ -242,7 +237,6 @@ impl Ptxas {
         }
         fs::write(&ptx, text)?;
         let said = stamp + &ptxas::assemble(&self.path, architecture, &ptx, &cubin)?;
-        embed::embedded(architecture, &ptx, &cubin).iter().try_for_each(|file| embed::compress(file))?;
         fs::write(&report, &said)?;
         Ok(built(said, true))
     }
@@ -254,7 +248,7 @@ fn remove_others(folder: &Path, modules: &[(String, String)]) -> Result<()> {
         let path = file?.path();
         let is_ours = path
             .extension()
-            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass", "lzma"].iter().any(|ours| extension == *ours));
+            .is_some_and(|extension| ["ptx", "cubin", "txt", "sass"].iter().any(|ours| extension == *ours));
         let symbol = path.file_name().and_then(|name| name.to_str()?.split('.').next());
         let is_current = modules.iter().any(|(current, _)| symbol == Some(current));
         if is_ours && !is_current {

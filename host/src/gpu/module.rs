@@ -15,8 +15,12 @@ struct Image {
     architecture: Architecture,
     kernel: Kernel,
     form: Form,
-    /// An LZMA file.
-    compressed: &'static [u8],
+    /// An LZMA file: all images of the kernel, one after the other.
+    archive: &'static [u8],
+    /// Where this one begins.
+    start: u64,
+    /// How long it is.
+    bytes: usize,
 }
 
 /// What an image is.
@@ -72,11 +76,11 @@ pub(super) fn is_about_the_image(error: &Error) -> bool {
 
 impl Image {
     /// The image, where the driver may read it in words, and at least one NUL behind it.
-    fn decompress(&self) -> std::io::Result<Vec<u128>> {
-        let mut bytes = Vec::new();
-        LzmaReader::new_mem_limit(self.compressed, u32::MAX, None)?.read_to_end(&mut bytes)?;
-        let mut words = vec![0; bytes.len() / size_of::<u128>() + 1];
-        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+    fn unpack(&self) -> std::io::Result<Vec<u128>> {
+        let mut words = vec![0; self.bytes / size_of::<u128>() + 1];
+        let mut archive = LzmaReader::new_mem_limit(self.archive, u32::MAX, None)?;
+        std::io::copy(&mut archive.by_ref().take(self.start), &mut std::io::sink())?;
+        archive.read_exact(&mut bytemuck::cast_slice_mut(&mut words)[..self.bytes])?;
         Ok(words)
     }
 }
@@ -100,7 +104,7 @@ pub(super) fn load(architecture: Architecture, kernel: Kernel, gpu: ComputeCapab
     let mut result = Err(missing(architecture, kernel));
     for image in images(architecture, kernel, gpu) {
         let start = Instant::now();
-        let words = image.decompress().map_err(|_| missing(architecture, kernel))?;
+        let words = image.unpack().map_err(|_| missing(architecture, kernel))?;
         result = load_image(bytemuck::cast_slice(&words));
         match &result {
             Ok(_) => {
@@ -158,7 +162,7 @@ mod tests {
     #[test]
     fn every_image_is_what_it_says() {
         for image in IMAGES {
-            let words = image.decompress().unwrap();
+            let words = image.unpack().unwrap();
             let bytes: &[u8] = bytemuck::cast_slice(&words);
             let symbol = image.kernel.symbol();
             assert!(bytes.windows(symbol.len()).any(|window| window == symbol.as_bytes()), "{symbol}");
