@@ -43,13 +43,6 @@ fn amax(values: &[f32; CHUNK]) -> f32 {
     values.iter().fold(0.0, |largest, value| max_abs(largest, value.abs()))
 }
 
-/// The same of a chunk as it is in memory, two elements at a time.
-#[inline(always)]
-fn amax_of_pairs<E: Element>(chunk: &Chunk) -> f32 {
-    let [even, odd] = E::unpack(chunk.0.map(|pair| pair & 0x7fff_7fff).into_iter().fold(0, E::max_nan));
-    max_abs(even, odd)
-}
-
 /// The distances of values from means.
 #[inline(always)]
 fn less(mut values: [f32; CHUNK], means: [f32; CHUNK]) -> [f32; CHUNK] {
@@ -213,8 +206,8 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32, const SMOOTHED: bo
         mean = unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
     }
     let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
-    // all bits of what a token has, none of what pads the tile; where nothing is subtracted, that is 0 already
-    let present = |index: usize| if !SMOOTHED || first + offset(index) < input.tokens { u32::MAX } else { 0 };
+    // all bits of what a token has, none of what pads the tile
+    let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
     // SAFETY: the input is readable.
     let rows = unsafe { head.load_chunks::<QUERIES, false>(input, first, offset, chunk) };
     // SAFETY: forwarded contract.
@@ -223,10 +216,7 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32, const SMOOTHED: bo
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     for (index, row) in rows.iter().enumerate() {
-        let largest = match SMOOTHED {
-            true => f32::from_bits(amax(&less(row.again().values::<E>(), mean)).to_bits() & present(index)),
-            false => amax_of_pairs::<E>(row),
-        };
+        let largest = f32::from_bits(amax(&less(row.again().values::<E>(), mean)).to_bits() & present(index));
         let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
         if chunk == 0 {
             // SAFETY: the place is this row's own, within the launch's shared memory.
