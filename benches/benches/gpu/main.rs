@@ -24,12 +24,14 @@ use sage_tests::gpu::attend_with;
 use sage_tests::tensor::Inputs;
 use sageattention::{
     Architecture, AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask,
-    PvAccum, PvMode, TensorLayout, attention, devices, testing,
+    PvAccum, PvMode, QkMode, TensorLayout, attention, devices, testing,
 };
 
 /// A way to compute attention of ours.
 struct Variant {
     name: &'static str,
+    qk_mode: QkMode,
+    smooth_q: bool,
     pv_mode: PvMode,
     pv_accum: PvAccum,
     /// Whose kernels; none for the best.
@@ -45,29 +47,43 @@ const VARIANTS: &[Variant] = &[
     Variant::new("mma-fp8-f32", PvMode::Fp8, PvAccum::F32, Some(Architecture::Sm89)),
     Variant::new("mma-fp8-f32f32", PvMode::Fp8, PvAccum::F32F32, Some(Architecture::Sm89)),
     Variant::new("mma-fp8-f32f16", PvMode::Fp8, PvAccum::F32F16, Some(Architecture::Sm89)),
+    Variant::new("mma-smoothed-f16-f32", PvMode::F16, PvAccum::F32, Some(Architecture::Sm80)).smoothed(QkMode::Int8),
+    Variant::new("mma-int4-f16-f32", PvMode::F16, PvAccum::F32, Some(Architecture::Sm80)).smoothed(QkMode::Int4),
 ];
 
 impl Variant {
     const fn new(name: &'static str, pv_mode: PvMode, pv_accum: PvAccum, architecture: Option<Architecture>) -> Self {
-        Self { name, pv_mode, pv_accum, architecture }
+        Self { name, qk_mode: QkMode::Int8, smooth_q: false, pv_mode, pv_accum, architecture }
+    }
+
+    /// The same with smoothed queries.
+    const fn smoothed(self, qk_mode: QkMode) -> Self {
+        Self { qk_mode, smooth_q: true, ..self }
     }
 
     fn options(&self) -> AttentionOptions {
-        AttentionOptions { pv_mode: self.pv_mode, pv_accum: self.pv_accum, ..Default::default() }
+        let Self { qk_mode, smooth_q, pv_mode, pv_accum, .. } = *self;
+        AttentionOptions { qk_mode, smooth_q, pv_mode, pv_accum, ..Default::default() }
     }
 
     /// Bytes of a code: of queries, keys and values.
-    fn code_bytes(&self) -> [usize; 3] {
-        match self.pv_mode {
-            PvMode::Fp8 => [1, 1, 1],
-            PvMode::F16 => [1, 1, 2],
-        }
+    fn code_bytes(&self) -> [f64; 3] {
+        let query_key = match self.qk_mode {
+            QkMode::Int8 => 1.0,
+            QkMode::Int4 => 0.5,
+        };
+        let value = match self.pv_mode {
+            PvMode::Fp8 => 1.0,
+            PvMode::F16 => 2.0,
+        };
+        [query_key, query_key, value]
     }
 
     /// The parts that are timed: those that other variants have not.
     fn parts(&self) -> &'static [Part] {
         match self.architecture {
             None => &[Part::Attention, Part::Quantization, Part::EndToEnd],
+            Some(_) if self.smooth_q => &[Part::Attention, Part::Quantization],
             Some(_) => &[Part::Attention],
         }
     }
@@ -323,7 +339,7 @@ impl Bench {
         let operations = (case.part != Part::Quantization).then_some(4.0 * pairs * case.head_dim as f64);
         let bytes = variant(case).filter(|_| case.part == Part::Quantization).map(|variant| {
             let elements = TOKENS * tensors.heads * case.head_dim;
-            variant.code_bytes().iter().map(|code| (elements * (DType::BYTES + code)) as f64).sum()
+            variant.code_bytes().iter().map(|code| elements as f64 * (DType::BYTES as f64 + code)).sum()
         });
         self.report.measurements.push(Measurement::new(case.clone(), mode, samples, operations, bytes));
     }
