@@ -212,6 +212,20 @@ pub enum Error {
         /// Its alignment, in bytes.
         alignment: u64,
     },
+    /// A device address of another GPU than the plan was prepared for.
+    #[error(
+        "{argument}'s device address {address:#x} is memory of GPU {got}; the plan was prepared for GPU {expected}"
+    )]
+    WrongGpu {
+        /// The buffer.
+        argument: &'static str,
+        /// Its address.
+        address: u64,
+        /// The number of the GPU whose memory it is.
+        got: usize,
+        /// The number of the GPU that the plan was prepared for.
+        expected: usize,
+    },
     /// A workspace that does not hold what the plan needs.
     #[error("workspace has {got} bytes; the plan needs {needed}")]
     WorkspaceTooSmall {

@@ -156,7 +156,7 @@ lazily_bound_functions! {
     cuMemsetD16Async cuMemsetD16_v2 cuMemsetD32Async cuMemsetD32_v2 cuMemsetD8Async cuMemsetD8_v2 cuModuleGetFunction
     cuModuleGetGlobal_v2 cuModuleLoad cuModuleLoadData cuModuleLoadDataEx cuModuleUnload
     cuOccupancyAvailableDynamicSMemPerBlock cuOccupancyMaxActiveBlocksPerMultiprocessor
-    cuOccupancyMaxPotentialBlockSize cuStreamBeginCapture_v2 cuStreamCreateWithPriority cuStreamDestroy_v2
+    cuOccupancyMaxPotentialBlockSize cuPointerGetAttributes cuStreamBeginCapture_v2 cuStreamCreateWithPriority cuStreamDestroy_v2
     cuStreamEndCapture cuStreamGetFlags cuStreamGetPriority cuStreamIsCapturing cuStreamQuery cuStreamSynchronize
     cuStreamWaitEvent cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuTexObjectCreate
     cuTexObjectDestroy cuTexObjectGetResourceDesc
@@ -172,22 +172,48 @@ extern "C" fn bind() {
     let _ = bound();
 }
 
+/// Whether the slots were filled from a driver, or why there is none.
+static BOUND: OnceLock<Result<(), String>> = OnceLock::new();
+
 /// Fills all slots, once a process. The error says why there is no driver.
 fn bound() -> &'static Result<(), String> {
-    static BOUND: OnceLock<Result<(), String>> = OnceLock::new();
     BOUND.get_or_init(|| {
         const FILE: &str = "libcuda.so.1";
         // SAFETY: loading the driver runs its initializers, which the driver's own documentation allows at any time.
         let library = unsafe { libloading::Library::new(FILE) };
-        for (name, slot) in SLOTS {
-            // SAFETY: the address is stored, and called only through declarations of the driver's own function.
-            let symbol = library.as_ref().ok().and_then(|library| unsafe { library.get::<*mut c_void>(*name) }.ok());
-            let target = symbol.map_or(missing as *const () as *mut c_void, |symbol| *symbol);
-            slot.store(target, Ordering::Release);
-        }
+        // SAFETY: the address is stored, and called only through declarations of the driver's own function.
+        fill(|name| unsafe { library.as_ref().ok()?.get::<*mut c_void>(name).ok().map(|symbol| *symbol) });
         // The slots point into the library from now on.
         library.map(std::mem::forget).map_err(|_| format!("no CUDA driver ({FILE}) found"))
     })
+}
+
+/// Fills all slots with functions of the caller's instead; those that it has none for fail. For tests of what is called, on
+/// machines without a GPU.
+///
+/// # Panics
+///
+/// If a function of the driver was called before.
+///
+/// # Safety
+///
+/// `find` must return functions that may be called as the driver's of that name.
+#[doc(hidden)]
+pub unsafe fn bind_to(find: impl Fn(&str) -> Option<*mut c_void>) {
+    let mut is_first = false;
+    let _ = BOUND.get_or_init(|| {
+        is_first = true;
+        fill(find);
+        Ok(())
+    });
+    assert!(is_first, "the driver was called before");
+}
+
+/// Points all slots to the functions of their names.
+fn fill(find: impl Fn(&str) -> Option<*mut c_void>) {
+    for (name, slot) in SLOTS {
+        slot.store(find(name).unwrap_or(missing as *const () as *mut c_void), Ordering::Release);
+    }
 }
 
 /// Finds and initializes the driver, once a process. The error says why there is none.

@@ -36,6 +36,15 @@ pub struct GpuBuffers {
     pub workspace_bytes: u64,
 }
 
+impl GpuBuffers {
+    /// Every address, and what messages call it.
+    fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self { query, key, value, output, log_sum_exp, workspace, workspace_bytes: _ } = *self;
+        let always = [("query", query), ("key", key), ("value", value), ("output", output), ("workspace", workspace)];
+        always.into_iter().chain(log_sum_exp.map(|address| ("log_sum_exp", address)))
+    }
+}
+
 /// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
@@ -174,7 +183,8 @@ impl PreparedPlan {
     ///
     /// # Errors
     ///
-    /// What [`check_buffers`](AttentionPlan::check_buffers) finds; [`Error::Driver`] if a launch is refused, which also
+    /// What [`check_buffers`](AttentionPlan::check_buffers) finds; [`Error::WrongGpu`], if there are several, for memory of
+    /// another than this one's; [`Error::Driver`] if a launch is refused, which also
     /// reports failures of earlier work. After an error of the driver's, some of the call's kernels may be enqueued.
     ///
     /// # Safety
@@ -198,6 +208,7 @@ impl PreparedPlan {
         let _span = tracing::trace_span!("enqueue", ?part).entered();
         self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
+        self.check_gpu(buffers)?;
         let attention = self.kernels.attention.kernel.family();
         let call = Call { plan: &self.plan, buffers, attention, multiprocessors: self.gpu.multiprocessors() };
         // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`; each
@@ -211,6 +222,16 @@ impl PreparedPlan {
         }
         if part != Part::Quantization {
             call.attend(launch)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses memory of another GPU, where there are several.
+    fn check_gpu(&self, buffers: &GpuBuffers) -> Result<(), Error> {
+        for (argument, address) in buffers.addresses() {
+            if let Some(got) = self.gpu.stranger(address) {
+                return Err(Error::WrongGpu { argument, address, got, expected: self.gpu.ordinal() });
+            }
         }
         Ok(())
     }

@@ -8,7 +8,8 @@
 //! | [`launch`] | what a plan puts on a stream |
 //! | `memory` | device memory and streams of our own |
 
-pub(crate) mod driver;
+#[doc(hidden)]
+pub mod driver;
 pub mod launch;
 #[doc(hidden)]
 pub mod memory;
@@ -17,14 +18,14 @@ mod module;
 pub mod raw;
 
 use crate::error::Error;
-use cust::sys::{CUcontext, CUdevice, CUdevice_attribute};
+use cust::sys::{CUcontext, CUdevice, CUdevice_attribute, CUpointer_attribute};
 use driver::cuda;
 use module::Function;
 use sage_layout::architecture::{Architecture, ComputeCapability};
 use sage_layout::dispatch;
 use sage_layout::kernel::Kernel;
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, OnceLock};
 
 pub use launch::{GpuBuffers, PreparedPlan};
@@ -40,9 +41,14 @@ pub struct Gpu {
     capability: ComputeCapability,
     multiprocessors: u32,
     context: CUcontext,
+    /// Whether the driver lists others.
+    has_siblings: bool,
     /// The kernels that were loaded so far, and for which architecture.
     functions: Mutex<Vec<(Architecture, Function)>>,
 }
+
+/// The driver's number for memory of a device (`CU_MEMORYTYPE_DEVICE`).
+const DEVICE_MEMORY: u32 = 2;
 
 // SAFETY: the only part that is not already is the context, which any thread may make current.
 unsafe impl Send for Gpu {}
@@ -77,7 +83,8 @@ impl Gpu {
         unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, found.device))? };
         let FoundGpu { name, capability, .. } = found;
         tracing::debug!(name, ?capability, multiprocessors, "GPU opened");
-        Ok(Self { ordinal, name, capability, multiprocessors, context, functions: Mutex::default() })
+        let has_siblings = count().is_ok_and(|count| count > 1);
+        Ok(Self { ordinal, name, capability, multiprocessors, context, has_siblings, functions: Mutex::default() })
     }
 
     /// The number that CUDA counts it by.
@@ -130,6 +137,24 @@ impl Gpu {
         let Self { ordinal, name, capability, .. } = self;
         let of = architecture.map_or(String::new(), |architecture| format!(" with kernels of {}", architecture.name()));
         format!("GPU {ordinal} ({name}, compute capability {capability}){of}")
+    }
+
+    /// Whether device memory at an address is another GPU's, and whose. Nothing is known of an address that is not the driver's.
+    fn stranger(&self, address: u64) -> Option<usize> {
+        if !self.has_siblings {
+            return None;
+        }
+        let (mut memory_type, mut ordinal) = (0u32, 0i32);
+        let mut attributes = [
+            CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+            CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+        ];
+        let mut values = [(&raw mut memory_type).cast::<c_void>(), (&raw mut ordinal).cast()];
+        let (names, values) = (attributes.as_mut_ptr(), values.as_mut_ptr());
+        // SAFETY: two attributes, and a place of its type for each.
+        let known = unsafe { cuda!(cuPointerGetAttributes(2, names, values, address)) };
+        let is_other = known.is_ok() && memory_type == DEVICE_MEMORY && ordinal as usize != self.ordinal;
+        is_other.then_some(ordinal as usize)
     }
 
     /// Makes the GPU's context current on this thread until the guard is dropped.

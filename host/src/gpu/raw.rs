@@ -6,7 +6,7 @@
 
 use cust::sys::{
     CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph,
-    CUgraphExec, CUjit_option, CUmodule, CUstream, CUstreamCaptureMode,
+    CUgraphExec, CUjit_option, CUmodule, CUpointer_attribute, CUstream, CUstreamCaptureMode,
 };
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 
@@ -32,6 +32,12 @@ unsafe extern "C" {
     pub fn cuMemFree_v2(address: CUdeviceptr) -> u32;
     pub fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) -> u32;
     pub fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream) -> u32;
+    pub fn cuPointerGetAttributes(
+        count: c_uint,
+        attributes: *mut CUpointer_attribute,
+        values: *mut *mut c_void,
+        address: CUdeviceptr,
+    ) -> u32;
     pub fn cuMemsetD8Async(address: CUdeviceptr, byte: u8, bytes: usize, stream: CUstream) -> u32;
 
     pub fn cuModuleLoadDataEx(

@@ -1,0 +1,312 @@
+//! What the library asks of the driver, with a driver of the test's own in its place: two GPUs that compute nothing.
+//!
+//! Enqueueing must neither allocate nor wait, nor touch another stream; and each GPU must get what is its own.
+
+use sageattention::{
+    AttentionOptions, AttentionPlan, AttentionProblem, DType, Error, Gpu, GpuBuffers, PreparedPlan, PvMode, QkMode,
+    TensorLayout,
+};
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::Once;
+
+/// A call of the driver.
+#[derive(Clone, Debug, PartialEq)]
+enum Call {
+    /// One without an effect that the tests ask for.
+    Other(&'static str),
+    PushContext(usize),
+    PopContext,
+    Memset {
+        stream: usize,
+        address: u64,
+        bytes: usize,
+    },
+    Launch {
+        stream: usize,
+        function: usize,
+    },
+}
+
+thread_local! {
+    /// What this thread has called.
+    static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Everything that `f` calls.
+fn calls(f: impl FnOnce()) -> Vec<Call> {
+    CALLS.take();
+    f();
+    CALLS.take()
+}
+
+fn record(call: Call) -> u32 {
+    CALLS.with_borrow_mut(|calls| calls.push(call));
+    0
+}
+
+const GPUS: c_int = 2;
+/// Addresses from here on are the second GPU's memory.
+const SECOND: u64 = 1 << 40;
+/// A context is its GPU's number and this, so that none is null.
+const CONTEXT: usize = 0x100;
+
+/// The driver's functions that are called, under the names that the library looks for.
+mod driver {
+    use super::*;
+
+    pub extern "C" fn init(_: c_uint) -> u32 {
+        record(Call::Other("cuInit"))
+    }
+
+    pub unsafe extern "C" fn device_count(count: *mut c_int) -> u32 {
+        // SAFETY: as the driver's.
+        unsafe { *count = GPUS };
+        record(Call::Other("cuDeviceGetCount"))
+    }
+
+    pub unsafe extern "C" fn device(device: *mut c_int, ordinal: c_int) -> u32 {
+        // SAFETY: as the driver's.
+        unsafe { *device = ordinal };
+        record(Call::Other("cuDeviceGet"))
+    }
+
+    pub unsafe extern "C" fn name(name: *mut c_char, bytes: c_int, _: c_int) -> u32 {
+        let text = c"a GPU of the test's";
+        assert!(text.to_bytes_with_nul().len() <= bytes as usize);
+        // SAFETY: as the driver's.
+        unsafe { name.copy_from(text.as_ptr(), text.to_bytes_with_nul().len()) };
+        record(Call::Other("cuDeviceGetName"))
+    }
+
+    pub unsafe extern "C" fn attribute(value: *mut c_int, attribute: c_uint, _: c_int) -> u32 {
+        const MULTIPROCESSORS: c_uint = 16;
+        const MAJOR: c_uint = 75;
+        const MINOR: c_uint = 76;
+        // SAFETY: as the driver's.
+        unsafe {
+            *value = match attribute {
+                MULTIPROCESSORS => 132,
+                MAJOR => 9,
+                MINOR => 0,
+                _ => panic!("attribute {attribute}"),
+            }
+        };
+        record(Call::Other("cuDeviceGetAttribute"))
+    }
+
+    pub unsafe extern "C" fn retain(context: *mut usize, device: c_int) -> u32 {
+        // SAFETY: as the driver's.
+        unsafe { *context = CONTEXT + device as usize };
+        record(Call::Other("cuDevicePrimaryCtxRetain"))
+    }
+
+    pub extern "C" fn push(context: usize) -> u32 {
+        record(Call::PushContext(context - CONTEXT))
+    }
+
+    pub extern "C" fn pop(_: *mut usize) -> u32 {
+        record(Call::PopContext)
+    }
+
+    pub unsafe extern "C" fn load(
+        module: *mut usize,
+        image: *const u8,
+        _: c_uint,
+        _: *mut c_uint,
+        _: *mut *mut c_void,
+    ) -> u32 {
+        // SAFETY: as the driver's. An image has more bytes than these.
+        let image = unsafe {
+            *module = 1;
+            std::slice::from_raw_parts(image, 4)
+        };
+        assert!(image == b"\x7fELF" || image.is_ascii(), "machine code, or a text");
+        record(Call::Other("cuModuleLoadDataEx"))
+    }
+
+    pub unsafe extern "C" fn function(function: *mut usize, _: usize, name: *const c_char) -> u32 {
+        // SAFETY: as the driver's.
+        unsafe {
+            let symbol = CStr::from_ptr(name).to_str().expect("a symbol");
+            *function = if symbol.starts_with("sage_quantize") { QUANTIZE } else { ATTENTION };
+        }
+        record(Call::Other("cuModuleGetFunction"))
+    }
+
+    pub extern "C" fn set_attribute(_: usize, _: c_uint, _: c_int) -> u32 {
+        record(Call::Other("cuFuncSetAttribute"))
+    }
+
+    pub unsafe extern "C" fn pointer_attributes(
+        count: c_uint,
+        attributes: *const c_uint,
+        values: *const *mut c_int,
+        address: u64,
+    ) -> u32 {
+        const MEMORY_TYPE: c_uint = 2;
+        const ORDINAL: c_uint = 9;
+        for index in 0..count as usize {
+            // SAFETY: as the driver's.
+            unsafe {
+                **values.add(index) = match *attributes.add(index) {
+                    MEMORY_TYPE => 2,
+                    ORDINAL => (address >= SECOND).into(),
+                    attribute => panic!("attribute {attribute}"),
+                }
+            };
+        }
+        record(Call::Other("cuPointerGetAttributes"))
+    }
+
+    pub extern "C" fn memset(address: u64, byte: u8, bytes: usize, stream: usize) -> u32 {
+        assert_eq!(byte, 0);
+        record(Call::Memset { stream, address, bytes })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub extern "C" fn launch(
+        function: usize,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        _: c_uint,
+        _: c_uint,
+        _: c_uint,
+        stream: usize,
+        _: *mut *mut c_void,
+        _: *mut *mut c_void,
+    ) -> u32 {
+        assert!(grid_x > 0 && (grid_y, grid_z) == (1, 1) && block_x.is_multiple_of(32));
+        record(Call::Launch { stream, function })
+    }
+}
+
+const QUANTIZE: usize = 7;
+const ATTENTION: usize = 8;
+
+/// The test's driver in place of the installed one, before anything else is called.
+fn install() {
+    static INSTALLED: Once = Once::new();
+    let find = |name: &str| {
+        Some(match name {
+            "cuInit" => driver::init as *mut c_void,
+            "cuDeviceGetCount" => driver::device_count as *mut c_void,
+            "cuDeviceGet" => driver::device as *mut c_void,
+            "cuDeviceGetName" => driver::name as *mut c_void,
+            "cuDeviceGetAttribute" => driver::attribute as *mut c_void,
+            "cuDevicePrimaryCtxRetain" => driver::retain as *mut c_void,
+            "cuCtxPushCurrent_v2" => driver::push as *mut c_void,
+            "cuCtxPopCurrent_v2" => driver::pop as *mut c_void,
+            "cuModuleLoadDataEx" => driver::load as *mut c_void,
+            "cuModuleGetFunction" => driver::function as *mut c_void,
+            "cuFuncSetAttribute" => driver::set_attribute as *mut c_void,
+            "cuPointerGetAttributes" => driver::pointer_attributes as *mut c_void,
+            "cuMemsetD8Async" => driver::memset as *mut c_void,
+            "cuLaunchKernel" => driver::launch as *mut c_void,
+            // everything else fails, and the call with it
+            _ => return None,
+        })
+    };
+    // SAFETY: declared as the driver's functions are, but for pointers and handles, which are numbers here.
+    INSTALLED.call_once(|| unsafe { sageattention::gpu::driver::bind_to(find) });
+}
+
+/// A plan on a GPU; none, after a line, if this build holds no kernels.
+fn prepare(ordinal: usize, options: AttentionOptions) -> Option<PreparedPlan> {
+    install();
+    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 4, 1000, 128]);
+    let plan = AttentionPlan::new(problem, options).expect("a valid call");
+    match Gpu::open(ordinal).and_then(|gpu| plan.prepare(gpu)) {
+        Ok(prepared) => Some(prepared),
+        Err(Error::MissingKernel { .. }) => {
+            eprintln!("skipped: this build holds no kernels");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Buffers of the GPU that a plan was prepared for.
+fn buffers(prepared: &PreparedPlan) -> GpuBuffers {
+    let place = |index: u64| prepared.gpu().ordinal() as u64 * SECOND + (index << 20);
+    GpuBuffers {
+        query: place(1),
+        key: place(2),
+        value: place(3),
+        output: place(4),
+        log_sum_exp: prepared.plan().options().return_lse.then(|| place(5)),
+        workspace: place(6),
+        workspace_bytes: prepared.plan().workspace_bytes(),
+    }
+}
+
+fn modes() -> [AttentionOptions; 3] {
+    let default = AttentionOptions { return_lse: true, ..Default::default() };
+    [
+        default,
+        AttentionOptions { pv_mode: PvMode::F16, return_lse: false, ..default },
+        AttentionOptions { qk_mode: QkMode::Int4, smooth_q: true, ..default },
+    ]
+}
+
+#[test]
+fn enqueueing_is_a_memset_and_two_launches_on_the_callers_stream() {
+    const STREAM: usize = 0x5000;
+    for ordinal in 0..GPUS as usize {
+        for options in modes() {
+            let Some(prepared) = prepare(ordinal, options) else { return };
+            let buffers = buffers(&prepared);
+            // SAFETY: the driver of this test reads and writes nothing.
+            let enqueue = || unsafe { prepared.enqueue(STREAM as *mut c_void, &buffers).expect("a valid call") };
+            let calls = calls(enqueue);
+            // a question about each buffer, as there are several GPUs
+            let questions = calls.iter().filter(|call| **call == Call::Other("cuPointerGetAttributes")).count();
+            assert_eq!(questions, if options.return_lse { 6 } else { 5 });
+            let calls: Vec<_> =
+                calls.into_iter().filter(|call| *call != Call::Other("cuPointerGetAttributes")).collect();
+            let [push, memset, quantize, attend, pop] = &calls[..] else { panic!("{calls:?}") };
+            assert_eq!((push, pop), (&Call::PushContext(ordinal), &Call::PopContext));
+            let Call::Memset { stream: STREAM, address, bytes } = *memset else { panic!("{memset:?}") };
+            let workspace = buffers.workspace..=buffers.workspace + buffers.workspace_bytes;
+            assert!(workspace.contains(&address) && workspace.contains(&(address + bytes as u64)));
+            assert_eq!(*quantize, Call::Launch { stream: STREAM, function: QUANTIZE });
+            assert_eq!(*attend, Call::Launch { stream: STREAM, function: ATTENTION });
+        }
+    }
+}
+
+#[test]
+fn memory_of_another_gpu_is_refused() {
+    let options = AttentionOptions { return_lse: true, ..Default::default() };
+    let Some(prepared) = prepare(0, options) else { return };
+    let own = buffers(&prepared);
+    let far = SECOND + (1 << 20);
+    let strangers = [
+        ("query", GpuBuffers { query: far, ..own }),
+        ("key", GpuBuffers { key: far, ..own }),
+        ("value", GpuBuffers { value: far, ..own }),
+        ("output", GpuBuffers { output: far, ..own }),
+        ("log_sum_exp", GpuBuffers { log_sum_exp: Some(far), ..own }),
+        ("workspace", GpuBuffers { workspace: far, ..own }),
+    ];
+    for (argument, buffers) in strangers {
+        let mut result = Ok(());
+        // SAFETY: as above.
+        let calls = calls(|| result = unsafe { prepared.enqueue(std::ptr::null_mut(), &buffers) });
+        assert_eq!(result, Err(Error::WrongGpu { argument, address: far, got: 1, expected: 0 }));
+        assert!(!calls.iter().any(|call| matches!(call, Call::Memset { .. } | Call::Launch { .. })), "{calls:?}");
+    }
+    let words = Error::WrongGpu { argument: "key", address: far, got: 1, expected: 0 }.to_string();
+    assert_eq!(words, "key's device address 0x10000100000 is memory of GPU 1; the plan was prepared for GPU 0");
+}
+
+#[test]
+fn a_second_plan_loads_nothing_again() {
+    let Some(first) = prepare(0, AttentionOptions::default()) else { return };
+    let again = calls(|| {
+        first.plan().prepare(first.gpu()).expect("loaded before");
+    });
+    assert_eq!(again, []);
+}
