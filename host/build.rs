@@ -1,11 +1,12 @@
 //! Embeds the compiled kernels: writes the table that `src/gpu/module.rs` includes.
 //!
-//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<symbol>.lzma`, a kernel's images one after the other, and
-//! `<symbol>.images`, a line for each: architecture, form, bytes. `SAGE_PTX_DIR` names another folder, from the workspace's root.
-//! What is not there is left out, and the library says so when it is asked for.
+//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<archive>.lzma`, images of kernels one after the other, and
+//! `<archive>.images`, a line for each: architecture, symbol, form, bytes. `SAGE_PTX_DIR` names another folder, from the
+//! workspace's root. What is not there is left out, and the library says so when it is asked for.
 
 use sage_layout::architecture::Architecture;
 use sage_layout::kernel::Kernel;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -17,21 +18,24 @@ fn main() {
     println!("cargo:rerun-if-changed={}", folder.display());
 
     let (mut archives, mut images) = (String::new(), String::new());
-    for kernel in Kernel::ALL {
-        let [index, archive] =
-            ["images", "lzma"].map(|extension| folder.join(kernel.symbol()).with_extension(extension));
+    let names: BTreeSet<&str> = Kernel::ALL.iter().map(|kernel| kernel.archive()).collect();
+    for name in names {
+        let [index, archive] = ["images", "lzma"].map(|extension| folder.join(name).with_extension(extension));
         let Ok(index) = fs::read_to_string(index) else { continue };
-        let name = kernel.symbol().to_uppercase();
-        writeln!(archives, "    static {name}: &[u8] = include_bytes!({archive:?});").expect(STRING);
+        let place = name.to_uppercase();
+        writeln!(archives, "    static {place}: &[u8] = include_bytes!({archive:?});").expect(STRING);
         let mut start = 0;
         for line in index.lines() {
-            let (architecture, form, bytes) = image(line).unwrap_or_else(|| panic!("{}: {line}", kernel.symbol()));
-            writeln!(
-                images,
-                "        Image {{ architecture: Architecture::{architecture:?}, kernel: Kernel::{kernel:?}, form: Form::{form}, \
-                 archive: {name}, start: {start}, bytes: {bytes} }},"
-            )
-            .expect(STRING);
+            let Some((architecture, symbol, form, bytes)) = image(line) else { panic!("{name}.images: {line}") };
+            // an earlier build may have left kernels that are no more
+            if let Some(kernel) = Kernel::ALL.iter().find(|kernel| kernel.symbol() == symbol) {
+                writeln!(
+                    images,
+                    "        Image {{ architecture: Architecture::{architecture:?}, kernel: Kernel::{kernel:?}, form: Form::{form}, \
+                     archive: {place}, start: {start}, bytes: {bytes} }},"
+                )
+                .expect(STRING);
+            }
             start += bytes;
         }
     }
@@ -43,16 +47,15 @@ fn main() {
 const STRING: &str = "a String takes everything";
 
 /// What a line of an index says.
-fn image(line: &str) -> Option<(Architecture, &'static str, usize)> {
-    let mut words = line.split(' ');
-    let name = words.next()?;
-    let architecture = Architecture::ALL.into_iter().find(|architecture| architecture.name() == name)?;
-    let form = match words.next()? {
+fn image(line: &str) -> Option<(Architecture, &str, &'static str, usize)> {
+    let [architecture, symbol, form, bytes] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+    let architecture = Architecture::ALL.into_iter().find(|one| one.name() == architecture)?;
+    let form = match form {
         "ptx" => "Ptx",
         "cubin" => "Cubin",
         _ => return None,
     };
-    Some((architecture, form, words.next()?.parse().ok()?))
+    Some((architecture, symbol, form, bytes.parse().ok()?))
 }
 
 /// Where the kernels are. The default folder is made if need be, because cargo takes a missing one for changed and would

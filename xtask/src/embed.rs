@@ -1,8 +1,9 @@
 //! What the host library embeds of the compiled kernels: machine code, and PTX for newer GPUs and older drivers.
 //!
-//! A kernel's *images*, of all architectures, are one LZMA file: `<symbol>.lzma`. They are much alike, and so take two thirds
-//! of what they would one by one. `<symbol>.images` says in which order they are in it, and how long each is. Machine code comes
-//! first, and the newest: what is asked for most is found without unpacking the rest.
+//! The *images* of a family with a head dimension, of all element types and architectures, are one LZMA file:
+//! `<family>_d<head dimension>.lzma`. They are much alike, and so take half of what they would one by one. The file's name with
+//! `.images` says in which order they are in it, and how long each is. Machine code comes first, and the newest: what is asked
+//! for most is found without unpacking the rest.
 
 use std::fs;
 use std::io::Write;
@@ -22,13 +23,20 @@ const LIMIT: u64 = 8 << 20;
 /// As far back as a repetition is found: more than the images of any kernel are long.
 const DICTIONARY: u32 = 4 << 20;
 
-/// Packs the images of every kernel that a folder has, of all architectures that were built there, now or before. Returns how
-/// many bytes they take.
+/// Packs the images of all kernels that a folder has, of all architectures that were built there, now or before. Returns how many
+/// bytes they take.
 pub fn pack(folder: &Path) -> Result<u64> {
-    let kernels: Vec<&str> = Kernel::ALL.iter().map(|kernel| kernel.symbol()).collect();
-    remove_others(folder, &kernels)?;
-    let sizes = build_ptx::in_parallel(&kernels, |symbol| {
-        pack_kernel(folder, symbol).with_context(|| format!("could not pack the images of {symbol}"))
+    let mut archives: Vec<(&str, Vec<Kernel>)> = Vec::new();
+    for kernel in Kernel::ALL.iter().copied() {
+        let name = kernel.archive();
+        match archives.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, kernels)) => kernels.push(kernel),
+            None => archives.push((name, vec![kernel])),
+        }
+    }
+    remove_others(folder, &archives)?;
+    let sizes = build_ptx::in_parallel(&archives, |(name, kernels)| {
+        pack_archive(folder, name, kernels).with_context(|| format!("could not pack {name}"))
     })?;
     Ok(sizes.iter().sum())
 }
@@ -36,47 +44,49 @@ pub fn pack(folder: &Path) -> Result<u64> {
 /// A kernel's image that is embedded.
 struct Image {
     architecture: Architecture,
+    kernel: Kernel,
     extension: &'static str,
     file: PathBuf,
 }
 
-/// A kernel's images in a folder, in their order.
+/// The kernels' images in a folder, in their order.
 ///
 /// An architecture without attention kernels has nothing that the library would load; and PTX is embedded once, with the
 /// architecture that it is named after.
-fn images(folder: &Path, symbol: &str) -> Vec<Image> {
+fn images(folder: &Path, kernels: &[Kernel]) -> Vec<Image> {
     let newest_first = || Architecture::ALL.into_iter().rev().filter(|one| dispatch::is_used(*one));
-    let image = |architecture: Architecture, extension| {
-        let file = folder.join(architecture.name()).join(format!("{symbol}.{extension}"));
-        Image { architecture, extension, file }
+    let of_all = |architecture: Architecture, extension| {
+        kernels.iter().map(move |&kernel| {
+            let file = folder.join(architecture.name()).join(kernel.symbol()).with_extension(extension);
+            Image { architecture, kernel, extension, file }
+        })
     };
-    let machine_code = newest_first().map(|architecture| image(architecture, "cubin"));
-    let ptx = newest_first().filter(|one| one.ptx() == *one).map(|architecture| image(architecture, "ptx"));
+    let machine_code = newest_first().flat_map(|architecture| of_all(architecture, "cubin"));
+    let ptx = newest_first().filter(|one| one.ptx() == *one).flat_map(|architecture| of_all(architecture, "ptx"));
     machine_code.chain(ptx).filter(|image| image.file.is_file()).collect()
 }
 
-/// Packs a kernel's images, if they are not packed already, and returns how many bytes they take.
-fn pack_kernel(folder: &Path, symbol: &str) -> Result<u64> {
-    let [index_file, packed_file] = ["images", "lzma"].map(|extension| folder.join(format!("{symbol}.{extension}")));
-    let images = images(folder, symbol);
+/// Packs images, if they are not packed already, and returns how many bytes they take.
+fn pack_archive(folder: &Path, name: &str, kernels: &[Kernel]) -> Result<u64> {
+    let [index_file, packed_file] = ["images", "lzma"].map(|extension| folder.join(name).with_extension(extension));
+    let images = images(folder, kernels);
     if images.is_empty() {
         return Ok(0);
     }
     let mut index = String::new();
     let mut bytes = Vec::new();
-    for image in &images {
-        let content = fs::read(&image.file)?;
-        index += &format!("{} {} {}\n", image.architecture.name(), image.extension, content.len());
+    for Image { architecture, kernel, extension, file } in &images {
+        let content = fs::read(file)?;
+        index += &format!("{} {} {extension} {}\n", architecture.name(), kernel.symbol(), content.len());
         bytes.extend(content);
     }
-    let is_newer = |file: &Path| {
-        Ok::<_, anyhow::Error>(fs::metadata(&packed_file)?.modified()? >= fs::metadata(file)?.modified()?)
-    };
-    let is_current = || {
-        let newer = images.iter().all(|image| is_newer(&image.file).unwrap_or(false));
-        newer && fs::read_to_string(&index_file).is_ok_and(|old| old == index)
-    };
-    if !is_current() {
+    let changed = |file: &Path| fs::metadata(file).and_then(|metadata| metadata.modified());
+    let packed = changed(&packed_file).ok();
+    let is_current = packed.is_some_and(|packed| {
+        images.iter().all(|image| changed(&image.file).is_ok_and(|changed| changed <= packed))
+            && fs::read_to_string(&index_file).is_ok_and(|old| old == index)
+    });
+    if !is_current {
         fs::write(&packed_file, compress(&bytes)?)?;
         // last: a run that is cut off leaves none that fits, and the next one starts again
         fs::write(&index_file, index)?;
@@ -92,13 +102,13 @@ fn compress(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(writer.finish()?)
 }
 
-/// Removes what was packed of kernels that are no more.
-fn remove_others(folder: &Path, kernels: &[&str]) -> Result<()> {
+/// Removes archives of kernels that are no more.
+fn remove_others(folder: &Path, archives: &[(&str, Vec<Kernel>)]) -> Result<()> {
     for file in fs::read_dir(folder).with_context(|| format!("could not read {}", folder.display()))? {
         let path = file?.path();
         let is_ours = path.extension().is_some_and(|extension| extension == "lzma" || extension == "images");
-        let is_current = path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| kernels.contains(&stem));
-        if is_ours && !is_current {
+        let name = path.file_stem().and_then(|stem| stem.to_str());
+        if is_ours && !archives.iter().any(|(current, _)| name == Some(current)) {
             fs::remove_file(&path)?;
         }
     }
@@ -117,7 +127,7 @@ pub fn check_size(what: &str, bytes: u64) -> Result<()> {
 mod tests {
     use super::*;
 
-    const SYMBOL: &str = "sage_quantize_d64_f16";
+    const KERNELS: [Kernel; 2] = [Kernel::QuantizeD64F16, Kernel::QuantizeD64Bf16];
 
     /// A folder with images of all architectures, which are much alike.
     fn folder(name: &str) -> PathBuf {
@@ -127,7 +137,10 @@ mod tests {
             for extension in ["ptx", "cubin"] {
                 let text =
                     format!("{} {extension}\n", architecture.name()) + &"fma.rn.f32 %r1, %r2, %r3, %r1;\n".repeat(1000);
-                fs::write(folder.join(architecture.name()).join(SYMBOL).with_extension(extension), text).unwrap();
+                for kernel in KERNELS {
+                    let file = folder.join(architecture.name()).join(kernel.symbol()).with_extension(extension);
+                    fs::write(file, &text).unwrap();
+                }
             }
         }
         folder
@@ -136,9 +149,12 @@ mod tests {
     #[test]
     fn machine_code_comes_first_and_ptx_once() {
         let folder = folder("order");
-        let images = images(&folder, SYMBOL);
-        let names: Vec<_> = images.iter().map(|image| (image.architecture.name(), image.extension)).collect();
+        let images = images(&folder, &KERNELS);
+        let is_first = |image: &&Image| image.kernel == KERNELS[0];
+        let names = images.iter().filter(is_first).map(|image| (image.architecture.name(), image.extension));
+        let names: Vec<_> = names.collect();
         fs::remove_dir_all(folder).unwrap();
+        assert_eq!(images.len(), 2 * names.len());
         let machine_code =
             ["sm_120", "sm_100", "sm_90a", "sm_89", "sm_86", "sm_80", "sm_75"].map(|name| (name, "cubin"));
         let ptx = ["sm_90a", "sm_89", "sm_80", "sm_75"].map(|name| (name, "ptx"));
@@ -151,28 +167,28 @@ mod tests {
         fs::write(folder.join("gone.lzma"), "of a kernel that is no more").unwrap();
         let size = pack(&folder).unwrap();
         assert!(!folder.join("gone.lzma").exists());
-        let packed = fs::read(folder.join(SYMBOL).with_extension("lzma")).unwrap();
+        let packed = fs::read(folder.join("Quantize_d64.lzma")).unwrap();
         assert_eq!(packed.len() as u64, size);
         let mut reader = lzma_rust2::LzmaReader::new_mem_limit(&packed[..], u32::MAX, None).unwrap();
         let text = std::io::read_to_string(&mut reader).unwrap();
         assert!(packed.len() < text.len() / 50);
-        let index = fs::read_to_string(folder.join(SYMBOL).with_extension("images")).unwrap();
+        let index = fs::read_to_string(folder.join("Quantize_d64.images")).unwrap();
         let mut rest = text.as_str();
         for line in index.lines() {
-            let (name, length) = line.rsplit_once(' ').unwrap();
+            let [architecture, _, form, length] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
             let (image, after) = rest.split_at(length.parse().unwrap());
-            assert!(image.starts_with(&format!("{name}\n")), "{name}");
+            assert!(image.starts_with(&format!("{architecture} {form}\n")), "{line}");
             rest = after;
         }
-        assert_eq!((index.lines().count(), rest), (11, ""));
+        assert_eq!((index.lines().count(), rest), (22, ""));
 
         // a change of one image is taken in
-        let file = folder.join("sm_80").join(SYMBOL).with_extension("cubin");
+        let file = folder.join("sm_80").join(KERNELS[0].symbol()).with_extension("cubin");
         fs::write(&file, "new").unwrap();
         fs::File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
         pack(&folder).unwrap();
-        let index = fs::read_to_string(folder.join(SYMBOL).with_extension("images")).unwrap();
-        assert!(index.contains("sm_80 cubin 3\n"), "{index}");
+        let index = fs::read_to_string(folder.join("Quantize_d64.images")).unwrap();
+        assert!(index.contains("sm_80 sage_quantize_d64_f16 cubin 3\n"), "{index}");
         fs::remove_dir_all(folder).unwrap();
     }
 

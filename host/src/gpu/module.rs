@@ -15,7 +15,7 @@ struct Image {
     architecture: Architecture,
     kernel: Kernel,
     form: Form,
-    /// An LZMA file: all images of the kernel, one after the other.
+    /// An LZMA file: images of this kernel and others, one after the other.
     archive: &'static [u8],
     /// Where this one begins.
     start: u64,

@@ -268,6 +268,11 @@ macro_rules! define_kernel {
                 match self { $(Self::$variant => $symbol),* }
             }
 
+            /// The archive that its images are embedded in, with those of other element types.
+            pub const fn archive(self) -> &'static str {
+                match self { $(Self::$variant => concat!(stringify!($family), "_d", stringify!($head_dim))),* }
+            }
+
             /// What the kernel does.
             pub const fn family(self) -> Family {
                 match self { $(Self::$variant => Family::$family),* }
