@@ -14,7 +14,7 @@ use sage_layout::dispatch::Modes;
 #[non_exhaustive]
 pub enum Unsupported {
     /// A head dimension that no kernel is made for.
-    #[error("head_dim is {got}; allowed are 1 to 128")]
+    #[error("head_dim is {got}; allowed are 1 to 256")]
     HeadDim {
         /// The problem's head dimension.
         got: usize,

@@ -21,7 +21,7 @@ pub(crate) struct Resolved {
     pub softmax_scale: f32,
     /// See [`sage_layout::visibility`].
     pub diagonal: i32,
-    /// 64 or 128.
+    /// 64, 128 or 256.
     pub padded_head_dim: u32,
     /// The options' `smooth_v`, where it is a question: see there.
     pub smooth_v: bool,

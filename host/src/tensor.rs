@@ -87,7 +87,7 @@ pub struct AttentionProblem {
     pub query_len: usize,
     /// Keys and values a sequence.
     pub key_len: usize,
-    /// Channels a head, 1 to 128.
+    /// Channels a head, 1 to 256.
     pub head_dim: usize,
     /// Element type of all four tensors.
     pub dtype: DType,

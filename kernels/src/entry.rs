@@ -1,5 +1,7 @@
 //! The entry points: one for each row of the kernel table. On the host, [`launch`] runs them in the SIMT executor.
 
+#[cfg_attr(target_arch = "nvptx64", allow(unused_imports))]
+use sage_layout::kernel::mma_blocks;
 #[cfg(not(target_arch = "nvptx64"))]
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
@@ -67,67 +69,67 @@ macro_rules! program {
         hopper::attention::<hopper::HalfValues<$element, 128, 64>>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, $head_dim>
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int8, F16, $head_dim>
+        ampere::attention::<InPlace<HalfInF16>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, $head_dim>
+        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, $head_dim>
+        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, $head_dim>
+        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, $head_dim>
+        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, $head_dim>
+        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, SmoothedInt8, $element, $head_dim>
+        ampere::attention::<InPlace<HalfInF32<$element>>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, F16, $head_dim>
+        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, F16, $head_dim>
+        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, $element, $head_dim>
+        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, $element, $head_dim>
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int4, F16, $head_dim>
+        ampere::attention::<InPlace<HalfInF16>, Int4, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int4, F16, $head_dim>
+        ampere::attention::<TwoLevel<HalfInF16>, Int4, F16, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int4, $element, $head_dim>
+        ampere::attention::<InPlace<E4m3InF32>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int4, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int4, $element, $head_dim>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
     };
 }
 

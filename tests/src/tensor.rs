@@ -98,7 +98,7 @@ impl<T: Element> Inputs<T> {
     /// to come; and values whose mean changes its sign on the way.
     pub fn rising(problem: &AttentionProblem, seed: u64) -> Self {
         let mut random = Random(seed);
-        let signs: Vec<f32> = (0..128).map(|_| random.normal().signum()).collect();
+        let signs: Vec<f32> = (0..problem.head_dim.max(128)).map(|_| random.normal().signum()).collect();
         let position = |token: usize| token as f32 / problem.key_len as f32;
         Self {
             query: tensor(problem.query_strides, query_shape(problem), |[.., channel]| {
@@ -117,7 +117,7 @@ impl<T: Element> Inputs<T> {
     pub fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);
         let offsets: Vec<[f32; 2]> =
-            (0..128).map(|_| [of_keys * random.normal(), of_values * random.normal()]).collect();
+            (0..problem.head_dim.max(128)).map(|_| [of_keys * random.normal(), of_values * random.normal()]).collect();
         Self {
             query: tensor(problem.query_strides, query_shape(problem), |_| random.normal()),
             key: tensor(problem.key_strides, key_shape(problem), |[.., channel]| random.normal() + offsets[channel][0]),

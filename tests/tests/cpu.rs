@@ -26,7 +26,7 @@ fn any_strides(heads: usize, tokens: usize, head_dim: usize) -> impl Strategy<Va
 
 fn any_problem() -> impl Strategy<Value = AttentionProblem> {
     let lengths = prop_oneof![4 => 1..40usize, 4 => 40..300usize, 1 => Just(128usize), 1 => 1000..1400usize];
-    let head_dims = prop_oneof![3 => Just(64usize), 3 => Just(128usize), 2 => 1..129usize];
+    let head_dims = prop_oneof![3 => Just(64usize), 3 => Just(128usize), 1 => Just(256usize), 3 => 1..257usize];
     let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16)];
     (1..3usize, 1..4usize, 1..4usize, lengths.clone(), lengths, head_dims, dtype).prop_flat_map(
         |(batch, key_heads, ratio, query_len, key_len, head_dim, dtype)| {

@@ -153,9 +153,9 @@ fn infinities_and_nan() {
 
 #[test]
 fn head_dims() {
-    for head_dim in [0, 129, 160, 1 << 40] {
+    for head_dim in [0, 257, 320, 1 << 40] {
         let problem = AttentionProblem { head_dim, ..problem() };
-        assert_problem_refused(problem, &format!("head_dim is {head_dim}; allowed are 1 to 128"));
+        assert_problem_refused(problem, &format!("head_dim is {head_dim}; allowed are 1 to 256"));
     }
 }
 
@@ -483,7 +483,7 @@ fn gpus_and_builds() {
             Error::Driver { call: "cuLaunchKernel", code: 700, message: "an illegal memory access".to_owned() },
             "cuLaunchKernel failed with CUDA error 700: an illegal memory access",
         ),
-        (Unsupported::HeadDim { got: 256 }.into(), "head_dim is 256; allowed are 1 to 128"),
+        (Unsupported::HeadDim { got: 512 }.into(), "head_dim is 512; allowed are 1 to 256"),
     ] {
         assert_eq!(error.to_string(), words);
     }

@@ -107,7 +107,7 @@ proptest! {
         options in any_options(),
         lengths in (1..150usize, 1..300usize),
         heads in (1..3usize, 1..3usize, 1..3usize),
-        head_dim in 16..129usize,
+        head_dim in 16..257usize,
         nhd: bool,
         seed: u64,
     ) {

@@ -220,7 +220,7 @@ fn means_are_means() {
 
 #[test]
 fn buffers_follow_the_layout_maps() {
-    for head_dim in [64, 128] {
+    for head_dim in [64, 128, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 70, head_dim], [1, 200]);
         let inputs = Inputs::<f16>::random(&problem, 3);
         let quantized = testing::quantize(&problem, &AttentionOptions::default(), inputs.slices());
@@ -255,7 +255,7 @@ fn buffers_follow_the_layout_maps() {
 /// INT4 codes lie two a byte where the map says, and are the codes.
 #[test]
 fn int4_buffers_follow_the_layout_map() {
-    for head_dim in [64, 128] {
+    for head_dim in [64, 128, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 70, head_dim], [1, 200]);
         let inputs = Inputs::<f16>::random(&problem, 3);
         let options = AttentionOptions { qk_mode: QkMode::Int4, smooth_q: true, ..Default::default() };

@@ -1,7 +1,7 @@
 //! Attention in f64.
 
 use rayon::prelude::*;
-use sage_layout::tile::KEY_TILE;
+use sage_layout::tile::{KEY_TILE, MAX_HEAD_DIM};
 use sage_layout::visibility::visible_keys;
 
 use super::simd::{self, InstructionSet, Matrix};
@@ -71,7 +71,7 @@ impl Operands {
         let mut operands = Self { key: vec![0.0; tokens * width], value: vec![0.0; tokens * width] };
         let tiles = operands.key.par_chunks_mut(TILE * width).zip(operands.value.par_chunks_mut(TILE * width));
         tiles.enumerate().for_each(|(tile, (keys, values))| {
-            let mut row = [0.0f32; 128];
+            let mut row = [0.0f32; MAX_HEAD_DIM as usize];
             for token in tile * TILE..plan.problem.key_len.min((tile + 1) * TILE) {
                 let within = token % TILE;
                 key.read_row([batch, head, token], &mut row);
@@ -105,7 +105,7 @@ impl Operands {
         let keys = visible(rows - 1).next_multiple_of(TILE);
 
         let mut queries = vec![0.0; ROWS * width];
-        let mut narrow = [0.0f32; 128];
+        let mut narrow = [0.0f32; MAX_HEAD_DIM as usize];
         for (row, wide) in queries.chunks_exact_mut(width).take(rows).enumerate() {
             query.read_row([batch, head, first + row], &mut narrow);
             for (wide, &element) in wide.iter_mut().zip(&narrow) {

@@ -23,7 +23,7 @@ pub(super) const QUERY_TILE: usize = WARPGROUP_ROWS as usize;
 pub(super) const TILE: usize = KEY_TILE as usize;
 pub(super) const BLOCK: usize = QUERY_BLOCK as usize;
 const SEGMENT: usize = SEGMENT_KEYS as usize;
-pub(super) const MAX_WIDTH: usize = 128;
+pub(super) const MAX_WIDTH: usize = sage_layout::tile::MAX_HEAD_DIM as usize;
 
 /// Quantized queries, keys and values (SageAttention2, section 3).
 ///
@@ -31,7 +31,7 @@ pub(super) const MAX_WIDTH: usize = 128;
 /// [`sage_layout::tile`] says, channels to the padded head dimension (`width`); padding has code 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
-    /// 64 or 128.
+    /// 64, 128 or 256.
     pub width: usize,
     /// What codes there are.
     pub qk_mode: QkMode,

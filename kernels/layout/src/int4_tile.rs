@@ -66,7 +66,7 @@ mod tests {
     fn place_is_a_bijection_of_the_tile() {
         for head_dim in NATIVE_HEAD_DIMS {
             for rows in [WARPGROUP_ROWS, KEY_TILE] {
-                let mut seen = [false; 256 * 128];
+                let mut seen = [false; 256 * 256];
                 for row in 0..rows {
                     for channel in 0..head_dim {
                         let (byte, bit) = place(row, channel, head_dim);

@@ -170,6 +170,8 @@ macro_rules! for_each_kernel {
             QuantizeD64Bf16 = "sage_quantize_d64_bf16": Quantize, 64, Bf16;
             QuantizeD128F16 = "sage_quantize_d128_f16": Quantize, 128, F16;
             QuantizeD128Bf16 = "sage_quantize_d128_bf16": Quantize, 128, Bf16;
+            QuantizeD256F16 = "sage_quantize_d256_f16": Quantize, 256, F16;
+            QuantizeD256Bf16 = "sage_quantize_d256_bf16": Quantize, 256, Bf16;
             QuantizeSmoothedD64F16 = "sage_quantize_smoothed_d64_f16": QuantizeSmoothed, 64, F16;
             QuantizeSmoothedD64Bf16 = "sage_quantize_smoothed_d64_bf16": QuantizeSmoothed, 64, Bf16;
             QuantizeSmoothedD128F16 = "sage_quantize_smoothed_d128_f16": QuantizeSmoothed, 128, F16;
@@ -186,10 +188,14 @@ macro_rules! for_each_kernel {
             MmaF16F32D64Bf16 = "sage_attention_mma_f16_f32_d64_bf16": MmaF16F32, 64, Bf16;
             MmaF16F32D128F16 = "sage_attention_mma_f16_f32_d128_f16": MmaF16F32, 128, F16;
             MmaF16F32D128Bf16 = "sage_attention_mma_f16_f32_d128_bf16": MmaF16F32, 128, Bf16;
+            MmaF16F32D256F16 = "sage_attention_mma_f16_f32_d256_f16": MmaF16F32, 256, F16;
+            MmaF16F32D256Bf16 = "sage_attention_mma_f16_f32_d256_bf16": MmaF16F32, 256, Bf16;
             MmaF16F16D64F16 = "sage_attention_mma_f16_f16_d64_f16": MmaF16F16, 64, F16;
             MmaF16F16D128F16 = "sage_attention_mma_f16_f16_d128_f16": MmaF16F16, 128, F16;
+            MmaF16F16D256F16 = "sage_attention_mma_f16_f16_d256_f16": MmaF16F16, 256, F16;
             MmaF16F16F32D64F16 = "sage_attention_mma_f16_f16f32_d64_f16": MmaF16F16F32, 64, F16;
             MmaF16F16F32D128F16 = "sage_attention_mma_f16_f16f32_d128_f16": MmaF16F16F32, 128, F16;
+            MmaF16F16F32D256F16 = "sage_attention_mma_f16_f16f32_d256_f16": MmaF16F16F32, 256, F16;
             TuringF16F32D64F16 = "sage_attention_turing_f16_f32_d64_f16": TuringF16F32, 64, F16;
             TuringF16F32D128F16 = "sage_attention_turing_f16_f32_d128_f16": TuringF16F32, 128, F16;
             TuringF16F16D64F16 = "sage_attention_turing_f16_f16_d64_f16": TuringF16F16, 64, F16;
@@ -200,14 +206,20 @@ macro_rules! for_each_kernel {
             MmaFp8F32D64Bf16 = "sage_attention_mma_fp8_f32_d64_bf16": MmaFp8F32, 64, Bf16;
             MmaFp8F32D128F16 = "sage_attention_mma_fp8_f32_d128_f16": MmaFp8F32, 128, F16;
             MmaFp8F32D128Bf16 = "sage_attention_mma_fp8_f32_d128_bf16": MmaFp8F32, 128, Bf16;
+            MmaFp8F32D256F16 = "sage_attention_mma_fp8_f32_d256_f16": MmaFp8F32, 256, F16;
+            MmaFp8F32D256Bf16 = "sage_attention_mma_fp8_f32_d256_bf16": MmaFp8F32, 256, Bf16;
             MmaFp8F32F32D64F16 = "sage_attention_mma_fp8_f32f32_d64_f16": MmaFp8F32F32, 64, F16;
             MmaFp8F32F32D64Bf16 = "sage_attention_mma_fp8_f32f32_d64_bf16": MmaFp8F32F32, 64, Bf16;
             MmaFp8F32F32D128F16 = "sage_attention_mma_fp8_f32f32_d128_f16": MmaFp8F32F32, 128, F16;
             MmaFp8F32F32D128Bf16 = "sage_attention_mma_fp8_f32f32_d128_bf16": MmaFp8F32F32, 128, Bf16;
+            MmaFp8F32F32D256F16 = "sage_attention_mma_fp8_f32f32_d256_f16": MmaFp8F32F32, 256, F16;
+            MmaFp8F32F32D256Bf16 = "sage_attention_mma_fp8_f32f32_d256_bf16": MmaFp8F32F32, 256, Bf16;
             MmaFp8F32F16D64F16 = "sage_attention_mma_fp8_f32f16_d64_f16": MmaFp8F32F16, 64, F16;
             MmaFp8F32F16D64Bf16 = "sage_attention_mma_fp8_f32f16_d64_bf16": MmaFp8F32F16, 64, Bf16;
             MmaFp8F32F16D128F16 = "sage_attention_mma_fp8_f32f16_d128_f16": MmaFp8F32F16, 128, F16;
             MmaFp8F32F16D128Bf16 = "sage_attention_mma_fp8_f32f16_d128_bf16": MmaFp8F32F16, 128, Bf16;
+            MmaFp8F32F16D256F16 = "sage_attention_mma_fp8_f32f16_d256_f16": MmaFp8F32F16, 256, F16;
+            MmaFp8F32F16D256Bf16 = "sage_attention_mma_fp8_f32f16_d256_bf16": MmaFp8F32F16, 256, Bf16;
             MmaSmoothedF16F32D64F16 = "sage_attention_mma_smoothed_f16_f32_d64_f16": MmaSmoothedF16F32, 64, F16;
             MmaSmoothedF16F32D64Bf16 = "sage_attention_mma_smoothed_f16_f32_d64_bf16": MmaSmoothedF16F32, 64, Bf16;
             MmaSmoothedF16F32D128F16 = "sage_attention_mma_smoothed_f16_f32_d128_f16": MmaSmoothedF16F32, 128, F16;
@@ -296,9 +308,16 @@ for_each_kernel!(define_kernel);
 pub const PIPELINE_STAGES: u32 = 3;
 
 /// Warps of a CTA of the `mma.sync` kernels.
-pub const MMA_WARPS: u32 = 4;
-/// Row blocks of 16 queries that a warp of the `mma.sync` kernels holds: each key and value that it loads meets all of them.
-pub const MMA_BLOCKS: usize = (MMA_QUERIES / (MMA_WARPS * WARP_ROWS)) as usize;
+pub const fn mma_warps(padded_head_dim: u32) -> u32 {
+    if padded_head_dim > 128 { 8 } else { 4 }
+}
+
+/// Row blocks of 16 queries that a warp of the `mma.sync` kernels holds: each key and value that it loads meets all of them. The
+/// outputs of two with more than 128 channels would not fit its registers.
+pub const fn mma_blocks(padded_head_dim: u32) -> usize {
+    (MMA_QUERIES / (mma_warps(padded_head_dim) * WARP_ROWS)) as usize
+}
+
 /// Chunks of 64 keys and their values that the `mma.sync` kernels hold in shared memory.
 pub const MMA_STAGES: u32 = 2;
 /// The same on Turing, which has no copies that another stage would be for.
@@ -329,7 +348,7 @@ impl Kernel {
                 crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
             }
             Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
-            _ => MMA_WARPS * 32,
+            _ => mma_warps(self.head_dim()) * 32,
         }
     }
 
@@ -343,6 +362,7 @@ impl Kernel {
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
+            _ if self.head_dim() > 128 => 1,
             _ => 2,
         }
     }
@@ -521,7 +541,8 @@ impl MmaShared {
         let value = KEY_CHUNK * key_row_bytes;
         let stage_bytes = value + KEY_CHUNK * padded_head_dim * value_bytes;
         let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
-        let bytes = stages * stage_bytes;
+        let (stages_end, regions_end) = (stages * stage_bytes, mma_warps(padded_head_dim) * region_stride);
+        let bytes = if stages_end > regions_end { stages_end } else { regions_end };
         Self { value, stage_bytes, region_stride, bias: bytes, bytes, biased_bytes: bytes + stages * KEY_CHUNK * 4 }
     }
 }
@@ -538,8 +559,10 @@ mod tests {
             assert!(kernel.symbol().ends_with(match (kernel.head_dim(), kernel.element()) {
                 (64, ElementType::F16) => "_d64_f16",
                 (64, ElementType::Bf16) => "_d64_bf16",
-                (_, ElementType::F16) => "_d128_f16",
-                (_, ElementType::Bf16) => "_d128_bf16",
+                (128, ElementType::F16) => "_d128_f16",
+                (128, ElementType::Bf16) => "_d128_bf16",
+                (_, ElementType::F16) => "_d256_f16",
+                (_, ElementType::Bf16) => "_d256_bf16",
             }));
             assert_eq!(Kernel::find(kernel.family(), kernel.head_dim(), kernel.element()), Some(*kernel));
         }
@@ -562,10 +585,12 @@ mod tests {
             for (key_row_bytes, value_bytes, stages) in each {
                 let shared = MmaShared::new(head_dim, key_row_bytes, value_bytes, stages);
                 assert_eq!((shared.value % 1024, shared.stage_bytes % 1024), (0, 0));
-                assert!(MMA_WARPS * shared.region_stride <= shared.bytes);
+                assert!(mma_warps(head_dim) * shared.region_stride <= shared.bytes);
             }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
-            for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
+            // Hopper's own kernels have up to 128 channels
+            let hopper = [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)];
+            for shared in hopper.into_iter().filter(|_| head_dim <= 128) {
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
                     assert_eq!(offset % 1024, 0);
                 }

@@ -36,13 +36,16 @@ pub const SEGMENT_KEYS: u32 = SEGMENT_TILES * KEY_TILE;
 pub const VALUE_ROW_BYTES: u32 = KEY_TILE;
 
 /// The head dimensions that kernels exist for. Others up to the largest are padded with zero channels.
-pub const NATIVE_HEAD_DIMS: [u32; 2] = [64, 128];
+pub const NATIVE_HEAD_DIMS: [u32; 3] = [64, 128, MAX_HEAD_DIM];
+/// The largest of them.
+pub const MAX_HEAD_DIM: u32 = 256;
 
-/// The smallest native head dimension that holds `head_dim` channels, or `None` if `head_dim` is 0 or over 128.
+/// The smallest native head dimension that holds `head_dim` channels, or `None` if `head_dim` is 0 or over 256.
 pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
     match head_dim {
         1..=64 => Some(64),
         65..=128 => Some(128),
+        129..=MAX_HEAD_DIM => Some(MAX_HEAD_DIM),
         _ => None,
     }
 }
@@ -130,6 +133,8 @@ mod tests {
         assert_eq!(padded_head_dim(64), Some(64));
         assert_eq!(padded_head_dim(65), Some(128));
         assert_eq!(padded_head_dim(128), Some(128));
-        assert_eq!(padded_head_dim(129), None);
+        assert_eq!(padded_head_dim(129), Some(256));
+        assert_eq!(padded_head_dim(256), Some(256));
+        assert_eq!(padded_head_dim(257), None);
     }
 }

@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn is_a_bijection_of_the_tile() {
         for head_dim in crate::tile::NATIVE_HEAD_DIMS {
-            let mut seen = [false; 128 * 128];
+            let mut seen = [false; 256 * 128];
             for channel in 0..head_dim {
                 for key in 0..KEY_TILE {
                     let place = offset(channel, key);
@@ -58,7 +58,7 @@ mod tests {
     /// Eight keys of a channel are one chunk, which threads write at once.
     #[test]
     fn eight_keys_are_adjacent() {
-        for channel in 0..128 {
+        for channel in 0..256 {
             for key in 0..KEY_TILE {
                 assert_eq!(offset(channel, key), offset(channel, key / 8 * 8) + 2 * (key % 8));
                 assert_eq!(offset(channel, key / 8 * 8) % swizzle::CHUNK_BYTES, 0);

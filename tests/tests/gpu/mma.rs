@@ -9,8 +9,8 @@ use sageattention::{
 };
 
 /// Whose kernels there are: Turing's, whose PTX later GPUs run too, are for INT8 as it is and f16.
-fn architectures(options: &AttentionOptions, dtype: DType) -> &'static [Architecture] {
-    let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q;
+fn architectures(options: &AttentionOptions, dtype: DType, head_dim: usize) -> &'static [Architecture] {
+    let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q && head_dim <= 128;
     match (options.pv_mode, dtype) {
         (PvMode::Fp8, _) => &[Architecture::Sm89],
         (PvMode::F16, DType::F16) if is_plain_int8 => &[Architecture::Sm80, Architecture::Sm75],
@@ -25,13 +25,17 @@ fn every_variant() {
     let masks = [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
     for (pv_mode, pv_accum) in PV_MODES {
         for (index, (query_len, key_len)) in lengths.into_iter().enumerate() {
-            for head_dim in [64, 128, pick(&[40, 72, 127], index)] {
+            for head_dim in [64, 128, 256, pick(&[40, 72, 127, 200], index)] {
                 for mask in masks {
                     for &dtype in element_types((pv_mode, pv_accum)) {
                         let shape = [2, 4, query_len, head_dim];
                         let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, shape, [2, key_len]);
-                        let qk_modes =
-                            if index < 5 { &QK_MODES[..] } else { &[pick(&QK_MODES, index + head_dim / 64)] };
+                        // long ones take turns, and INT8 alone has kernels for more than 128 channels
+                        let qk_modes = match index {
+                            _ if head_dim > 128 => &[(QkMode::Int8, false)],
+                            0..5 => &QK_MODES[..],
+                            _ => &[pick(&QK_MODES, index + head_dim / 64)],
+                        };
                         for &(qk_mode, smooth_q) in qk_modes {
                             let options = AttentionOptions {
                                 qk_mode,
@@ -46,7 +50,7 @@ fn every_variant() {
                             with_element!(dtype, T => {
                                 let inputs = Inputs::<T>::random(&problem, index as u64);
                                 let expected = attend(&problem, &options, &inputs);
-                                for &architecture in architectures(&options, dtype) {
+                                for &architecture in architectures(&options, dtype, head_dim) {
                                     let result = attend_with(gpu, Some(architecture), &problem, &options, &inputs);
                                     let what = format_args!("{architecture:?}\n{problem:?}\n{options:?}");
                                     assert_near(&result, &expected, head_dim, pv_mode, what);

@@ -140,7 +140,7 @@ impl InstructionSet {
         dispatch!(self, decode_e4m3(codes, values))
     }
 
-    /// `c += a · b` for [`ROWS`] rows of `a` and `c`; `columns` is 64 or 128.
+    /// `c += a · b` for [`ROWS`] rows of `a` and `c`; `columns` is a multiple of 64.
     pub fn multiply_accumulate_f32(
         self,
         a: Matrix<&[f32]>,
@@ -151,7 +151,7 @@ impl InstructionSet {
         dispatch!(self, multiply_accumulate_f32(a, b, c, [depth, columns]))
     }
 
-    /// `c += a · b` for [`ROWS`] rows of `a` and `c`; `columns` is 64 or 128.
+    /// `c += a · b` for [`ROWS`] rows of `a` and `c`; `columns` is a multiple of 64.
     pub fn multiply_accumulate_f64(
         self,
         a: Matrix<&[f64]>,
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn integer_products_are_equal_everywhere() {
-        for width in [64, 128] {
+        for width in [64, 128, 256] {
             let mut noise = noise(1);
             // the extremes often, for the sake of 16-bit sums on the way
             let mut code = || match noise() % 4 {
@@ -208,27 +208,27 @@ mod tests {
     fn matrix_products_are_exact_on_small_integers() {
         let mut noise = noise(2);
         let mut integers = |len: usize| -> Vec<f32> { (0..len).map(|_| (noise() % 17) as f32 - 8.0).collect() };
-        for columns in [64, 128] {
+        for columns in [64, 128, 256] {
             for depth in [0, 1, 7, 128] {
-                let (a, b, c) = (integers(ROWS * 130), integers(128 * 140), integers(ROWS * 150));
+                let (a, b, c) = (integers(ROWS * 130), integers(128 * 260), integers(ROWS * 270));
                 let wide = |narrow: &[f32]| -> Vec<f64> { narrow.iter().map(|&x| f64::from(x)).collect() };
                 for instructions in InstructionSet::available() {
                     let (mut narrow, mut double) = (c.clone(), wide(&c));
                     instructions.multiply_accumulate_f32(
                         Matrix { elements: &a, stride: 130 },
-                        Matrix { elements: &b, stride: 140 },
-                        Matrix { elements: &mut narrow, stride: 150 },
+                        Matrix { elements: &b, stride: 260 },
+                        Matrix { elements: &mut narrow, stride: 270 },
                         [depth, columns],
                     );
                     instructions.multiply_accumulate_f64(
                         Matrix { elements: &wide(&a), stride: 130 },
-                        Matrix { elements: &wide(&b), stride: 140 },
-                        Matrix { elements: &mut double, stride: 150 },
+                        Matrix { elements: &wide(&b), stride: 260 },
+                        Matrix { elements: &mut double, stride: 270 },
                         [depth, columns],
                     );
                     for (place, &before) in c.iter().enumerate() {
-                        let (row, column) = (place / 150, place % 150);
-                        let product = |k: usize| a[row * 130 + k] * b[k * 140 + column];
+                        let (row, column) = (place / 270, place % 270);
+                        let product = |k: usize| a[row * 130 + k] * b[k * 260 + column];
                         let sum: f32 = if column < columns { (0..depth).map(product).sum() } else { 0.0 };
                         assert_eq!(narrow[place], before + sum, "{instructions:?}, {place}");
                         assert_eq!(double[place], f64::from(before + sum), "{instructions:?}, {place}");

@@ -3,7 +3,7 @@
 //! `q · (k − mean) = (q − q̄) · (k − mean) + q̄ · (k − mean)`, where `q̄` is the mean of the CTA's queries. The first product is
 //! made of codes. The second is the same for all these queries: one number a key, computed from the caller's keys a chunk ahead.
 
-use sage_layout::kernel::{MMA_STAGES, MMA_WARPS};
+use sage_layout::kernel::{MMA_STAGES, mma_warps};
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{KEY_CHUNK, MMA_QUERIES, QUERY_BLOCK, query_blocks};
 use simt::{global, math, shared, thread, warp};
@@ -12,7 +12,8 @@ use crate::attention::schedule::WorkItem;
 use crate::element::Element;
 use crate::quantize::{CHUNK, Head};
 
-const THREADS: u32 = MMA_WARPS * warp::LANES;
+/// Of a CTA: there are none with more than 128 channels.
+const THREADS: u32 = mma_warps(128) * warp::LANES;
 /// Threads that share a key; each takes every fourth piece of eight channels.
 const THREADS_PER_KEY: u32 = 4;
 /// Keys that a thread has a part of.

@@ -1,7 +1,7 @@
 //! Chunks of 64 keys and their values: on their way to shared memory, and from there to the tensor cores.
 
 use sage_layout::fragment;
-use sage_layout::kernel::{MMA_WARPS, MmaShared};
+use sage_layout::kernel::{MmaShared, mma_warps};
 use sage_layout::params::AttentionParams;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, key_tiles};
@@ -11,7 +11,6 @@ use super::codes::Codes;
 use super::instructions::Instructions;
 use super::product::Values;
 
-const THREADS: u32 = MMA_WARPS * warp::LANES;
 /// Chunks of a key tile.
 const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
 
@@ -44,6 +43,8 @@ impl<'a> Copies<'a> {
         let tile = (self.first_tile + chunk / CHUNKS_PER_TILE) as u64;
         let chunk = chunk % CHUNKS_PER_TILE;
 
+        let threads = const { mma_warps(HEAD_DIM) * warp::LANES };
+
         // keys: as they are
         let key_bytes = KEY_CHUNK * key_row_bytes;
         let at = self.thread * CHUNK_BYTES;
@@ -52,7 +53,7 @@ impl<'a> Copies<'a> {
         while offset < key_bytes {
             // SAFETY: the place is this thread's own part of the chunk.
             unsafe { I::copy(stage + at + offset, key + offset as u64) };
-            offset += THREADS * CHUNK_BYTES;
+            offset += threads * CHUNK_BYTES;
         }
 
         // values: of each channel, the keys of the chunk
@@ -66,13 +67,16 @@ impl<'a> Copies<'a> {
             // SAFETY: as above. Both layouts repeat every eight channels.
             unsafe { I::copy(at + channels * row_bytes, value + (channels * V::ROW_STRIDE) as u64) };
             channels += const {
-                let channels = THREADS * CHUNK_BYTES / (KEY_CHUNK * V::BYTES);
+                let channels = mma_warps(HEAD_DIM) * warp::LANES * CHUNK_BYTES / (KEY_CHUNK * V::BYTES);
                 assert!(channels.is_multiple_of(swizzle::PERIOD));
                 channels
             };
         }
     }
 }
+
+/// Steps of 32 bytes of the longest row with a swizzle.
+const STEPS_OF_LONGEST: u32 = swizzle::LONGEST / (2 * CHUNK_BYTES);
 
 /// A matrix in shared memory whose rows are columns of the B operand: keys for Q·Kᵀ, channels for P·V.
 #[derive(Clone, Copy)]
@@ -84,7 +88,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Of swizzled rows of 32, 64 or 128 bytes, at a multiple of 128.
+    /// Of swizzled rows of 32 to 256 bytes, at a multiple of 128.
     #[inline(always)]
     pub fn new(address: u32, row_bytes: u32, lane: u32) -> Self {
         let (matrix, row) = fragment::matrix_row(lane);
@@ -100,8 +104,9 @@ impl Matrix {
     #[inline(always)]
     pub unsafe fn operands(&self, pair: usize, step: usize) -> [[u32; 2]; 2] {
         // the layout repeats every eight rows, and a swizzle keeps what is xored with a place in its row
-        let offset =
-            (self.lane_row ^ (2 * CHUNK_BYTES * step as u32)) + 2 * swizzle::PERIOD * self.row_bytes * pair as u32;
+        let (half, step) = (step as u32 / STEPS_OF_LONGEST, step as u32 % STEPS_OF_LONGEST);
+        let in_row = (self.lane_row ^ (2 * CHUNK_BYTES * step)) + half * swizzle::HALF_STRIDE;
+        let offset = in_row + 2 * swizzle::PERIOD * self.row_bytes * pair as u32;
         // SAFETY: forwarded contract.
         let [a, b, c, d] = unsafe { mma::ldmatrix_x4(self.address + offset) };
         [[a, b], [c, d]]

@@ -1,7 +1,8 @@
 //! SageAttention2 on `mma.sync`: INT8 or INT4 Q·Kᵀ and e4m3 or 16-bit P·V, operands by `cp.async` and `ldmatrix`.
 //!
 //! A CTA does one item, 128 queries of a head; each of its four warps holds 32 of them, two *row blocks* of 16, so that a
-//! key or value that it loads from shared memory is multiplied twice. All go through the keys together, 64 at a time.
+//! key or value that it loads from shared memory is multiplied twice. All go through the keys together, 64 at a time. With more
+//! than 128 channels, eight warps hold one row block each.
 //!
 //! ```text
 //! global memory ── cp.async, a chunk ahead ──►  ┌─────────┬─────────┐
@@ -24,12 +25,12 @@ pub mod product;
 use core::marker::PhantomData;
 
 use sage_layout::fragment;
-use sage_layout::kernel::{MMA_BLOCKS, MmaShared};
+use sage_layout::kernel::{MmaShared, mma_blocks};
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
 use sage_layout::tile::{
-    KEY_CHUNK, KEY_TILE, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries,
+    KEY_CHUNK, KEY_TILE, MAX_HEAD_DIM, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries,
 };
 use simt::{global, math, shared, thread, warp};
 
@@ -44,14 +45,11 @@ use codes::Codes;
 use instructions::Instructions;
 use product::{Accumulator, Fragment, Operands, Product, Sum, Values};
 
-/// Queries of a warp.
-const WARP_QUERIES: u32 = MMA_BLOCKS as u32 * WARP_ROWS;
 /// Bytes of a step of Q·Kᵀ and of P·V.
 const STEP_BYTES: u32 = 32;
-/// Largest number of steps of Q·Kᵀ, and of blocks of eight channels; head dimension 64 uses half of them, and INT4 half of the
-/// steps.
-const STEPS: usize = 4;
-const CHANNEL_BLOCKS: usize = 16;
+/// Largest number of steps of Q·Kᵀ, and of blocks of eight channels: those of head dimension 256. Others use as many as they have.
+const STEPS: usize = (MAX_HEAD_DIM / STEP_BYTES) as usize;
+const CHANNEL_BLOCKS: usize = (MAX_HEAD_DIM / 8) as usize;
 /// Chunks of a segment of keys.
 const SEGMENT_CHUNKS: u32 = SEGMENT_KEYS / KEY_CHUNK;
 
@@ -59,14 +57,16 @@ type InstructionsOf<A> = <<A as Accumulator>::Product as Product>::Instructions;
 type ValuesOf<A> = <<A as Accumulator>::Product as Product>::Values;
 type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilities;
 
-/// The kernel.
+/// The kernel. `BLOCKS` is [`mma_blocks`] of the head dimension.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u32>(params: &AttentionParams) {
-    let memory = Warp::<A, C, HEAD_DIM>::MEMORY;
+pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u32, const BLOCKS: usize>(
+    params: &AttentionParams,
+) {
+    let memory = Warp::<A, C, HEAD_DIM, BLOCKS>::MEMORY;
     let stages = InstructionsOf::<A>::STAGES;
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
@@ -87,7 +87,7 @@ pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u3
             }
             InstructionsOf::<A>::commit();
         }
-        let mut warp = Warp::<A, C, HEAD_DIM>::new(params, item, thread);
+        let mut warp = Warp::<A, C, HEAD_DIM, BLOCKS>::new(params, item, thread);
         let mut stage = 0;
         for chunk in 0..chunks {
             InstructionsOf::<A>::wait();
@@ -124,7 +124,7 @@ struct Keys {
 }
 
 /// A warp's queries.
-struct Warp<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> {
+struct Warp<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> {
     params: &'a AttentionParams,
     item: WorkItem,
     /// Of the CTA.
@@ -132,16 +132,21 @@ struct Warp<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> {
     lane: u32,
     first_row: u32,
     chunks: KeyTiles,
-    query: [[[u32; 4]; STEPS]; MMA_BLOCKS],
-    query_scale: [f32; MMA_BLOCKS],
-    softmax: [OnlineSoftmax; MMA_BLOCKS],
+    query: [[[u32; 4]; STEPS]; BLOCKS],
+    query_scale: [f32; BLOCKS],
+    softmax: [OnlineSoftmax; BLOCKS],
     /// Sums of the lane's own probabilities: a quarter of two rows'.
-    row_sum: [[f32; 2]; MMA_BLOCKS],
-    output: [[A::Output; CHANNEL_BLOCKS]; MMA_BLOCKS],
+    row_sum: [[f32; 2]; BLOCKS],
+    output: [[A::Output; CHANNEL_BLOCKS]; BLOCKS],
     codes: PhantomData<C>,
 }
 
-impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM> {
+impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> Warp<'a, A, C, HEAD_DIM, BLOCKS> {
+    /// Its queries.
+    const QUERIES: u32 = {
+        assert!(BLOCKS == mma_blocks(HEAD_DIM));
+        BLOCKS as u32 * WARP_ROWS
+    };
     /// Bytes of a row of queries or keys.
     const ROW_BYTES: u32 = HEAD_DIM / C::PER_BYTE;
     /// Shared memory.
@@ -165,19 +170,19 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
     unsafe fn new(params: &'a AttentionParams, item: WorkItem, thread: u32) -> Self {
         let index = warp::broadcast(thread / warp::LANES);
         let lane = thread % warp::LANES;
-        let first_row = item.first_query + index * WARP_QUERIES;
+        let first_row = item.first_query + index * Self::QUERIES;
         let mut this = Self {
             params,
             item,
             index,
             lane,
             first_row,
-            chunks: KeyTiles::of(params, [first_row, WARP_QUERIES], KEY_CHUNK),
-            query: [[[0; 4]; STEPS]; MMA_BLOCKS],
-            query_scale: [0.0; MMA_BLOCKS],
-            softmax: [OnlineSoftmax::new(); MMA_BLOCKS],
-            row_sum: [[0.0; 2]; MMA_BLOCKS],
-            output: [[A::Output::ZERO; CHANNEL_BLOCKS]; MMA_BLOCKS],
+            chunks: KeyTiles::of(params, [first_row, Self::QUERIES], KEY_CHUNK),
+            query: [[[0; 4]; STEPS]; BLOCKS],
+            query_scale: [0.0; BLOCKS],
+            softmax: [OnlineSoftmax::new(); BLOCKS],
+            row_sum: [[0.0; 2]; BLOCKS],
+            output: [[A::Output::ZERO; CHANNEL_BLOCKS]; BLOCKS],
             codes: PhantomData,
         };
         if this.chunks.all > 0 {
@@ -190,7 +195,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
     #[inline(always)]
     unsafe fn load_queries(&mut self) {
         let head_rows = self.item.head as u64 * padded_queries(self.params.output.tokens) as u64;
-        for block in 0..MMA_BLOCKS {
+        for block in 0..BLOCKS {
             let row = self.first_row + block as u32 * WARP_ROWS;
             let tile = head_rows / WARPGROUP_ROWS as u64 + (row / WARPGROUP_ROWS) as u64;
             let codes = self.params.query + tile * (WARPGROUP_ROWS * Self::ROW_BYTES) as u64;
@@ -227,7 +232,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
 
     /// What the mask shows of the keys from `first_key` on.
     #[inline(always)]
-    fn visible(&self, first_key: u32) -> [Visible; MMA_BLOCKS] {
+    fn visible(&self, first_key: u32) -> [Visible; BLOCKS] {
         // else the compares of several uses are made before all of them
         let first_key = math::opaque(first_key);
         core::array::from_fn(|block| {
@@ -249,7 +254,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
             for part in 0..(KEY_CHUNK / A::KEYS) as usize {
                 let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
                 let mut probabilities = if chunk < self.chunks.whole {
-                    self.probabilities(key, part, scale, [Visible::All; MMA_BLOCKS])
+                    self.probabilities(key, part, scale, [Visible::All; BLOCKS])
                 } else {
                     self.probabilities(key, part, scale, self.visible(first_key))
                 };
@@ -265,13 +270,13 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
 
     /// Scores of the `group`-th 16 keys: two accumulators a row block.
     #[inline(always)]
-    unsafe fn scores(&self, key: Keys, group: usize) -> [[[i32; 4]; 2]; MMA_BLOCKS] {
-        let mut scores = [[[0; 4]; 2]; MMA_BLOCKS];
+    unsafe fn scores(&self, key: Keys, group: usize) -> [[[i32; 4]; 2]; BLOCKS] {
+        let mut scores = [[[0; 4]; 2]; BLOCKS];
         for step in 0..Self::STEPS {
             // SAFETY: forwarded contract.
             let keys = unsafe { key.matrix.operands(group, step) };
             for column in 0..2 {
-                for block in 0..MMA_BLOCKS {
+                for block in 0..BLOCKS {
                     let (sum, query) = (&mut scores[block][column], &self.query[block][step]);
                     C::multiply::<InstructionsOf<A>>(sum, query, &keys[column]);
                 }
@@ -293,17 +298,17 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
         &self,
         key: Keys,
         part: usize,
-        scale: [f32; MMA_BLOCKS],
-        visible: [Visible; MMA_BLOCKS],
-    ) -> [ProbabilitiesOf<A>; MMA_BLOCKS] {
-        let mut probabilities = [ProbabilitiesOf::<A>::ZERO; MMA_BLOCKS];
+        scale: [f32; BLOCKS],
+        visible: [Visible; BLOCKS],
+    ) -> [ProbabilitiesOf<A>; BLOCKS] {
+        let mut probabilities = [ProbabilitiesOf::<A>::ZERO; BLOCKS];
         for group in 0..Self::GROUPS {
             // SAFETY: forwarded contract.
             let (scores, bias) = unsafe {
                 let group = part * Self::GROUPS + group;
                 (self.scores(key, group), self.bias(key, group))
             };
-            for block in 0..MMA_BLOCKS {
+            for block in 0..BLOCKS {
                 let [[a, b, c, d], [e, f, g, h]] = scores[block];
                 self.softmax[block].exponentials_of_group(
                     &[a, b, c, d, e, f, g, h],
@@ -321,15 +326,15 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
     /// Rare: takes the true row maxima, and rescales what is accumulated. Scores are multiplied again, so that nothing is
     /// kept for this.
     #[inline(always)]
-    unsafe fn rebase(&mut self, key: Keys, part: usize, scale: [f32; MMA_BLOCKS], visible: [Visible; MMA_BLOCKS]) {
-        let mut largest = [RowMaxima::new(); MMA_BLOCKS];
+    unsafe fn rebase(&mut self, key: Keys, part: usize, scale: [f32; BLOCKS], visible: [Visible; BLOCKS]) {
+        let mut largest = [RowMaxima::new(); BLOCKS];
         for group in 0..Self::GROUPS {
             // SAFETY: forwarded contract.
             let (scores, bias) = unsafe {
                 let group = part * Self::GROUPS + group;
                 (self.scores(key, group), self.bias(key, group))
             };
-            for block in 0..MMA_BLOCKS {
+            for block in 0..BLOCKS {
                 for column in 0..2 {
                     let (scores, first) = (&scores[block][column], 8 * group + 4 * column);
                     match bias {
@@ -342,7 +347,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
                 }
             }
         }
-        for block in 0..MMA_BLOCKS {
+        for block in 0..BLOCKS {
             let scale = if C::BIASED { 1.0 } else { scale[block] };
             let rescale = self.softmax[block].raise_to::<ProbabilitiesOf<A>>(largest[block], scale);
             for output in &mut self.output[block][..Self::CHANNEL_BLOCKS] {
@@ -357,28 +362,28 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
 
     /// `output` += probabilities · value for a part of the chunk, and its row sums.
     #[inline(always)]
-    unsafe fn multiply_value(&mut self, probabilities: &[ProbabilitiesOf<A>; MMA_BLOCKS], value: Matrix, part: usize) {
-        for block in 0..MMA_BLOCKS {
+    unsafe fn multiply_value(&mut self, probabilities: &[ProbabilitiesOf<A>; BLOCKS], value: Matrix, part: usize) {
+        for block in 0..BLOCKS {
             let sums = probabilities[block].sums();
             for row in 0..2 {
                 self.row_sum[block][row] += sums[row];
             }
         }
         for pair in 0..Self::CHANNEL_BLOCKS / 2 {
-            let mut sums: [[Sum<A>; 2]; MMA_BLOCKS] = core::array::from_fn(|block| {
+            let mut sums: [[Sum<A>; 2]; BLOCKS] = core::array::from_fn(|block| {
                 core::array::from_fn(|column| A::begin(&self.output[block][2 * pair + column]))
             });
             for step in 0..Self::VALUE_STEPS {
                 // SAFETY: forwarded contract.
                 let values = unsafe { value.operands(pair, part * Self::VALUE_STEPS + step) };
                 for column in 0..2 {
-                    for block in 0..MMA_BLOCKS {
+                    for block in 0..BLOCKS {
                         let operand = probabilities[block].operand(step);
                         A::Product::multiply(&mut sums[block][column], operand, &values[column]);
                     }
                 }
             }
-            for block in 0..MMA_BLOCKS {
+            for block in 0..BLOCKS {
                 for column in 0..2 {
                     A::end(&mut self.output[block][2 * pair + column], &sums[block][column]);
                 }
@@ -416,11 +421,11 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
             return;
         }
         let segment = chunk / SEGMENT_CHUNKS;
-        let row_sums: [[f32; 2]; MMA_BLOCKS] = core::array::from_fn(|block| self.row_sums(block));
+        let row_sums: [[f32; 2]; BLOCKS] = core::array::from_fn(|block| self.row_sums(block));
         for channels in 0..Self::CHANNEL_BLOCKS {
             // SAFETY: forwarded contract; there are keys of both segments.
             let [old, new] = unsafe { [self.mean(segment, channels), self.mean(segment + 1, channels)] };
-            for block in 0..MMA_BLOCKS {
+            for block in 0..BLOCKS {
                 let output = &mut self.output[block][channels];
                 let mut values = output.values();
                 for (part, value) in values.iter_mut().enumerate() {
@@ -447,7 +452,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32> Warp<'a, A, C, HEAD_DIM>
         let place = math::div_rem(self.item.head, params.output.heads);
         let scales = params.value_scale + 4 * (self.item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
         let means = params.value_mean_codes != 0 && self.chunks.all > 0;
-        for block in 0..MMA_BLOCKS {
+        for block in 0..BLOCKS {
             let row_sum = self.row_sums(block);
             let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
             let mut output = [0.0; 4 * CHANNEL_BLOCKS];
