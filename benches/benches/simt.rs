@@ -40,7 +40,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         let call = || {
             let start = Instant::now();
             let options = AttentionOptions::default();
-            Execution::new(&problem, &options, inputs.slices(), &Options::new(schedule))
+            Execution::new(&problem, &options, inputs.slices(), &Default::default(), &Options::new(schedule))
                 .map(|_| start.elapsed().as_secs_f64() * 1e3)
                 .map_err(|(kernel, report)| format!("{}: {report}", kernel.symbol()))
         };

@@ -6,8 +6,8 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
-use crate::options::AttentionOptions;
-use crate::plan::AttentionPlan;
+use crate::options::{AttentionOptions, ScoreInputs};
+use crate::plan::{AttentionPlan, wanted};
 use crate::tensor::{AttentionProblem, Strides, extent};
 
 /// What [`attention()`] computes.
@@ -38,6 +38,21 @@ pub fn attention<T: Element>(
     key: &[T],
     value: &[T],
 ) -> Result<AttentionOutput<T>, Error> {
+    attention_with(device, problem, options, [query, key, value], ScoreInputs::default())
+}
+
+/// [`attention()`] with what else the options ask for: sinks.
+///
+/// # Errors
+///
+/// As [`attention()`]; [`Error::ScoreInput`] for inputs that are there and not asked for, or the reverse, and [`Error::Sink`].
+pub fn attention_with<T: Element>(
+    device: Device,
+    problem: AttentionProblem,
+    options: AttentionOptions,
+    [query, key, value]: [&[T]; 3],
+    score_inputs: ScoreInputs,
+) -> Result<AttentionOutput<T>, Error> {
     let _span = tracing::info_span!("attention", %device, ?problem, ?options).entered();
     let plan = AttentionPlan::new(problem, options)?;
     if T::DTYPE != problem.dtype {
@@ -50,17 +65,21 @@ pub fn attention<T: Element>(
     check_finite("query", query, problem.query_shape(), problem.query_strides)?;
     check_finite("key", key, problem.key_shape(), problem.key_strides)?;
     check_finite("value", value, problem.key_shape(), problem.value_strides)?;
+    let score_inputs = check_score_inputs(&plan, score_inputs)?;
     let mut output = cpu::zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
         false => None,
     };
     match device {
-        Device::Cpu => cpu::attend(&plan.resolved, query, key, value, &mut output, log_sum_exp.as_deref_mut())?,
+        Device::Cpu => {
+            let inputs = [query, key, value];
+            cpu::attend(&plan.resolved, inputs, &score_inputs, &mut output, log_sum_exp.as_deref_mut())?;
+        }
         Device::Gpu(ordinal) => {
             let slices = [query, key, value].map(bytemuck::cast_slice);
             let output = bytemuck::cast_slice_mut(&mut output);
-            attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, output, log_sum_exp.as_deref_mut())?;
+            attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, &score_inputs, output, log_sum_exp.as_deref_mut())?;
         }
         #[cfg(feature = "simt")]
         Device::Simt => {
@@ -69,8 +88,9 @@ pub fn attention<T: Element>(
             }
             let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
             let execution = crate::simt::Options::new(schedule);
-            let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &execution)
-                .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
+            let result =
+                crate::simt::Execution::new(&problem, &options, [query, key, value], &score_inputs, &execution)
+                    .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
             result.copy_output(&mut output);
             if let Some(log_sum_exp) = &mut log_sum_exp {
                 log_sum_exp.copy_from_slice(&result.log_sum_exp());
@@ -83,6 +103,17 @@ pub fn attention<T: Element>(
 /// The part of a slice that its tensor reaches.
 fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
     slice.get(..needed).ok_or(Error::SliceTooShort { tensor, got: slice.len(), needed })
+}
+
+/// The other inputs, if they are as the options say.
+fn check_score_inputs<'a>(plan: &AttentionPlan, inputs: ScoreInputs<'a>) -> Result<ScoreInputs<'a>, Error> {
+    let heads = plan.problem().query_heads;
+    let sinks = wanted("sinks", plan.options().sinks, inputs.sinks)?;
+    let sinks = sinks.map(|sinks| at_least("sinks", sinks, heads)).transpose()?;
+    if let Some(head) = sinks.and_then(|sinks| sinks.iter().position(|&sink| sink.is_nan() || sink == f32::INFINITY)) {
+        return Err(Error::Sink { head, got: sinks.map_or(f32::NAN, |sinks| sinks[head]) });
+    }
+    Ok(ScoreInputs { sinks })
 }
 
 /// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
@@ -114,6 +145,7 @@ fn attend_on_gpu(
     plan: &AttentionPlan,
     gpu: &'static Gpu,
     [query, key, value]: [&[u8]; 3],
+    score_inputs: &ScoreInputs,
     output: &mut [u8],
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
@@ -133,6 +165,7 @@ fn attend_on_gpu(
         Some(_) => Some(DeviceMemory::new(gpu, "log_sum_exp", plan.log_sum_exp_len() * 4)?),
         None => None,
     };
+    let sinks = score_inputs.sinks.map(|sinks| upload("sinks", bytemuck::cast_slice(sinks))).transpose()?;
     let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
     let buffers = GpuBuffers {
         query: query.address(),
@@ -140,6 +173,7 @@ fn attend_on_gpu(
         value: value.address(),
         output: device_output.address(),
         log_sum_exp: device_log_sum_exp.as_ref().map(DeviceMemory::address),
+        sinks: sinks.as_ref().map(DeviceMemory::address),
         workspace: workspace.address(),
         workspace_bytes: workspace.bytes() as u64,
     };

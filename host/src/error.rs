@@ -243,6 +243,26 @@ pub enum Error {
         /// The plan's option.
         return_lse: bool,
     },
+    /// An input was given that the options do not ask for, or the reverse.
+    #[error(
+        "{argument} is {}, the options {} it; it is needed if they do, and allowed only then",
+        if *.wanted { "None" } else { "there" },
+        if *.wanted { "ask for" } else { "do not ask for" },
+    )]
+    ScoreInput {
+        /// The field of [`ScoreInputs`](crate::ScoreInputs) or [`GpuBuffers`](crate::GpuBuffers).
+        argument: &'static str,
+        /// Whether the options ask for it.
+        wanted: bool,
+    },
+    /// A head's sink that makes no softmax.
+    #[error("sinks[{head}] is {got}; allowed are finite numbers, and -inf for a head that has none")]
+    Sink {
+        /// The query head.
+        head: usize,
+        /// Its sink.
+        got: f32,
+    },
     /// An element of an input is infinite or NaN.
     #[error("{tensor}{index:?} is {got}; allowed are finite numbers")]
     NotFinite {

@@ -165,10 +165,11 @@ impl Call<'_> {
             value_mean_codes: 0,
             log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
             log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
+            sinks: self.buffers.sinks.unwrap_or(0),
             claimed_items: self.address(workspace.counters) + 4 * counter::ATTENTION_CLAIMS,
             output,
             key_len: problem.key_len as u32,
-            diagonal: resolved.diagonal,
+            visible: resolved.visible,
             heads_per_key_head: self.heads_per_key_head(),
             items,
             tiles_per_flush: 0,
@@ -196,14 +197,14 @@ impl Call<'_> {
         launch(self.attention, [items.min(resident), 1, 1], params.into())
     }
 
-    /// Without a mask all items are equally long, and those that share keys best run together. With one, more heads at a
-    /// time let long items come first.
+    /// Without a mask all items are equally long, and in a window nearly so; then those that share keys best run together. Else, more
+    /// heads at a time let long items come first.
     fn heads_per_group(&self) -> u32 {
         let resolved = &self.plan.resolved;
         let problem = &resolved.problem;
         match resolved.options.mask {
-            Mask::None => self.heads_per_key_head(),
-            Mask::Causal | Mask::CausalAligned(_) => tile::cached_heads(
+            Mask::None | Mask::Window { left: Some(_), right: Some(_), .. } => self.heads_per_key_head(),
+            Mask::Causal | Mask::CausalAligned(_) | Mask::Window { .. } => tile::cached_heads(
                 (problem.batch * problem.query_heads) as u32,
                 self.heads_per_key_head(),
                 problem.key_len as u32,

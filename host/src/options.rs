@@ -6,13 +6,13 @@ pub use sage_layout::scale::Granularity as QuantGranularity;
 
 use sage_layout::dispatch::{self, Defaults};
 
-/// How the two sides of an unequal causal mask line up.
+/// How queries and keys line up, where there are more of the one than of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CausalAlign {
-    /// Query `i` sees keys `0 ..= i`: the first query lines up with the first key.
+    /// Query `i` lines up with key `i`, the first query with the first key. Under a causal mask it sees keys `0 ..= i`.
     TopLeft,
-    /// Query `i` sees keys `0 ..= i + key_len - query_len`: the last query lines up with the last key (decoding
-    /// against a cache, chunked prefill). Queries that see no key get zeros and a log-sum-exp of −∞.
+    /// Query `i` lines up with key `i + key_len - query_len`, the last query with the last key (decoding against a cache, chunked
+    /// prefill). Queries that see no key get zeros and a log-sum-exp of −∞.
     BottomRight,
 }
 
@@ -27,6 +27,17 @@ pub enum Mask {
     Causal,
     /// No key after the query, with the stated alignment; any lengths.
     CausalAligned(CausalAlign),
+    /// A sliding window around the key that the query lines up with: from `left` keys before it to `right` keys after it, both
+    /// included; `None` is no bound. So `right: Some(0)` is causal, and `left: Some(4095), right: Some(0)` is 4096 keys, the
+    /// query's own among them. Tiles of keys that no query of a group sees are skipped, so that time grows with the window.
+    Window {
+        /// Keys before the query's own.
+        left: Option<u32>,
+        /// Keys after it.
+        right: Option<u32>,
+        /// Which key is the query's own.
+        align: CausalAlign,
+    },
 }
 
 /// Options of an attention call. `AttentionOptions::default()` is SageAttention2's default on Hopper, with values smoothed too.
@@ -61,6 +72,11 @@ pub struct AttentionOptions {
     pub mask: Mask,
     /// What `query · key` is multiplied by before the exponential; finite and positive. Default: `head_dim`^-½.
     pub softmax_scale: Option<f32>,
+    /// Attention sinks: each query head has one more logit, which no value belongs to. It is in the denominator of the softmax and
+    /// in the log-sum-exp, is not multiplied by `softmax_scale`, and comes with the call ([`ScoreInputs::sinks`] or
+    /// [`GpuBuffers::sinks`](crate::GpuBuffers::sinks)). A query that sees no key has zeros and its head's sink as log-sum-exp.
+    /// Default: none.
+    pub sinks: bool,
     /// Also return the natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, f32.
     /// Default: no.
     pub return_lse: bool,
@@ -78,9 +94,18 @@ impl Default for AttentionOptions {
             smooth_v: true,
             mask: Mask::None,
             softmax_scale: None,
+            sinks: false,
             return_lse: false,
         }
     }
+}
+
+/// What a call reads besides queries, keys and values: each if the options ask for it, and only then.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoreInputs<'a> {
+    /// `[query_heads]`: each head's sink, in natural units; finite, or −∞ for a head that has none. See
+    /// [`AttentionOptions::sinks`].
+    pub sinks: Option<&'a [f32]>,
 }
 
 impl AttentionOptions {

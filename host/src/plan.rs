@@ -4,8 +4,10 @@ use crate::error::{Error, Unsupported};
 use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode};
 use crate::tensor::{AttentionProblem, DType, Strides, extent};
 use crate::workspace::Workspace;
+use sage_layout::visibility::Band;
 use sage_layout::{int4_tile, tile};
 use std::f32::consts::LOG2_E;
+use std::ops::Range;
 
 /// Largest length or count: the kernels count in 32 bits, with room to add two.
 const MAX_SIZE: u64 = (1 << 30) - 1;
@@ -19,8 +21,8 @@ pub(crate) struct Resolved {
     pub options: AttentionOptions,
     /// The options' scale, or head_dim^-½.
     pub softmax_scale: f32,
-    /// See [`sage_layout::visibility`].
-    pub diagonal: i32,
+    /// Which keys a query sees.
+    pub visible: Band,
     /// 64, 128 or 256.
     pub padded_head_dim: u32,
     /// The options' `smooth_v`, where it is a question: see there.
@@ -31,6 +33,18 @@ impl Resolved {
     /// The softmax scale for scores in octaves.
     pub(crate) fn score_scale(&self) -> f32 {
         self.softmax_scale * LOG2_E
+    }
+
+    /// The keys that a query sees. Neither end of later queries is smaller.
+    pub(crate) fn visible_keys(&self, query: usize) -> Range<usize> {
+        let Range { start, end } = self.visible.visible_keys(query as u32, self.problem.key_len as u32);
+        start as usize..end as usize
+    }
+
+    /// Whether what smoothed keys take out of every logit of a row is needed: for the log-sum-exp, and because a sink is as it was
+    /// before.
+    pub(crate) fn has_log_sum_exp_shift(&self) -> bool {
+        self.options.smooth_k && (self.options.return_lse || self.options.sinks)
     }
 
     /// Bytes of a key tile and its value tile.
@@ -48,16 +62,24 @@ impl Resolved {
 
     /// Derives what follows from a problem and options that are known to be valid.
     pub(crate) fn derive(problem: AttentionProblem, options: AttentionOptions) -> Self {
-        let diagonal = match options.mask {
-            Mask::None => problem.key_len as i32,
-            Mask::Causal | Mask::CausalAligned(CausalAlign::TopLeft) => 0,
-            Mask::CausalAligned(CausalAlign::BottomRight) => problem.key_len as i32 - problem.query_len as i32,
+        let window = |left, right, align| {
+            let shift = match align {
+                CausalAlign::TopLeft => 0,
+                CausalAlign::BottomRight => problem.key_len as i32 - problem.query_len as i32,
+            };
+            Band::window(shift, left, right, problem.key_len as u32)
+        };
+        let visible = match options.mask {
+            Mask::None => Band::all(problem.key_len as u32),
+            Mask::Causal => window(None, Some(0), CausalAlign::TopLeft),
+            Mask::CausalAligned(align) => window(None, Some(0), align),
+            Mask::Window { left, right, align } => window(left, right, align),
         };
         Self {
             problem,
             options,
             softmax_scale: options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)),
-            diagonal,
+            visible,
             padded_head_dim: tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
             smooth_v: options.smooth_v
                 && match (options.pv_mode, options.pv_accum) {
@@ -122,7 +144,7 @@ impl AttentionPlan {
 
     /// What the kernels write into the workspace: name, offset and length in bytes. For tests of the kernels.
     #[doc(hidden)]
-    pub fn workspace_regions(&self) -> Vec<(&'static str, std::ops::Range<u64>)> {
+    pub fn workspace_regions(&self) -> Vec<(&'static str, Range<u64>)> {
         self.workspace.regions()
     }
 }
@@ -181,6 +203,11 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),
         _ => Ok(()),
     }
+}
+
+/// An input that is there if the options ask for it, and only then.
+pub(crate) fn wanted<T>(argument: &'static str, wanted: bool, input: Option<T>) -> Result<Option<T>, Error> {
+    if input.is_some() == wanted { Ok(input) } else { Err(Error::ScoreInput { argument, wanted }) }
 }
 
 fn at_most(argument: &'static str, got: u64, allowed: u64) -> Result<(), Unsupported> {

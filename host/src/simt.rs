@@ -3,7 +3,7 @@
 use crate::Element;
 use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
-use crate::options::AttentionOptions;
+use crate::options::{AttentionOptions, ScoreInputs};
 use crate::plan::AttentionPlan;
 use crate::tensor::{AttentionProblem, extent};
 use sage_layout::architecture::ComputeCapability;
@@ -48,9 +48,10 @@ impl Execution {
         problem: &AttentionProblem,
         options: &AttentionOptions,
         inputs: [&[T]; 3],
+        score_inputs: &ScoreInputs,
         execution: &Options,
     ) -> Result<Self, (Kernel, Report)> {
-        Self::of_gpu(HOPPER, problem, options, inputs, execution)
+        Self::of_gpu(HOPPER, problem, options, inputs, score_inputs, execution)
     }
 
     /// [`new`](Self::new) with the kernels that a GPU of this compute capability runs.
@@ -63,12 +64,14 @@ impl Execution {
         problem: &AttentionProblem,
         options: &AttentionOptions,
         [query, key, value]: [&[T]; 3],
+        score_inputs: &ScoreInputs,
         execution: &Options,
     ) -> Result<Self, (Kernel, Report)> {
         let plan = AttentionPlan::new(*problem, *options).expect("a plan that can be made");
         let mut memory = Memory::new();
         let mut upload = |name, tensor: &[T]| memory.upload(name, bytemuck::cast_slice(tensor));
         let (query, key, value) = (upload("query", query), upload("key", key), upload("value", value));
+        let sinks = score_inputs.sinks.map(|sinks| memory.upload("sinks", bytemuck::cast_slice(sinks)));
         let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
@@ -76,7 +79,7 @@ impl Execution {
         let log_sum_exp = options.return_lse.then(|| memory.allocate("log_sum_exp", lse_bytes));
         let workspace_bytes = plan.workspace_bytes();
         let workspace = memory.allocate("workspace", workspace_bytes as usize);
-        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, workspace, workspace_bytes };
+        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, sinks, workspace, workspace_bytes };
 
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();

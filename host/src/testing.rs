@@ -5,17 +5,23 @@ use crate::cpu;
 pub use crate::cpu::exact::ExactOutput;
 pub use crate::cpu::quantize::Quantized;
 use crate::element::Element;
-use crate::options::AttentionOptions;
+use crate::options::{AttentionOptions, ScoreInputs};
 use crate::plan::Resolved;
 use crate::tensor::AttentionProblem;
 
 /// Attention in f64.
-pub fn exact<T: Element>(
+pub fn exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: [&[T]; 3]) -> ExactOutput {
+    exact_with(problem, options, inputs, &ScoreInputs::default())
+}
+
+/// [`exact`] with what else the options ask for.
+pub fn exact_with<T: Element>(
     problem: &AttentionProblem,
     options: &AttentionOptions,
-    [query, key, value]: [&[T]; 3],
+    inputs: [&[T]; 3],
+    score_inputs: &ScoreInputs,
 ) -> ExactOutput {
-    cpu::exact(&Resolved::derive(*problem, *options), query, key, value)
+    cpu::exact(&Resolved::derive(*problem, *options), inputs, score_inputs)
 }
 
 /// Codes and scales.
@@ -42,10 +48,22 @@ pub fn score_bias<T: Element>(
 pub fn attend<T: Element>(
     problem: &AttentionProblem,
     options: &AttentionOptions,
-    [query, key, value]: [&[T]; 3],
+    inputs: [&[T]; 3],
+    output: &mut [T],
+    log_sum_exp: Option<&mut [f32]>,
+) {
+    attend_with(problem, options, inputs, &ScoreInputs::default(), output, log_sum_exp);
+}
+
+/// [`attend`] with what else the options ask for.
+pub fn attend_with<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    inputs: [&[T]; 3],
+    score_inputs: &ScoreInputs,
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) {
     let plan = Resolved::derive(*problem, *options);
-    cpu::attend(&plan, query, key, value, output, log_sum_exp).expect("memory for the codes");
+    cpu::attend(&plan, inputs, score_inputs, output, log_sum_exp).expect("memory for the codes");
 }

@@ -43,7 +43,7 @@ pub(crate) struct Workspace {
     pub values: Values,
     /// With `smooth_k`.
     pub key_mean: Option<Region>,
-    /// With `smooth_k` and `return_lse`.
+    /// With `smooth_k`, and `return_lse` or sinks.
     pub log_sum_exp_shift: Option<Region>,
     /// See [`sage_layout::schedule::counter`].
     pub counters: Region,
@@ -109,7 +109,8 @@ impl Workspace {
                 },
             },
             key_mean: options.smooth_k.then(|| region(channels)),
-            log_sum_exp_shift: (options.smooth_k && options.return_lse)
+            log_sum_exp_shift: resolved
+                .has_log_sum_exp_shift()
                 .then(|| region([query_heads, padded_queries as u64, 4])),
             counters: region([1, counter::count(key_heads as u32, segments as u32), 4]),
             bytes: 0,

@@ -274,6 +274,27 @@ fn rank_3_is_one_sequence() {
 }
 
 #[test]
+fn sinks_are_read() {
+    let folder = Folder::new();
+    let [q, k, v] = [1, 2, 3].map(|seed| Numbers::noise(Dtype::F16, &[1, 2, 30, 64], seed));
+    let sinks = Numbers { dtype: Dtype::F32, shape: vec![2], values: vec![f32::NEG_INFINITY, 100.0] };
+    let wrong = Numbers { dtype: Dtype::F32, shape: vec![3], values: vec![0.0; 3] };
+    let tensors = [("q", &q), ("k", &k), ("v", &v), ("sinks", &sinks), ("wrong", &wrong)];
+    let (input, output) = (folder.file("in.safetensors", &tensors), folder.path("out.safetensors"));
+    let result = |options: &[&str]| {
+        succeed(&[&["attend", &input, &output, "--device", "cpu"], options].concat());
+        Numbers::read(&output, "o").values
+    };
+    let (plain, with_sinks) = (result(&[]), result(&["--sinks", "sinks"]));
+    let (first, second) = with_sinks.split_at(30 * 64);
+    assert_eq!(first, &plain[..30 * 64]);
+    assert!(second.iter().all(|&element| element == 0.0));
+    let words = ["sinks `wrong` has shape [3]; it must be [2], one for each of the query's heads"];
+    fail(&["attend", &input, &output, "--sinks", "wrong"], &words);
+    fail(&["compare", &input, "--sinks", "nobody"], &["has no tensor `nobody`"]);
+}
+
+#[test]
 fn options_are_heeded() {
     let folder = Folder::new();
     let input = operands(&folder, [Dtype::F16; 3], [&[1, 1, 300, 64]; 3]);
@@ -296,10 +317,14 @@ fn options_are_heeded() {
         &["--pv-accum", "f32+f16"],
         &["--scale", "0.5"],
         &["--causal"],
+        &["--window-left", "20"],
+        &["--window-right", "20"],
     ] {
         assert_ne!(result(options), plain, "{options:?}");
     }
     assert_eq!(result(&["--causal=top-left"]), result(&["--causal"]));
+    assert_eq!(result(&["--window-right", "0", "--window-align", "top-left"]), result(&["--causal"]));
+    assert_eq!(result(&["--window-left", "299", "--window-right", "299"]), plain);
     let plain = result(&["--pv-mode", "f16"]);
     for accum in ["f16", "f16+f32"] {
         assert_ne!(result(&["--pv-mode", "f16", "--pv-accum", accum]), plain, "{accum}");

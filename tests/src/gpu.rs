@@ -1,7 +1,7 @@
 //! Runs on the GPU, in buffers that show every stray read and write.
 
 use crate::error::{Accuracy, assert_rows_near};
-use crate::tensor::{Inputs, Outputs, gather, indices, offset, query_shape, span};
+use crate::tensor::{Inputs, Outputs, ScoreTensors, gather, indices, offset, query_shape, span};
 use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
@@ -106,6 +106,7 @@ pub struct Call<T> {
     value: Guarded,
     output: Guarded,
     log_sum_exp: Option<Guarded>,
+    sinks: Option<Guarded>,
     workspace: Guarded,
 }
 
@@ -144,6 +145,8 @@ impl<T: Element> Call<T> {
         let stream = Stream::new(gpu)?;
         let upload = |tensor: &[T]| Guarded::holding(gpu, bytemuck::cast_slice(tensor), poison, &stream);
         let poisoned = |bytes| Guarded::poisoned(gpu, bytes, poison, &stream);
+        let score_tensors = ScoreTensors::of(problem, options);
+        let sinks = score_tensors.sinks.as_deref().map(bytemuck::cast_slice);
         let lse = || poisoned(plan.log_sum_exp_len() * size_of::<f32>());
         Ok(Self {
             prepared: match architecture {
@@ -155,6 +158,7 @@ impl<T: Element> Call<T> {
             value: upload(&inputs.value)?,
             output: poisoned(span(problem.output_strides, query_shape(problem)) * size_of::<T>())?,
             log_sum_exp: options.return_lse.then(lse).transpose()?,
+            sinks: sinks.map(|sinks| Guarded::holding(gpu, sinks, poison, &stream)).transpose()?,
             workspace: poisoned(plan.workspace_bytes() as usize)?,
             inputs: inputs.clone(),
             stream,
@@ -169,6 +173,7 @@ impl<T: Element> Call<T> {
             value: self.value.address(),
             output: self.output.address(),
             log_sum_exp: self.log_sum_exp.as_ref().map(Guarded::address),
+            sinks: self.sinks.as_ref().map(Guarded::address),
             workspace: self.workspace.address(),
             workspace_bytes: self.prepared.plan().workspace_bytes(),
         }

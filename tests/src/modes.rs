@@ -3,7 +3,6 @@
 use sage_layout::round::f32_from_e4m3;
 use sage_layout::scale::{key_scale_index, query_scale_index};
 use sage_layout::tile;
-use sage_layout::visibility::visible_keys;
 use sageattention::testing::{self, ExactOutput};
 use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode};
 
@@ -22,6 +21,35 @@ pub const PV_MODES: [(PvMode, PvAccum); 6] = [
     (PvMode::F16, PvAccum::F16),
     (PvMode::F16, PvAccum::F16F32),
 ];
+
+/// Every kind of mask: windows narrower than a chunk of keys, than a tile, and wider, with and without an end on each side.
+pub const MASKS: [Mask; 12] = [
+    Mask::None,
+    Mask::CausalAligned(CausalAlign::TopLeft),
+    Mask::CausalAligned(CausalAlign::BottomRight),
+    Mask::Window { left: Some(0), right: Some(0), align: CausalAlign::BottomRight },
+    Mask::Window { left: Some(5), right: Some(0), align: CausalAlign::TopLeft },
+    Mask::Window { left: Some(40), right: Some(0), align: CausalAlign::BottomRight },
+    Mask::Window { left: Some(90), right: Some(30), align: CausalAlign::TopLeft },
+    Mask::Window { left: Some(130), right: Some(140), align: CausalAlign::BottomRight },
+    Mask::Window { left: None, right: Some(50), align: CausalAlign::TopLeft },
+    Mask::Window { left: Some(70), right: None, align: CausalAlign::BottomRight },
+    Mask::Window { left: Some(3), right: None, align: CausalAlign::TopLeft },
+    Mask::Window { left: None, right: None, align: CausalAlign::BottomRight },
+];
+
+/// Whether a query sees a key, by the mask's definition; `offset` is `key_len - query_len`.
+fn sees(mask: Mask, query: usize, key: usize, offset: i64) -> bool {
+    let (left, right, align) = match mask {
+        Mask::None => return true,
+        Mask::CausalAligned(align) => (None, Some(0), align),
+        Mask::Window { left, right, align } => (left, right, align),
+        _ => (None, Some(0), CausalAlign::TopLeft),
+    };
+    let own = query as i64 + if align == CausalAlign::BottomRight { offset } else { 0 };
+    let after = key as i64 - own;
+    left.is_none_or(|left| -after <= i64::from(left)) && right.is_none_or(|right| after <= i64::from(right))
+}
 
 /// The element types of the values that products can be summed for in a mode: f16 sums are no place for bf16.
 pub fn element_types((pv_mode, pv_accum): (PvMode, PvAccum)) -> &'static [DType] {
@@ -54,11 +82,6 @@ pub fn on_codes<T: Element>(problem: &AttentionProblem, options: &AttentionOptio
     let padded_keys = (tile::key_tiles(key_len as u32) * tile::KEY_TILE) as usize;
     let segments = tile::segments(key_len as u32) as usize;
     let blocks = tile::query_blocks(query_len as u32) as usize;
-    let diagonal = match options.mask {
-        Mask::None => key_len as i32,
-        Mask::CausalAligned(CausalAlign::BottomRight) => key_len as i32 - query_len as i32,
-        _ => 0,
-    };
     let softmax_scale = options.softmax_scale.unwrap_or((head_dim as f32).powf(-0.5));
     let row = |elements: &[f32], row: usize| -> Option<Vec<f64>> {
         elements.chunks_exact(width).nth(row).map(|row| row.iter().map(|&x| f64::from(x)).collect())
@@ -102,16 +125,17 @@ pub fn on_codes<T: Element>(problem: &AttentionProblem, options: &AttentionOptio
                 };
                 f64::from(dot) * query_scale * key_scale * std::f64::consts::LN_2 + bias * f64::from(softmax_scale)
             };
-            let visible = visible_keys(query as u32, diagonal, key_len as u32) as usize;
-            let scores: Vec<f64> = (0..visible).map(score).collect();
+            let visible = (0..key_len).filter(|&key| sees(options.mask, query, key, key_len as i64 - query_len as i64));
+            let (visible, scores): (Vec<usize>, Vec<f64>) = visible.map(|key| (key, score(key))).unzip();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
             let sum: f64 = weights.iter().sum();
             let shifts = quantized.log_sum_exp_shift.get(head * padded_queries + query);
             exact.log_sum_exp.push(max + sum.ln() + shifts.map_or(0.0, |&shift| f64::from(shift)));
             exact.output.extend((0..head_dim).map(|channel| {
-                let product: f64 = weights.iter().zip(&values).map(|(weight, value)| weight * value[channel]).sum();
-                if visible == 0 { 0.0 } else { product / sum + output_mean[channel] }
+                let product: f64 =
+                    weights.iter().zip(&visible).map(|(weight, &key)| weight * values[key][channel]).sum();
+                if visible.is_empty() { 0.0 } else { product / sum + output_mean[channel] }
             }));
         }
     }

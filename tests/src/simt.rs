@@ -6,7 +6,7 @@ use sageattention::{AttentionOptions, AttentionProblem, ComputeCapability, Eleme
 
 use crate::codes::expected_regions;
 use crate::gpu::assert_near;
-use crate::tensor::{Inputs, Outputs, attend, gather, query_shape};
+use crate::tensor::{Inputs, Outputs, ScoreTensors, attend, gather, query_shape};
 
 /// Executes all kernels of a call as a GPU of this compute capability runs them, and compares all that they write with the CPU
 /// engine: codes and scales to the bit, and attention near it.
@@ -23,7 +23,8 @@ pub fn check<T: Element>(
 ) {
     let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
     let what = format!("compute capability {gpu}\n{problem:?}\n{options:?}\n{execution:?}");
-    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), execution)
+    let score_tensors = ScoreTensors::of(problem, options);
+    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), &score_tensors.inputs(), execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
 
     for (region, expected) in expected_regions(&quantize(problem, options, inputs.slices())) {

@@ -1,6 +1,7 @@
 //! Host tensors of any strides, and random ones.
 
-use sageattention::{AttentionOptions, AttentionProblem, Element, Strides, testing};
+use sageattention::testing::{self, ExactOutput};
+use sageattention::{AttentionOptions, AttentionProblem, Element, ScoreInputs, Strides};
 
 /// Random numbers for tests: the same seed gives the same numbers everywhere (SplitMix64).
 #[derive(Clone, Debug)]
@@ -133,6 +134,31 @@ impl<T: Element> Inputs<T> {
     }
 }
 
+/// What the options ask for besides queries, keys and values; the same for the same problem.
+#[derive(Clone, Debug)]
+pub struct ScoreTensors {
+    /// A sink of each head.
+    pub sinks: Option<Vec<f32>>,
+}
+
+impl ScoreTensors {
+    /// Sinks below, among and far above the scores, and none.
+    pub fn of(problem: &AttentionProblem, options: &AttentionOptions) -> Self {
+        let sink = |head: usize| [0.5, 4.0, -3.0, 200.0, f32::NEG_INFINITY][head % 5];
+        Self { sinks: options.sinks.then(|| (0..problem.query_heads).map(sink).collect()) }
+    }
+
+    /// As the library's functions take them.
+    pub fn inputs(&self) -> ScoreInputs<'_> {
+        ScoreInputs { sinks: self.sinks.as_deref() }
+    }
+}
+
+/// Attention in f64.
+pub fn exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: &Inputs<T>) -> ExactOutput {
+    testing::exact_with(problem, options, inputs.slices(), &ScoreTensors::of(problem, options).inputs())
+}
+
 /// What attention gives, in the order of [`indices`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outputs {
@@ -150,7 +176,8 @@ pub fn attend<T: Element>(problem: &AttentionProblem, options: &AttentionOptions
     let mut output = vec![poison; span(problem.output_strides, shape)];
     let mut log_sum_exp = vec![f32::NAN; if options.return_lse { rows } else { 0 }];
     let wanted = options.return_lse.then_some(&mut log_sum_exp[..]);
-    testing::attend(problem, options, inputs.slices(), &mut output, wanted);
+    let score_tensors = ScoreTensors::of(problem, options);
+    testing::attend_with(problem, options, inputs.slices(), &score_tensors.inputs(), &mut output, wanted);
     let result = gather(&output, problem.output_strides, shape);
     let written = output.iter().filter(|element| !element.to_f32().is_nan()).count();
     assert_eq!(written, result.len(), "elements written, and elements of the output");

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::modes::{PV_MODES, f16_roundings};
-use sage_tests::tensor::{Inputs, Outputs, Random, attend, indices, key_shape, offset, query_shape, tensor};
+use sage_tests::tensor::{Inputs, Outputs, Random, attend, exact, indices, key_shape, offset, query_shape, tensor};
 use sageattention::{
     AttentionOptions, AttentionProblem, DType, Element, Mask, PvAccum, PvMode, QkMode, Strides, TensorLayout, testing,
 };
@@ -53,7 +53,7 @@ fn any_problem() -> impl Strategy<Value = AttentionProblem> {
 
 fn near_exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, seed: u64) {
     let inputs = Inputs::<T>::random(problem, seed);
-    let exact = testing::exact(problem, options, inputs.slices());
+    let exact = exact(problem, options, &inputs);
     let result = attend(problem, options, &inputs);
     // Standard deviation of a logit's error, about: INT8 steps of numbers up to 4, or up to 9 where the keys' offset stays.
     let scale = options.softmax_scale.map_or(1.0, |scale| f64::from(scale) * (problem.head_dim as f64).sqrt());
@@ -83,10 +83,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn is_near_exact_attention(problem in any_problem(), options in any_options(), seed: u64) {
+    fn is_near_exact_attention(problem in any_problem(), options in any_options(), sinks: bool, seed: u64) {
         // what other sums need of values is f16's
         let pv_accum = if problem.dtype == DType::F16 { options.pv_accum } else { PvAccum::F32 };
-        let options = AttentionOptions { pv_accum, ..options };
+        let options = AttentionOptions { pv_accum, sinks, ..options };
         match problem.dtype {
             DType::F16 => near_exact::<f16>(&problem, &options, seed),
             _ => near_exact::<bf16>(&problem, &options, seed),

@@ -237,6 +237,7 @@ fn buffers(prepared: &PreparedPlan) -> GpuBuffers {
         value: place(3),
         output: place(4),
         log_sum_exp: prepared.plan().options().return_lse.then(|| place(5)),
+        sinks: prepared.plan().options().sinks.then(|| place(7)),
         workspace: place(6),
         workspace_bytes: prepared.plan().workspace_bytes(),
     }
@@ -279,7 +280,7 @@ fn enqueueing_is_a_memset_and_two_launches_on_the_callers_stream() {
 
 #[test]
 fn memory_of_another_gpu_is_refused() {
-    let options = AttentionOptions { return_lse: true, ..Default::default() };
+    let options = AttentionOptions { return_lse: true, sinks: true, ..Default::default() };
     let Some(prepared) = prepare(0, options) else { return };
     let own = buffers(&prepared);
     let far = SECOND + (1 << 20);
@@ -289,6 +290,7 @@ fn memory_of_another_gpu_is_refused() {
         ("value", GpuBuffers { value: far, ..own }),
         ("output", GpuBuffers { output: far, ..own }),
         ("log_sum_exp", GpuBuffers { log_sum_exp: Some(far), ..own }),
+        ("sinks", GpuBuffers { sinks: Some(far), ..own }),
         ("workspace", GpuBuffers { workspace: far, ..own }),
     ];
     for (argument, buffers) in strangers {

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 use sage_layout::dispatch::Modes;
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Error, Gpu,
-    GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity, Strides, TensorDesc, TensorLayout, Unsupported,
-    attention, devices, supports,
+    GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity, ScoreInputs, Strides, TensorDesc, TensorLayout,
+    Unsupported, attention, attention_with, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -355,6 +355,37 @@ fn host_slices() {
 }
 
 #[test]
+fn sinks() {
+    let slice = vec![f16::ONE; 25600];
+    let call = |asked_for, sinks: Option<&[f32]>| {
+        let options = AttentionOptions { sinks: asked_for, ..Default::default() };
+        attention_with(Device::Cpu, problem(), options, [&slice; 3], ScoreInputs { sinks })
+    };
+    for (asked_for, sinks, words) in [
+        (true, None, "sinks is None, the options ask for it; it is needed if they do, and allowed only then"),
+        (
+            false,
+            Some(&[0.0; 4][..]),
+            "sinks is there, the options do not ask for it; it is needed if they do, and allowed only then",
+        ),
+        (true, Some(&[0.0; 3]), "sinks has 3 elements; its shape and strides need at least 4"),
+        (
+            true,
+            Some(&[0.0, f32::NAN, 0.0, 0.0]),
+            "sinks[1] is NaN; allowed are finite numbers, and -inf for a head that has none",
+        ),
+        (
+            true,
+            Some(&[0.0, 0.0, 0.0, f32::INFINITY]),
+            "sinks[3] is inf; allowed are finite numbers, and -inf for a head that has none",
+        ),
+    ] {
+        assert_eq!(call(asked_for, sinks).expect_err(words).to_string(), words);
+    }
+    assert!(call(true, Some(&[0.0, -1.0, 1e30, f32::NEG_INFINITY])).is_ok());
+}
+
+#[test]
 fn device_buffers() -> Result<(), Error> {
     let plain = AttentionPlan::new(problem(), AttentionOptions::default())?;
     let with_lse = AttentionPlan::new(problem(), AttentionOptions { return_lse: true, ..Default::default() })?;
@@ -366,6 +397,7 @@ fn device_buffers() -> Result<(), Error> {
         log_sum_exp: None,
         workspace: 0x10000,
         workspace_bytes: with_lse.workspace_bytes(),
+        ..Default::default()
     };
     assert_eq!(plain.check_buffers(&good), Ok(()));
     assert_eq!(with_lse.check_buffers(&GpuBuffers { log_sum_exp: Some(0x5004), ..good }), Ok(()));
@@ -394,6 +426,21 @@ fn device_buffers() -> Result<(), Error> {
         ),
     ] {
         assert_eq!(plain.check_buffers(&bad).expect_err(&words).to_string(), words);
+    }
+    let with_sinks = AttentionPlan::new(problem(), AttentionOptions { sinks: true, ..Default::default() })?;
+    let enough = GpuBuffers { workspace_bytes: with_sinks.workspace_bytes(), ..good };
+    assert_eq!(with_sinks.check_buffers(&GpuBuffers { sinks: Some(0x5004), ..enough }), Ok(()));
+    for (plan, sinks, words) in [
+        (&with_sinks, None, "sinks is None, the options ask for it; it is needed if they do, and allowed only then"),
+        (
+            &plain,
+            Some(0x5004),
+            "sinks is there, the options do not ask for it; it is needed if they do, and allowed only then",
+        ),
+        (&with_sinks, Some(0x5002), "sinks's device address is 0x5002; it must be a multiple of 4 bytes"),
+        (&with_sinks, Some(0), "sinks's device address is null; it must be the address of 16 bytes"),
+    ] {
+        assert_eq!(plan.check_buffers(&GpuBuffers { sinks, ..enough }).expect_err(words).to_string(), words);
     }
     assert_eq!(
         with_lse.check_buffers(&good).expect_err("no buffer").to_string(),

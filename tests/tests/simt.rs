@@ -16,8 +16,8 @@ use sage_tests::simt;
 use sage_tests::tensor::{Inputs, Outputs, gather, query_shape};
 use sageattention::simt::{Accumulation, Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, ComputeCapability, DType, Device, Element, PvAccum, PvMode,
-    QkMode, TensorLayout, attention,
+    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Element, Mask,
+    PvAccum, PvMode, QkMode, TensorLayout, attention,
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
@@ -131,6 +131,34 @@ fn two_segments() {
     for (pv_mode, smooth_v) in [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)] {
         let options = AttentionOptions { pv_mode, smooth_v, ..with_lse() };
         check::<f16>(&problem, &options, &Options::new(Schedule::Random(3)), 6);
+    }
+}
+
+/// Windows that begin within a segment, and are longer than a flush: means, row sums and flushes of the segments that they touch.
+#[test]
+fn windows_of_segments() {
+    let align = CausalAlign::BottomRight;
+    for (key_len, left, smooth_v) in
+        [(2400, 1300, true), (2400, 700, false), (4096 + 1500, 4096 + 700, true), (1200, 100, true)]
+    {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, key_len]);
+        let mask = Mask::Window { left: Some(left), right: Some(3), align };
+        let options = AttentionOptions { mask, smooth_v, sinks: true, ..with_lse() };
+        check::<f16>(&problem, &options, &in_order(), 10);
+        let options = AttentionOptions { smooth_k: false, ..options };
+        simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<f16>::rising(&problem, 11));
+    }
+}
+
+/// Items whose warpgroups begin and end with different tiles.
+#[test]
+fn windows_of_several_items() {
+    for align in [CausalAlign::TopLeft, CausalAlign::BottomRight] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::Bf16, [1, 2, 700, 64], [1, 600]);
+        for (options, schedule) in modes().into_iter().zip([Schedule::Random(5), Schedule::InOrder]) {
+            let mask = Mask::Window { left: Some(100), right: Some(20), align };
+            check::<bf16>(&problem, &AttentionOptions { mask, ..options }, &Options::new(schedule), 12);
+        }
     }
 }
 

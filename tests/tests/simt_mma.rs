@@ -109,6 +109,9 @@ fn segments() {
         for (smooth_v, smooth_k) in [(true, !rising), (false, !rising)] {
             let options = AttentionOptions { smooth_v, smooth_k, return_lse: true, ..Default::default() };
             check_dtype(&problem, &options, &Options::new(Schedule::InOrder), (6, rising));
+            let mask = Mask::Window { left: Some(keys as u32 - 400), right: Some(5), align: CausalAlign::BottomRight };
+            let options = AttentionOptions { mask, sinks: true, ..options };
+            check_dtype(&problem, &options, &Options::new(Schedule::InOrder), (6, rising));
         }
     }
 }

@@ -42,7 +42,7 @@ fn execute((problem, attention): Call, options: &Options) -> Result<Execution, S
 
 fn execute_on(gpu: ComputeCapability, (problem, attention): Call, options: &Options) -> Result<Execution, String> {
     let inputs = Inputs::<f16>::random(&problem, 1);
-    Execution::of_gpu(gpu, &problem, &attention, inputs.slices(), options)
+    Execution::of_gpu(gpu, &problem, &attention, inputs.slices(), &Default::default(), options)
         .map_err(|(kernel, report)| format!("{}: {report}", kernel.symbol()))
 }
 

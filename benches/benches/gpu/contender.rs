@@ -127,6 +127,7 @@ impl<'a> Ours<'a> {
             log_sum_exp: None,
             workspace: self.workspace.address(),
             workspace_bytes: self.workspace.bytes() as u64,
+            ..Default::default()
         };
         for _ in 0..calls {
             // SAFETY: the buffers have the problem's sizes, and outlive the stream's work: freeing one waits for it.

@@ -1,12 +1,12 @@
 //! Attention on codes.
 
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use sage_layout::scale::{self, E4M3_MAX, KEY_SCALES_PER_TILE};
 use sage_layout::tile::{KEY_CHUNK, SEGMENT_TILES, key_tiles, padded_queries, query_blocks, segments};
-use sage_layout::visibility::visible_keys;
 
 use super::quantize::{BLOCK, MAX_WIDTH, QUERY_TILE, Quantized, TILE, nth_row, quantize, read_keys, score_bias};
 use super::simd::{InstructionSet, Matrix, ProbabilityFormat, QUAD, ROWS};
@@ -14,7 +14,7 @@ use super::view::{self, View};
 use super::zeroed;
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::{PvAccum, PvMode};
+use crate::options::{PvAccum, PvMode, ScoreInputs};
 use crate::plan::Resolved;
 use crate::tensor::DType;
 
@@ -104,9 +104,8 @@ impl Summation {
 /// grows with `query_len · key_len`. [`Error::OutOfMemory`] if there is not as much.
 pub(crate) fn attend<T: Element>(
     plan: &Resolved,
-    query: &[T],
-    key: &[T],
-    value: &[T],
+    [query, key, value]: [&[T]; 3],
+    score_inputs: &ScoreInputs,
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
@@ -121,6 +120,7 @@ pub(crate) fn attend<T: Element>(
         keys: interleave_keys(&quantized)?,
         key: View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim },
         plan,
+        score_inputs,
         format,
         summation: Summation::new(plan.options.pv_accum),
         quantized,
@@ -218,6 +218,7 @@ impl Scratch {
 
 struct Operands<'a, T> {
     plan: &'a Resolved,
+    score_inputs: &'a ScoreInputs<'a>,
     /// The caller's.
     key: View<'a, T>,
     format: ProbabilityFormat,
@@ -237,9 +238,9 @@ impl<T: Element> Operands<'_, T> {
         let tile_count = key_tiles(problem.key_len as u32) as usize;
         let segment_count = segments(problem.key_len as u32) as usize;
         let rows = QUERY_TILE.min(problem.query_len - first);
-        let visible = |row: usize| visible_keys((first + row) as u32, plan.diagonal, problem.key_len as u32) as usize;
-        // later rows never see fewer keys
-        let visible_tiles = visible(rows - 1).div_ceil(TILE);
+        let visible = |row: usize| plan.visible_keys(first + row);
+        // neither end of later rows' keys is smaller
+        let tiles = visible(0).start / TILE..visible(rows - 1).end.div_ceil(TILE);
 
         let ceiling = ceiling(self.format, plan.options.pv_accum);
         let key_mean = nth_row(&quantized.key_mean, key_head, width);
@@ -247,7 +248,7 @@ impl<T: Element> Operands<'_, T> {
         let query_mean = nth_row(&quantized.query_means, query_block, width);
 
         scratch.reset();
-        for tile in 0..visible_tiles {
+        for tile in tiles.clone() {
             let tile_index = key_head * tile_count + tile;
             let keys = &self.keys[tile_index * TILE * width..][..TILE * width];
             let values = tile_index * TILE * width..(tile_index + 1) * TILE * width;
@@ -262,11 +263,15 @@ impl<T: Element> Operands<'_, T> {
                 score_bias(plan, query_mean, &scratch.smoothed_keys, &mut scratch.bias);
                 &scratch.bias
             });
-            let visible_here = |row: usize| visible(row).saturating_sub(tile * TILE).min(TILE);
+            let visible_here = |row: usize| {
+                let Range { start, end } = visible(row);
+                let here = |key: usize| key.saturating_sub(tile * TILE).min(TILE);
+                here(start)..here(end)
+            };
 
             for block in (0..rows).step_by(ROWS) {
                 let block_rows = block..rows.min(block + ROWS);
-                if visible_here(block_rows.end - 1) == 0 {
+                if visible_here(block_rows.start).start >= visible_here(block_rows.end - 1).end {
                     continue;
                 }
                 let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first + block;
@@ -275,10 +280,10 @@ impl<T: Element> Operands<'_, T> {
                 scratch.probabilities.fill(0.0);
                 for row in block_rows {
                     let probabilities = scratch.probabilities[(row - block) * TILE..].first_chunk_mut();
-                    let (Some(probabilities), true) = (probabilities, visible_here(row) > 0) else { continue };
+                    let visible = visible_here(row);
+                    let (Some(probabilities), false) = (probabilities, visible.is_empty()) else { continue };
                     let dots = &scratch.dots[row - block];
                     let query_scale = self.query_scale(batch_head, first + row);
-                    let visible = visible_here(row);
                     let max = instructions.scores(dots, &key_scales, query_scale, bias, visible, probabilities);
                     let state = &mut scratch.rows[row];
                     if max > state.reference {
@@ -305,7 +310,7 @@ impl<T: Element> Operands<'_, T> {
 
             let segment = tile / SEGMENT_TILES as usize;
             let segment_ends = (tile + 1).is_multiple_of(SEGMENT_TILES as usize) && !self.summation.stays_f16();
-            if tile + 1 == visible_tiles || segment_ends {
+            if tile + 1 == tiles.end || segment_ends {
                 let means = quantized.value_mean_codes.get((key_head * segment_count + segment) * width..);
                 scratch
                     .finish_segment(means.and_then(|means| means.get(..width)).unwrap_or(&[0.0; MAX_WIDTH][..width]));
@@ -315,7 +320,9 @@ impl<T: Element> Operands<'_, T> {
         let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
         let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
         let output_mean = nth_row(&quantized.output_mean, key_head, width);
-        scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), output_mean, shifts, ceiling);
+        let head = batch_head % problem.query_heads;
+        let sink = self.score_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+        scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), output_mean, shifts, ceiling, sink);
     }
 
     fn query_scale(&self, batch_head: usize, row: usize) -> f32 {
@@ -348,20 +355,28 @@ impl Scratch {
         }
     }
 
-    /// Turns sums into the output, and into natural log-sum-exps; a query that sees no key gets zeros and −∞.
-    fn finish(&mut self, scales: &[f32], mean: Option<&[f32]>, shifts: &[f32], ceiling: f32) {
+    /// Turns sums into the output, and into natural log-sum-exps; a query that sees no key gets zeros and its head's sink, −∞ if
+    /// there is none. `shifts` are what smoothed keys took out of the rows' logits.
+    fn finish(&mut self, scales: &[f32], mean: Option<&[f32]>, shifts: &[f32], ceiling: f32, sink: f32) {
         for (index, (row, output)) in self.rows.iter_mut().zip(self.output.chunks_exact_mut(scales.len())).enumerate() {
-            for (output, scale) in output.iter_mut().zip(scales) {
-                *output = if row.sum == 0.0 { 0.0 } else { *output * scale / row.sum };
+            let shift = shifts.get(index).copied().unwrap_or(0.0);
+            if row.sum == 0.0 {
+                output.fill(0.0);
+                row.log_sum_exp = sink;
+                continue;
             }
-            if let (Some(mean), true) = (mean, row.sum != 0.0) {
+            // ∞ if the keys are nothing beside the sink
+            let sum = row.sum + ((sink - shift) * LOG2_E + ceiling - row.reference).exp2();
+            for (output, scale) in output.iter_mut().zip(scales) {
+                *output = *output * scale / sum;
+            }
+            if let Some(mean) = mean {
                 for (output, mean) in output.iter_mut().zip(mean) {
-                    *output += mean;
+                    *output += mean * (row.sum / sum);
                 }
             }
-            let octaves = row.sum.log2() - ceiling + row.reference;
-            let shift = shifts.get(index).copied().unwrap_or(0.0);
-            row.log_sum_exp = if row.sum == 0.0 { f32::NEG_INFINITY } else { octaves * std::f32::consts::LN_2 + shift };
+            let octaves = sum.log2() - ceiling + row.reference;
+            row.log_sum_exp = if sum == f32::INFINITY { sink } else { octaves * LN_2 + shift };
         }
     }
 }

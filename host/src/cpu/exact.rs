@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 use sage_layout::tile::{KEY_TILE, MAX_HEAD_DIM};
-use sage_layout::visibility::visible_keys;
 
 use super::simd::{self, InstructionSet, Matrix};
 use super::view::View;
 use crate::element::Element;
+use crate::options::ScoreInputs;
 use crate::plan::Resolved;
 
 /// Query rows that are worked on together.
@@ -18,15 +18,19 @@ const TILE: usize = KEY_TILE as usize;
 pub struct ExactOutput {
     /// `[batch, query_heads, query_len, head_dim]`, contiguous.
     pub output: Vec<f64>,
-    /// `[batch, query_heads, query_len]`: natural logarithm of each row's sum of exponentials; −∞ where a query sees no
-    /// key.
+    /// `[batch, query_heads, query_len]`: natural logarithm of each row's sum of exponentials, its sink's among them; −∞ where there
+    /// are none.
     pub log_sum_exp: Vec<f64>,
 }
 
 /// Softmax attention without quantization: inputs widened to f64, every operation in f64.
 ///
 /// Memory beyond the result: keys and values of the heads in flight in f64, and [`ROWS`] rows of scores a thread.
-pub(crate) fn exact<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: &[T]) -> ExactOutput {
+pub(crate) fn exact<T: Element>(
+    plan: &Resolved,
+    [query, key, value]: [&[T]; 3],
+    score_inputs: &ScoreInputs,
+) -> ExactOutput {
     let problem = &plan.problem;
     let head_dim = problem.head_dim;
     let heads_per_key_head = problem.query_heads / problem.key_heads;
@@ -48,7 +52,7 @@ pub(crate) fn exact<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: 
                 let head = key_head * heads_per_key_head + head;
                 let blocks = output.par_chunks_mut(ROWS * head_dim).zip(log_sum_exp.par_chunks_mut(ROWS));
                 blocks.enumerate().for_each(|(block, (output, log_sum_exp))| {
-                    operands.attend(plan, &query, [batch, head, block * ROWS], output, log_sum_exp);
+                    operands.attend(plan, &query, score_inputs, [batch, head, block * ROWS], output, log_sum_exp);
                 });
             });
         },
@@ -92,6 +96,7 @@ impl Operands {
         &self,
         plan: &Resolved,
         query: &View<T>,
+        score_inputs: &ScoreInputs,
         [batch, head, first]: [usize; 3],
         output: &mut [f64],
         log_sum_exp: &mut [f64],
@@ -99,10 +104,10 @@ impl Operands {
         let instructions = InstructionSet::detect();
         let width = plan.padded_head_dim as usize;
         let rows = log_sum_exp.len();
-        let visible =
-            |row: usize| visible_keys((first + row) as u32, plan.diagonal, plan.problem.key_len as u32) as usize;
-        // later rows never see fewer keys
-        let keys = visible(rows - 1).next_multiple_of(TILE);
+        let visible = |row: usize| plan.visible_keys(first + row);
+        // the keys of later rows never end earlier
+        let keys = visible(rows - 1).end.next_multiple_of(TILE);
+        let sink = score_inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
 
         let mut queries = vec![0.0; ROWS * width];
         let mut narrow = [0.0f32; MAX_HEAD_DIM as usize];
@@ -124,13 +129,19 @@ impl Operands {
         }
         let mut sums = [0.0; ROWS];
         for row in 0..rows {
-            let (seen, unseen) = scores[row * keys..(row + 1) * keys].split_at_mut(visible(row));
-            unseen.fill(0.0);
-            let max = seen.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let visible = visible(row);
+            let scores = &mut scores[row * keys..(row + 1) * keys];
+            scores[..visible.start].fill(0.0);
+            scores[visible.end..].fill(0.0);
+            let seen = &mut scores[visible];
+            let max = seen.iter().copied().fold(sink, f64::max);
+            if max == f64::NEG_INFINITY {
+                continue;
+            }
             for score in seen.iter_mut() {
                 *score = (*score - max).exp();
             }
-            sums[row] = seen.iter().sum();
+            sums[row] = seen.iter().sum::<f64>() + (sink - max).exp();
             log_sum_exp[row] = max + sums[row].ln();
         }
 

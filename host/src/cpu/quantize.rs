@@ -62,7 +62,7 @@ pub struct Quantized {
     /// `[key heads][width]`: the keys' channel means; empty without `smooth_k`.
     pub key_mean: Vec<f32>,
     /// `[query heads][padded queries]`: `softmax_scale · query · key_mean`, what smoothing takes out of a row's
-    /// log-sum-exp; empty without `smooth_k` and `return_lse`.
+    /// log-sum-exp; empty if not needed (`Resolved::has_log_sum_exp_shift`).
     pub log_sum_exp_shift: Vec<f32>,
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
     let query_means = if options.smooth_q { query_means(plan, &query) } else { Vec::new() };
     let query_scales = quantize_query(plan, &query, &query_means, &mut query_codes);
     let log_sum_exp_shift =
-        if options.smooth_k && options.return_lse { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
+        if plan.has_log_sum_exp_shift() { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
     Ok(Quantized {
         width,
         qk_mode: options.qk_mode,

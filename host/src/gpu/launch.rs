@@ -5,7 +5,7 @@ use super::driver::cuda;
 use super::module::{self, Function};
 use crate::error::Error;
 use crate::kernels::{self, Call};
-use crate::plan::AttentionPlan;
+use crate::plan::{AttentionPlan, wanted};
 use crate::tensor::{DType, extent};
 use crate::workspace;
 use sage_layout::architecture::Architecture;
@@ -18,7 +18,7 @@ use std::ffi::c_void;
 const TENSOR_ALIGNMENT: u64 = 16;
 
 /// Device addresses of one call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GpuBuffers {
     /// Queries, in the problem's shape and strides. A multiple of 16 bytes, as the next three.
     pub query: u64,
@@ -30,6 +30,9 @@ pub struct GpuBuffers {
     pub output: u64,
     /// f32 `[batch, query_heads, query_len]`, contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
     pub log_sum_exp: Option<u64>,
+    /// f32 `[query_heads]`, contiguous, a multiple of 4 bytes: what [`ScoreInputs::sinks`](crate::ScoreInputs::sinks) says; with
+    /// [`AttentionOptions::sinks`](crate::AttentionOptions::sinks), and only then.
+    pub sinks: Option<u64>,
     /// Memory that is the call's own until its work on the stream is done. A multiple of 256 bytes.
     pub workspace: u64,
     /// The workspace's size, at least [`AttentionPlan::workspace_bytes`].
@@ -39,9 +42,10 @@ pub struct GpuBuffers {
 impl GpuBuffers {
     /// Every address, and what messages call it.
     fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let Self { query, key, value, output, log_sum_exp, workspace, workspace_bytes: _ } = *self;
+        let Self { query, key, value, output, sinks, log_sum_exp, workspace, workspace_bytes: _ } = *self;
         let always = [("query", query), ("key", key), ("value", value), ("output", output), ("workspace", workspace)];
-        always.into_iter().chain(log_sum_exp.map(|address| ("log_sum_exp", address)))
+        let asked_for = [("sinks", sinks), ("log_sum_exp", log_sum_exp)];
+        always.into_iter().chain(asked_for.into_iter().filter_map(|(name, address)| Some((name, address?))))
     }
 }
 
@@ -128,7 +132,7 @@ impl AttentionPlan {
     /// # Errors
     ///
     /// Addresses that are null or not aligned, a workspace that is too small, a log-sum-exp buffer without `return_lse`
-    /// or the reverse.
+    /// or the reverse, sinks without the option or the reverse.
     pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
         let problem = self.problem();
         let bytes = |shape, strides| extent(shape, strides).expect("checked by the plan") * DType::BYTES as u64;
@@ -148,6 +152,10 @@ impl AttentionPlan {
             }
             None if !return_lse => {}
             _ => return Err(Error::LogSumExpBuffer { return_lse }),
+        }
+        let sinks = wanted("sinks", self.options().sinks, buffers.sinks)?;
+        if let Some(address) = sinks {
+            check_address("sinks", address, problem.query_heads as u64 * 4, 4)?;
         }
         let needed = self.workspace_bytes();
         if buffers.workspace_bytes < needed {

@@ -6,6 +6,7 @@
 
 use crate::kernel::Family;
 use crate::schedule::Order;
+use crate::visibility::Band;
 
 /// A device address.
 pub type Address = u64;
@@ -131,18 +132,20 @@ pub struct AttentionParams {
     /// Segment means of the values, in units of the value scales; 0 for `AttentionF16`. For `AttentionMmaFp8`, 0 if there are
     /// none; for `AttentionMmaF16`, the values' means, or 0.
     pub value_mean_codes: Address,
-    /// `log_sum_exp` less this is what the softmax computed; 0 for nothing.
+    /// f32 `[batch · heads][padded queries]`: what smoothed keys took out of every logit of a row, in natural units; 0 for nothing.
     pub log_sum_exp_shift: Address,
     /// f32 `[batch · query heads][query_len]`: natural logarithm of each row's sum of exponentials; 0 if not wanted.
     pub log_sum_exp: Address,
     /// u32: items that were claimed beyond each CTA's first. 0 before the launch, and 0 again after it.
     pub claimed_items: Address,
+    /// f32 `[query heads]`: a logit of each head that only the denominator of its softmax has, in natural units; 0 for none.
+    pub sinks: Address,
     /// The result, in the queries' shape.
     pub output: TensorView,
     /// Keys a head.
     pub key_len: u32,
-    /// See [`visibility`](crate::visibility).
-    pub diagonal: i32,
+    /// Which of them a query sees.
+    pub visible: Band,
     /// Query heads that share a key head.
     pub heads_per_key_head: u32,
     /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas) or [`mma_ctas`](crate::tile::mma_ctas).
@@ -153,15 +156,15 @@ pub struct AttentionParams {
     /// Query heads, over all batches, that are worked on at a time: those that share a key head, or, under a mask, as
     /// many as [`cached_heads`](crate::tile::cached_heads), so that the longest items of more heads come first.
     pub heads_per_group: u32,
-    /// See [`QuantizeParams::query_mean`]. This and what follows are for the families that have smoothed queries
+    /// The softmax scale times log₂ e. This and what follows are for the families that have smoothed queries
     /// ([`Family::smooths_queries`]).
+    pub score_scale: f32,
+    /// See [`QuantizeParams::query_mean`].
     pub query_mean: Address,
     /// See [`QuantizeParams::key_mean`].
     pub key_mean: Address,
     /// The caller's keys.
     pub keys: TensorView,
-    /// The softmax scale times log₂ e.
-    pub score_scale: f32,
 }
 
 /// The parameters of some kernel.
@@ -208,11 +211,14 @@ const _: () = {
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
     assert!(size_of::<QuantizeParams>() == 336 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
-    assert!(size_of::<AttentionParams>() == 224 && offset_of!(AttentionParams, output) == 80);
+    assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
+    assert!(size_of::<AttentionParams>() == 232 && offset_of!(AttentionParams, output) == 88);
     assert!(
-        offset_of!(AttentionParams, key_len) == 128
-            && offset_of!(AttentionParams, items) == 140
-            && offset_of!(AttentionParams, heads_per_group) == 148
-            && offset_of!(AttentionParams, keys) == 168
+        offset_of!(AttentionParams, key_len) == 136
+            && offset_of!(AttentionParams, visible) == 140
+            && offset_of!(AttentionParams, items) == 152
+            && offset_of!(AttentionParams, heads_per_group) == 160
+            && offset_of!(AttentionParams, query_mean) == 168
+            && offset_of!(AttentionParams, keys) == 184
     );
 };

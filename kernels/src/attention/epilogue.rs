@@ -1,10 +1,12 @@
-//! The output's way to memory: 16 rows of a warp, through its shared memory, in whole rows.
+//! The end of a row: what its sums are divided by, and the output's way to memory, 16 rows of a warp, through its shared memory, in
+//! whole rows.
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{WARP_ROWS, padded_queries};
-use simt::{global, shared, warp};
+use simt::{global, math, shared, warp};
 
+use super::softmax::OnlineSoftmax;
 use crate::element::Element;
 
 /// Writes a warp's output: `values(element)` is accumulator register `element`.
@@ -73,18 +75,21 @@ pub unsafe fn store_rows<E: Element>(
     warp::sync_warp();
 }
 
-/// The log-sum-exps of a lane's two rows, on their way to memory.
+/// How a lane's two rows end: what their sums are divided by, and their log-sum-exps.
 ///
-/// The shifts are loaded here, long before [`store`](Self::store) needs them.
-pub struct LogSumExp {
+/// What this takes of memory is loaded by [`new`](Self::new), before it is needed.
+pub struct RowEnds {
     /// Index of the lane's first row over all heads; the other is 8 further on.
     first: u64,
-    /// Whether this lane writes a row.
+    /// Whether this lane writes a row's log-sum-exp.
     stores: [bool; 2],
+    /// What smoothed keys took out of the rows' logits.
     shift: [f32; 2],
+    /// The head's sink; −∞ for none.
+    sink: f32,
 }
 
-impl LogSumExp {
+impl RowEnds {
     /// For the lane of a warp whose first row is `first_row`.
     ///
     /// # Safety
@@ -94,32 +99,52 @@ impl LogSumExp {
     pub unsafe fn new(params: &AttentionParams, head: u32, first_row: u32, lane: u32) -> Self {
         let tokens = params.output.tokens;
         let row = first_row + lane / 4;
-        let wanted = params.log_sum_exp != 0 && lane.is_multiple_of(4);
-        let stores = [wanted && row < tokens, wanted && row + 8 < tokens];
+        let exists = [row < tokens, row + 8 < tokens];
+        let stores = exists.map(|exists| exists && params.log_sum_exp != 0 && lane.is_multiple_of(4));
         let shifts = params.log_sum_exp_shift + 4 * (head as u64 * padded_queries(tokens) as u64 + row as u64);
         let mut shift = [0.0; 2];
         for index in 0..2 {
-            if stores[index] && params.log_sum_exp_shift != 0 {
+            if exists[index] && params.log_sum_exp_shift != 0 {
                 // SAFETY: the row is one of the head's.
                 shift[index] = unsafe { global::load_f32(shifts + 32 * index as u64) };
             }
         }
-        Self { first: head as u64 * tokens as u64 + row as u64, stores, shift }
+        let mut sink = f32::NEG_INFINITY;
+        if params.sinks != 0 {
+            let (_, head) = math::div_rem(head, params.output.heads);
+            // SAFETY: there is a sink for each head.
+            sink = unsafe { global::load_f32(params.sinks + 4 * head as u64) };
+        }
+        Self { first: head as u64 * tokens as u64 + row as u64, stores, shift, sink }
     }
 
-    /// Writes them: `softmax(row)` is what the softmax computed.
+    /// What the rows' sums are divided by, from the sums of their probabilities.
+    #[inline(always)]
+    pub fn denominators(&self, softmax: &OnlineSoftmax, row_sum: [f32; 2]) -> [f32; 2] {
+        [0, 1].map(|row| softmax.denominator(row, row_sum[row], self.sink - self.shift[row]))
+    }
+
+    /// Writes the log-sum-exps, if they are wanted.
     ///
     /// # Safety
     ///
     /// As for [`new`](Self::new).
     #[inline(always)]
-    pub unsafe fn store(&self, params: &AttentionParams, softmax: impl Fn(usize) -> f32) {
-        for index in 0..2 {
-            if self.stores[index] {
-                let at = params.log_sum_exp + 4 * (self.first + 8 * index as u64);
+    pub unsafe fn store(&self, params: &AttentionParams, softmax: &OnlineSoftmax, denominators: [f32; 2]) {
+        for row in 0..2 {
+            if self.stores[row] {
+                let at = params.log_sum_exp + 4 * (self.first + 8 * row as u64);
+                let no_keys_count = denominators[row] == 0.0 || denominators[row] == f32::INFINITY;
+                let of_keys = softmax.log_sum_exp(row, denominators[row]) + self.shift[row];
                 // SAFETY: the row is one of the head's.
-                unsafe { global::store_f32(at, softmax(index) + self.shift[index]) };
+                unsafe { global::store_f32(at, if no_keys_count { self.sink } else { of_keys }) };
             }
         }
     }
+}
+
+/// Factors that divide by denominators; 0 for a row that nothing counts for.
+#[inline(always)]
+pub fn inverse(denominators: [f32; 2]) -> [f32; 2] {
+    denominators.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) })
 }

@@ -4,7 +4,7 @@ use core::cmp::min;
 
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS};
-use sage_layout::visibility::visible_keys;
+use sage_layout::visibility::Band;
 use simt::{global, math, thread};
 
 use crate::quantize::query_key::key_head_of;
@@ -25,7 +25,8 @@ impl WorkItem {
     /// last queries come first: under a causal mask they see the most keys.
     #[inline(always)]
     pub fn nth(params: &AttentionParams, index: u32, queries: u32) -> Self {
-        let ctas = params.output.tokens.div_ceil(queries);
+        // opaque, or it is kept in registers from one item to the next
+        let ctas = math::opaque(params.output.tokens).div_ceil(queries);
         let (heads, _) = math::div_rem(params.items, ctas);
         let (group, index) = math::div_rem(index, ctas * params.heads_per_group);
         let first_head = group * params.heads_per_group;
@@ -36,8 +37,8 @@ impl WorkItem {
 
     /// Key tiles that the item needs.
     #[inline(always)]
-    pub fn key_tiles(&self, params: &AttentionParams) -> u32 {
-        KeyTiles::of(params, [self.first_query, CTA_QUERIES], KEY_TILE).all
+    pub fn key_tiles(&self, params: &AttentionParams) -> KeyTiles {
+        KeyTiles::of(params, [self.first_query, CTA_QUERIES], KEY_TILE)
     }
 
     /// The part of the item's key tiles that one of its warpgroups needs.
@@ -51,25 +52,67 @@ impl WorkItem {
 /// Key tiles, or smaller parts of the keys, of some queries.
 #[derive(Clone, Copy)]
 pub struct KeyTiles {
-    /// The first tiles that every query sees whole.
+    /// The first tile that any query sees anything of.
+    pub first: u32,
+    /// The tile after the last such; `first`, both 0, if there are none.
+    pub end: u32,
+    /// Tiles `whole .. whole_end` are seen whole by every query; `end`, both, if there are none.
     pub whole: u32,
-    /// Tiles that any query sees anything of.
-    pub all: u32,
+    /// See [`whole`](Self::whole).
+    pub whole_end: u32,
 }
 
 impl KeyTiles {
     /// Tiles of `keys` keys, of the `count` queries from `row` on.
     #[inline(always)]
     pub fn of(params: &AttentionParams, [row, count]: [u32; 2], keys: u32) -> Self {
-        let AttentionParams { diagonal, key_len, .. } = *params;
-        if row >= params.output.tokens {
-            return Self { whole: 0, all: 0 };
+        const NONE: KeyTiles = KeyTiles { first: 0, end: 0, whole: 0, whole_end: 0 };
+        let AttentionParams { visible, key_len, .. } = *params;
+        // opaque, or what follows from them is kept in registers from one item to the next
+        let tokens = math::opaque(params.output.tokens);
+        let visible = Band { last: math::opaque(visible.last as u32) as i32, ..visible };
+        if row >= tokens {
+            return NONE;
         }
-        let last = min(row + count, params.output.tokens) - 1;
-        Self {
-            whole: visible_keys(row, diagonal, key_len) / keys,
-            all: visible_keys(last, diagonal, key_len).div_ceil(keys),
+        // neither end of later rows is smaller
+        let first_row = visible.visible_keys(row, key_len);
+        let last_row = visible.visible_keys(min(row + count, tokens) - 1, key_len);
+        let (first, end) = (first_row.start / keys, last_row.end.div_ceil(keys));
+        if first_row.start >= last_row.end {
+            return NONE;
         }
+        let (whole, whole_end) = (last_row.start.div_ceil(keys), first_row.end / keys);
+        if whole < whole_end {
+            Self { first, end, whole, whole_end }
+        } else {
+            Self { first, end, whole: end, whole_end: end }
+        }
+    }
+
+    /// How many tiles there are.
+    #[inline(always)]
+    pub fn count(&self) -> u32 {
+        self.end - self.first
+    }
+
+    /// Whether a tile is one of them.
+    #[inline(always)]
+    pub fn contains(&self, tile: u32) -> bool {
+        self.first <= tile && tile < self.end
+    }
+
+    /// Whether every query sees all of a tile.
+    #[inline(always)]
+    pub fn is_whole(&self, tile: u32) -> bool {
+        self.whole <= tile && tile < self.whole_end
+    }
+
+    /// From `tile` on, how far the next tiles up to `end` are whole, and how far those after them are not.
+    ///
+    /// With both done, what follows are whole tiles again; where a window's queries end, more of those that are not.
+    #[inline(always)]
+    pub fn runs(&self, tile: u32, end: u32) -> [u32; 2] {
+        if tile < self.whole { [tile, min(end, self.whole)] } else { [min(end, self.whole_end), end] }
     }
 }
 

@@ -323,14 +323,17 @@ impl OnlineSoftmax {
         probabilities.set(group, &values);
     }
 
-    /// Natural logarithm of the sum of exponentials of a row, from the sum of its probabilities; −∞ for no keys.
+    /// What a row's sums are divided by: the sum of its probabilities, and that of a logit that has no value, in natural units.
+    /// ∞ if the probabilities are nothing beside it, however stale the reference is; 0 without both.
     #[inline(always)]
-    pub fn log_sum_exp(&self, row: usize, row_sum: f32) -> f32 {
-        if row_sum == 0.0 {
-            f32::NEG_INFINITY
-        } else {
-            (math::log2(row_sum) - self.offset[row]) * core::f32::consts::LN_2
-        }
+    pub fn denominator(&self, row: usize, row_sum: f32, sink: f32) -> f32 {
+        row_sum + math::exp2(math::fma(sink, core::f32::consts::LOG2_E, self.offset[row]))
+    }
+
+    /// Natural logarithm of the sum of exponentials of a row, from its [`denominator`](Self::denominator), if that is neither 0 nor ∞.
+    #[inline(always)]
+    pub fn log_sum_exp(&self, row: usize, denominator: f32) -> f32 {
+        (math::log2(denominator) - self.offset[row]) * core::f32::consts::LN_2
     }
 }
 

@@ -1,10 +1,8 @@
 use proptest::prelude::*;
-use sage_tests::modes::element_types;
-use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
-};
+use sage_tests::modes::{MASKS, element_types};
+use sageattention::{AttentionOptions, AttentionProblem, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout};
 
-/// Lengths at the edges of tiles, chunks and warps, in these modes, all masks, every granularity, grouped heads, both layouts.
+/// Lengths at the edges of tiles, chunks and warps, in these modes, all masks, with and without sinks, every granularity, grouped heads, both layouts.
 pub fn calls(
     pv_modes: &'static [(PvMode, PvAccum)],
     qk_modes: &'static [(QkMode, bool)],
@@ -13,14 +11,10 @@ pub fn calls(
     let heads = prop::sample::select(vec![(1, 1), (2, 1), (4, 2)]);
     let head_dim = prop::sample::select(vec![64, 128, 64, 128, 40, 72, 33, 200, 256]);
     let layout = prop::sample::select(vec![TensorLayout::Hnd, TensorLayout::Nhd]);
-    let mask = prop::sample::select(vec![
-        Mask::None,
-        Mask::CausalAligned(CausalAlign::TopLeft),
-        Mask::CausalAligned(CausalAlign::BottomRight),
-    ]);
+    let mask = prop::sample::select(&MASKS[..]);
     let granularity = prop::sample::select(QuantGranularity::ALL.to_vec());
     let pv = prop::sample::select(pv_modes);
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<prop::sample::Index>());
+    let flags = (any::<[bool; 4]>(), any::<prop::sample::Index>());
     let qk_mode = prop::sample::select(qk_modes);
     (lengths, heads, head_dim, layout, mask, granularity, (pv, flags, qk_mode)).prop_map(
         |(
@@ -32,7 +26,7 @@ pub fn calls(
             granularity,
             ((pv_mode, pv_accum), flags, (qk_mode, smooth_q)),
         )| {
-            let (smooth_k, smooth_v, return_lse, dtype) = flags;
+            let ([smooth_k, smooth_v, return_lse, sinks], dtype) = flags;
             // no kernels for others with so many channels
             let (qk_mode, smooth_q) = if head_dim > 128 { (QkMode::Int8, false) } else { (qk_mode, smooth_q) };
             let shape = [1, query_heads, queries, head_dim];
@@ -52,6 +46,7 @@ pub fn calls(
                 smooth_k,
                 smooth_v,
                 return_lse,
+                sinks,
                 ..Default::default()
             };
             (problem, options)

@@ -1,14 +1,10 @@
 use proptest::prelude::*;
-use sage_tests::modes::PV_MODES;
-use sageattention::{AttentionOptions, CausalAlign, Mask, QkMode, QuantGranularity};
+use sage_tests::modes::{MASKS, PV_MODES};
+use sageattention::{AttentionOptions, Mask, QkMode, QuantGranularity};
 
-/// Every mode with every mask.
+/// Every mode with every mask; nothing that comes with the call.
 pub fn any_options() -> impl Strategy<Value = AttentionOptions> {
-    let mask = prop_oneof![
-        2 => Just(Mask::None),
-        1 => Just(Mask::CausalAligned(CausalAlign::TopLeft)),
-        1 => Just(Mask::CausalAligned(CausalAlign::BottomRight)),
-    ];
+    let mask = prop_oneof![1 => Just(Mask::None), 2 => prop::sample::select(&MASKS[..])];
     let granularity = prop::sample::select(&QuantGranularity::ALL[..]);
     let qk_mode = prop::sample::select(&QkMode::ALL[..]);
     let pv = prop::sample::select(&PV_MODES[..]);
@@ -33,6 +29,7 @@ pub fn any_options() -> impl Strategy<Value = AttentionOptions> {
                 mask,
                 softmax_scale,
                 return_lse,
+                ..Default::default()
             }
         },
     )

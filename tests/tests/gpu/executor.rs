@@ -37,7 +37,7 @@ fn compare<T: Element>(
     let result = call.outputs().expect("a result");
 
     let execution = Options { accumulation, ..Options::new(Schedule::InOrder) };
-    let executed = Execution::new(problem, options, inputs.slices(), &execution)
+    let executed = Execution::new(problem, options, inputs.slices(), &Default::default(), &execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}", kernel.symbol()));
     // what the counters end with depends on the number of CTAs
     for region in call.regions().into_iter().filter(|&region| region != "counters") {

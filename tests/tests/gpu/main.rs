@@ -7,6 +7,7 @@
 mod accuracy;
 mod codes;
 mod executor;
+mod masks;
 mod memory;
 mod mma;
 mod properties;

@@ -106,6 +106,7 @@ fn check_far_offsets(gpu: &'static Gpu, options: AttentionOptions) -> Result<(),
             log_sum_exp: Some(log_sum_exp.address()),
             workspace: workspace.address(),
             workspace_bytes: plan.workspace_bytes(),
+            ..Default::default()
         };
         // SAFETY: the tensors' first and last parts lie in `memory`, and the stream is waited for by the read below.
         unsafe { plan.prepare(gpu)?.enqueue(stream.raw(), &buffers)? };
@@ -142,6 +143,7 @@ fn output_in_the_queries_place() -> Result<(), Error> {
         log_sum_exp: None,
         workspace: workspace.address(),
         workspace_bytes: plan.workspace_bytes(),
+        ..Default::default()
     };
     // SAFETY: the buffers have the plan's sizes, and the stream is waited for by the read below.
     unsafe { plan.prepare(gpu)?.enqueue(stream.raw(), &buffers)? };

@@ -4,6 +4,7 @@ use crate::arguments::{DeviceChoice, accum_name, explain};
 use crate::call::Call;
 use crate::operands::Slices;
 use crate::samples::{DataArguments, LAYERS, Sample, normal};
+use crate::score_tensors::ScoreTensors;
 use crate::table::{self, Column};
 use anyhow::Result;
 use clap::ValueEnum;
@@ -148,7 +149,8 @@ fn modes() -> Vec<AttentionOptions> {
 
 fn rows<T: Element>(sample: &Sample, slices: &[Vec<T>; 3], device: Device) -> Result<Vec<[String; 8]>> {
     let slices = slices.each_ref().map(Vec::as_slice);
-    let call = |options| Call::new(sample.problem, AttentionOptions { mask: sample.mask, ..options }, slices);
+    let none = ScoreTensors::default();
+    let call = |options| Call::new(sample.problem, AttentionOptions { mask: sample.mask, ..options }, slices, &none);
     let exact = call(AttentionOptions::default()).map_err(explain)?.exact_output();
     let mut rows = Vec::new();
     for options in modes() {

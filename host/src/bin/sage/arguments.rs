@@ -32,15 +32,36 @@ pub struct TensorArguments {
 
 /// What to compute.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("window").multiple(true)))]
 pub struct OptionArguments {
     /// Hide later keys from each query; unequal lengths need an alignment
     #[arg(long, value_enum, value_name = "ALIGNMENT", num_args = 0..=1, require_equals = true)]
     causal: Option<Option<Align>>,
+    /// Hide keys more than so many before the query's own
+    #[arg(long, value_name = "KEYS", group = "window", conflicts_with = "causal")]
+    window_left: Option<u32>,
+    /// Hide keys more than so many after the query's own; with 0 the window is causal
+    #[arg(long, value_name = "KEYS", group = "window", conflicts_with = "causal")]
+    window_right: Option<u32>,
+    /// Which key is the query's own, for a window and unequal lengths [default: bottom-right]
+    #[arg(long, value_enum, value_name = "ALIGNMENT", requires = "window")]
+    window_align: Option<Align>,
     /// What query · key is multiplied by before the softmax [default: head_dim^-½]
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
+    /// What else is in the file
+    #[command(flatten)]
+    pub score: ScoreArguments,
     #[command(flatten)]
     modes: ModeArguments,
+}
+
+/// Tensors of the file besides query, key and value.
+#[derive(clap::Args)]
+pub struct ScoreArguments {
+    /// Name of a tensor [heads]: a logit of each query head that only the softmax's denominator has
+    #[arg(long, value_name = "NAME")]
+    pub sinks: Option<String>,
 }
 
 /// How to compute it.
@@ -73,13 +94,17 @@ impl OptionArguments {
     /// The library's options, without log-sum-exp.
     pub fn options(&self) -> AttentionOptions {
         AttentionOptions {
-            mask: match self.causal {
-                None => Mask::None,
-                Some(None) => Mask::Causal,
-                Some(Some(Align::TopLeft)) => Mask::CausalAligned(CausalAlign::TopLeft),
-                Some(Some(Align::BottomRight)) => Mask::CausalAligned(CausalAlign::BottomRight),
+            mask: match (self.causal, self.window_left, self.window_right) {
+                (None, None, None) => Mask::None,
+                (None, left, right) => {
+                    let align = self.window_align.unwrap_or(Align::BottomRight).into();
+                    Mask::Window { left, right, align }
+                }
+                (Some(None), ..) => Mask::Causal,
+                (Some(Some(align)), ..) => Mask::CausalAligned(align.into()),
             },
             softmax_scale: self.scale,
+            sinks: self.score.sinks.is_some(),
             ..self.modes.options()
         }
     }
@@ -123,6 +148,15 @@ enum Align {
     TopLeft,
     /// The last query lines up with the last key
     BottomRight,
+}
+
+impl From<Align> for CausalAlign {
+    fn from(align: Align) -> Self {
+        match align {
+            Align::TopLeft => Self::TopLeft,
+            Align::BottomRight => Self::BottomRight,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

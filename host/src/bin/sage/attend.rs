@@ -3,6 +3,7 @@
 use crate::arguments::{DeviceChoice, OptionArguments, TensorArguments, explain};
 use crate::call::Call;
 use crate::operands::{Operands, Slices, swap_middle_axes};
+use crate::score_tensors::ScoreTensors;
 use crate::tensor_file::{NewFile, Tensor, TensorFile};
 use anyhow::Result;
 use safetensors::Dtype;
@@ -29,20 +30,28 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let operands = Operands::read(&mut TensorFile::open(&arguments.tensors.input)?, &arguments.tensors)?;
+    let mut file = TensorFile::open(&arguments.tensors.input)?;
+    let operands = Operands::read(&mut file, &arguments.tensors)?;
+    let score_tensors = ScoreTensors::read(&mut file, &arguments.options.score, &operands.problem)?;
     let output = NewFile::create(&arguments.output)?;
     let tensors = match &operands.slices {
-        Slices::F16(slices) => attend(arguments, &operands, slices)?,
-        Slices::Bf16(slices) => attend(arguments, &operands, slices)?,
+        Slices::F16(slices) => attend(arguments, &operands, slices, &score_tensors)?,
+        Slices::Bf16(slices) => attend(arguments, &operands, slices, &score_tensors)?,
     };
     Ok(output.write(&tensors)?)
 }
 
 /// The tensors to write.
-fn attend<T: Element>(arguments: &Arguments, operands: &Operands, slices: &[Vec<T>; 3]) -> Result<Vec<Tensor>> {
+fn attend<T: Element>(
+    arguments: &Arguments,
+    operands: &Operands,
+    slices: &[Vec<T>; 3],
+    score_tensors: &ScoreTensors,
+) -> Result<Vec<Tensor>> {
     let options = AttentionOptions { return_lse: arguments.lse, ..arguments.options.options() };
     let device = arguments.device.resolve();
-    let call = Call::new(operands.problem, options, slices.each_ref().map(Vec::as_slice)).map_err(explain)?;
+    let slices = slices.each_ref().map(Vec::as_slice);
+    let call = Call::new(operands.problem, options, slices, score_tensors).map_err(explain)?;
     let start = Instant::now();
     let AttentionOutput { output, log_sum_exp } = call.attention(device).map_err(explain)?;
     eprintln!("attention on {device}: {:.1?}", start.elapsed());

@@ -1,9 +1,11 @@
 //! An attention call, its result head after head.
 
 use crate::progress::Progress;
+use crate::score_tensors::ScoreTensors;
 use sageattention::testing::{self, ExactOutput};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionPlan, AttentionProblem, Device, Element, Error, TensorLayout, attention,
+    AttentionOptions, AttentionOutput, AttentionPlan, AttentionProblem, Device, Element, Error, TensorLayout,
+    attention_with,
 };
 
 /// Multiply-adds between two moves of the progress bar, a thread: about a tenth of a second.
@@ -16,6 +18,9 @@ pub struct Call<'a, T> {
     query: &'a [T],
     key: &'a [T],
     value: &'a [T],
+    score_tensors: &'a ScoreTensors,
+    /// Of the query heads.
+    first_head: usize,
 }
 
 impl<'a, T: Element> Call<'a, T> {
@@ -24,10 +29,11 @@ impl<'a, T: Element> Call<'a, T> {
         problem: AttentionProblem,
         options: AttentionOptions,
         [query, key, value]: [&'a [T]; 3],
+        score_tensors: &'a ScoreTensors,
     ) -> Result<Self, Error> {
         let problem = head_major(problem);
         AttentionPlan::new(problem, options)?;
-        Ok(Self { problem, options, query, key, value })
+        Ok(Self { problem, options, query, key, value, score_tensors, first_head: 0 })
     }
 
     /// What is computed.
@@ -39,7 +45,7 @@ impl<'a, T: Element> Call<'a, T> {
     pub fn attention(&self, device: Device) -> Result<AttentionOutput<T>, Error> {
         if device != Device::Cpu {
             let progress = Progress::start(format!("attention on {device}"), 1);
-            let result = attention(device, self.problem, self.options, self.query, self.key, self.value);
+            let result = self.run(device);
             progress.advance();
             return result;
         }
@@ -48,12 +54,17 @@ impl<'a, T: Element> Call<'a, T> {
         let log_sum_exp = self.options.return_lse.then(Vec::new);
         let mut whole = AttentionOutput { output: Vec::new(), log_sum_exp };
         for step in steps {
-            let part = attention(device, step.problem, step.options, step.query, step.key, step.value)?;
+            let part = step.run(device)?;
             whole.output.extend(part.output);
             whole.log_sum_exp.iter_mut().for_each(|whole| whole.extend(part.log_sum_exp.iter().flatten()));
             progress.advance();
         }
         Ok(whole)
+    }
+
+    fn run(&self, device: Device) -> Result<AttentionOutput<T>, Error> {
+        let inputs = [self.query, self.key, self.value];
+        attention_with(device, self.problem, self.options, inputs, self.score_tensors.inputs(self.first_head))
     }
 
     /// Attention in f64, on the same 16-bit tensors: the output is `[batch, query_heads, query_len, head_dim]`.
@@ -62,8 +73,9 @@ impl<'a, T: Element> Call<'a, T> {
         let progress = Progress::start("exact attention", steps.len());
         let mut whole = Vec::new();
         for step in steps {
-            let ExactOutput { output, .. } =
-                testing::exact(&step.problem, &step.options, [step.query, step.key, step.value]);
+            let inputs = [step.query, step.key, step.value];
+            let score_inputs = step.score_tensors.inputs(step.first_head);
+            let ExactOutput { output, .. } = testing::exact_with(&step.problem, &step.options, inputs, &score_inputs);
             whole.extend(output);
             progress.advance();
         }
@@ -94,6 +106,8 @@ impl<'a, T: Element> Call<'a, T> {
                     ..self.problem
                 }),
                 options: self.options,
+                score_tensors: self.score_tensors,
+                first_head: first * ratio,
             }
         };
         (0..batch)

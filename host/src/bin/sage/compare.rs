@@ -3,6 +3,7 @@
 use crate::arguments::{DeviceChoice, OptionArguments, TensorArguments, explain};
 use crate::call::Call;
 use crate::operands::{Operands, Reference, Slices};
+use crate::score_tensors::ScoreTensors;
 use crate::table::{self, Column};
 use crate::tensor_file::TensorFile;
 use anyhow::Result;
@@ -29,25 +30,26 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
     let mut file = TensorFile::open(&arguments.tensors.input)?;
     let operands = Operands::read(&mut file, &arguments.tensors)?;
+    let score_tensors = ScoreTensors::read(&mut file, &arguments.options.score, &operands.problem)?;
     let reference = arguments.reference.as_deref();
     let reference = reference.map(|name| Reference::read(&mut file, name, &operands, arguments.tensors.layout.into()));
     let reference = reference.transpose()?;
     match &operands.slices {
-        Slices::F16(slices) => compare(arguments, &operands, slices, reference, out),
-        Slices::Bf16(slices) => compare(arguments, &operands, slices, reference, out),
+        Slices::F16(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
+        Slices::Bf16(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
     }
 }
 
 fn compare<T: Element>(
     arguments: &Arguments,
     operands: &Operands,
-    slices: &[Vec<T>; 3],
+    (slices, score_tensors): (&[Vec<T>; 3], &ScoreTensors),
     reference: Option<Reference>,
     out: &mut impl Write,
 ) -> Result<()> {
     let device = arguments.device.resolve();
     let slices = slices.each_ref().map(Vec::as_slice);
-    let call = Call::new(operands.problem, arguments.options.options(), slices).map_err(explain)?;
+    let call = Call::new(operands.problem, arguments.options.options(), slices, score_tensors).map_err(explain)?;
     let AttentionOutput { output, .. } = call.attention(device).map_err(explain)?;
     let output: Vec<f64> = output.into_iter().map(|element| element.to_f32().into()).collect();
     let [_, heads, tokens, head_dim] = call.problem().query_shape();

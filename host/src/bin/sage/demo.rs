@@ -5,6 +5,7 @@ use crate::call::Call;
 use crate::devices::cpu_description;
 use crate::operands::Slices;
 use crate::samples::{DataArguments, LAYERS, Sample, normal};
+use crate::score_tensors::ScoreTensors;
 use crate::table::{self, Column};
 use anyhow::Result;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
@@ -95,7 +96,8 @@ fn measure<T: Element>(
     slices: &[Vec<T>; 3],
 ) -> Result<[String; 8]> {
     let slices = slices.each_ref().map(Vec::as_slice);
-    let call = Call::new(sample.problem, options, slices).map_err(explain)?;
+    let score_tensors = ScoreTensors::default();
+    let call = Call::new(sample.problem, options, slices, &score_tensors).map_err(explain)?;
     let output = call.attention(device).map_err(explain)?.output;
     let accuracy = Accuracy::of(output.iter().map(|element| element.to_f32().into()), &call.exact_output());
     let time = match device {
@@ -140,9 +142,9 @@ fn time_on_gpu<T: Element>(
         key: key.address(),
         value: value.address(),
         output: output.address(),
-        log_sum_exp: None,
         workspace: workspace.address(),
         workspace_bytes: plan.workspace_bytes(),
+        ..Default::default()
     };
     median(BURST, || {
         for _ in 0..BURST {

@@ -10,6 +10,7 @@ mod devices;
 mod operands;
 mod progress;
 mod samples;
+mod score_tensors;
 mod table;
 mod tensor_file;
 

@@ -1,6 +1,7 @@
 //! For x86-64 with AVX-512 and VNNI.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::multiply::{Matrix, multiply_accumulate, register_vector};
 use super::{ProbabilityFormat, QUAD, ROWS, TILE, softmax};
@@ -63,7 +64,7 @@ pub(super) fn scores(
     key_scales: &[f32; TILE],
     query_scale: f32,
     bias: Option<&[f32; TILE]>,
-    visible: usize,
+    visible: Range<usize>,
     scores: &mut [f32; TILE],
 ) -> f32 {
     softmax::scores(dots, key_scales, query_scale, bias, visible, scores)

@@ -19,6 +19,8 @@ mod multiply;
 mod portable;
 mod softmax;
 
+use std::ops::Range;
+
 use sage_layout::tile::KEY_TILE;
 
 pub(super) use multiply::Matrix;
@@ -110,7 +112,7 @@ impl InstructionSet {
         dispatch!(self, dots(queries, keys, dots))
     }
 
-    /// One row's scores: `dots · query_scale · key_scales`, plus the bias if there is one, −∞ from key `visible` on. Returns the
+    /// One row's scores: `dots · query_scale · key_scales`, plus the bias if there is one, −∞ but for the keys that are `visible`. Returns the
     /// largest.
     pub fn scores(
         self,
@@ -118,7 +120,7 @@ impl InstructionSet {
         key_scales: &[f32; TILE],
         query_scale: f32,
         bias: Option<&[f32; TILE]>,
-        visible: usize,
+        visible: Range<usize>,
         scores: &mut [f32; TILE],
     ) -> f32 {
         dispatch!(self, scores(dots, key_scales, query_scale, bias, visible, scores))
@@ -244,10 +246,14 @@ mod tests {
         let bias: [f32; TILE] = std::array::from_fn(|key| (key % 7) as f32);
         for instructions in InstructionSet::available() {
             let mut row = [0.0; TILE];
-            let max = instructions.scores(&dots, &[0.5; TILE], 4.0, Some(&bias), 100, &mut row);
+            let max = instructions.scores(&dots, &[0.5; TILE], 4.0, Some(&bias), 10..100, &mut row);
             for (key, score) in row.into_iter().enumerate() {
                 let expected = 2.0 * (key as f32 - 60.0) + (key % 7) as f32;
-                assert_eq!(score, if key < 100 { expected } else { f32::NEG_INFINITY }, "{instructions:?}");
+                assert_eq!(
+                    score,
+                    if (10..100).contains(&key) { expected } else { f32::NEG_INFINITY },
+                    "{instructions:?}"
+                );
             }
             assert_eq!(max, row.into_iter().fold(f32::NEG_INFINITY, f32::max));
         }
@@ -273,14 +279,16 @@ mod tests {
         let mut noise = noise(3);
         let dots: [i32; TILE] = std::array::from_fn(|_| noise() as i32 % 200_000 - 100_000);
         let key_scales: [f32; TILE] = std::array::from_fn(|key| [0.01, 0.02, 0.03, 0.015][key % 8 / 2]);
-        for visible in [1, 2, 17, 127, 128] {
+        for visible in [0..1, 0..2, 0..17, 0..127, 0..128, 3..4, 16..90, 127..128] {
             for format in [ProbabilityFormat::E4m3, ProbabilityFormat::F16, ProbabilityFormat::Bf16] {
                 let mut expected = None;
                 for instructions in InstructionSet::available() {
                     let mut row = [0.0; TILE];
-                    let max = instructions.scores(&dots, &key_scales, 0.005, None, visible, &mut row);
+                    let max = instructions.scores(&dots, &key_scales, 0.005, None, visible.clone(), &mut row);
                     let sum = instructions.probabilities(format, &mut row, 5.8 - max);
-                    assert!(row[visible..].iter().all(|&probability| probability == 0.0));
+                    assert!(
+                        row[..visible.start].iter().chain(&row[visible.end..]).all(|&probability| probability == 0.0)
+                    );
                     let of_rounded = row.iter().sum::<f32>();
                     if format == ProbabilityFormat::E4m3 {
                         assert_eq!(of_rounded, sum);

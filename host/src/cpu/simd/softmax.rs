@@ -1,6 +1,8 @@
 //! Scores to probabilities, and e4m3 codes to numbers: plain loops over [`LANES`] elements at a time, which the compiler
 //! makes vectors of. `FUSED` says whether the CPU has a fused multiply-add instruction.
 
+use std::ops::Range;
+
 use super::{ProbabilityFormat, TILE};
 
 /// Elements that a loop's body treats alike: at least the widest vector.
@@ -12,7 +14,7 @@ pub(super) fn scores(
     key_scales: &[f32; TILE],
     query_scale: f32,
     bias: Option<&[f32; TILE]>,
-    visible: usize,
+    visible: Range<usize>,
     scores: &mut [f32; TILE],
 ) -> f32 {
     for ((score, dot), key_scale) in scores.iter_mut().zip(dots).zip(key_scales) {
@@ -24,7 +26,8 @@ pub(super) fn scores(
             *score += bias;
         }
     }
-    scores[visible.min(TILE)..].fill(f32::NEG_INFINITY);
+    scores[..visible.start.min(TILE)].fill(f32::NEG_INFINITY);
+    scores[visible.end.min(TILE)..].fill(f32::NEG_INFINITY);
     let largest = |a: f32, b: f32| if a > b { a } else { b };
     let max: [f32; TILE / 2] = std::array::from_fn(|lane| largest(scores[lane], scores[lane + TILE / 2]));
     let max: [f32; TILE / 4] = std::array::from_fn(|lane| largest(max[lane], max[lane + TILE / 4]));

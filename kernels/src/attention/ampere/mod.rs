@@ -34,7 +34,7 @@ use sage_layout::tile::{
 };
 use simt::{global, math, shared, thread, warp};
 
-use crate::attention::epilogue::{self, LogSumExp};
+use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
@@ -72,28 +72,29 @@ pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u3
     let thread = thread::thread_idx_x();
     let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES);
     let copies = Copies::new(params, thread, item.key_head);
-    let chunks = KeyTiles::of(params, [item.first_query, MMA_QUERIES], KEY_CHUNK).all;
+    let chunks = KeyTiles::of(params, [item.first_query, MMA_QUERIES], KEY_CHUNK);
 
     // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
     // threads waited for their copies and met.
     unsafe {
         let biases = C::BIASED.then(|| Biases::new(params, item, base + memory.bias));
         for stage in 0..stages - 1 {
-            if stage < chunks {
-                copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, stage);
+            let chunk = chunks.first + stage;
+            if chunk < chunks.end {
+                copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, chunk);
                 if let Some(biases) = &biases {
-                    biases.compute::<E, HEAD_DIM>(stage, stage);
+                    biases.compute::<E, HEAD_DIM>(stage, chunk);
                 }
             }
             InstructionsOf::<A>::commit();
         }
         let mut warp = Warp::<A, C, HEAD_DIM, BLOCKS>::new(params, item, thread);
         let mut stage = 0;
-        for chunk in 0..chunks {
+        for chunk in chunks.first..chunks.end {
             InstructionsOf::<A>::wait();
             thread::sync_threads();
             let ahead = chunk + stages - 1;
-            if ahead < chunks {
+            if ahead < chunks.end {
                 let stage = (stage + stages - 1) % stages;
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
                 if let Some(biases) = &biases {
@@ -105,7 +106,7 @@ pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u3
                 thread::sync_threads();
             }
             let tile = base + stage * memory.stage_bytes;
-            if chunk < warp.chunks.all {
+            if warp.chunks.contains(chunk) {
                 warp.step(tile, biases.map_or(0, |biases| biases.of_stage(stage)), chunk);
             }
             stage = (stage + 1) % stages;
@@ -185,7 +186,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
             output: [[A::Output::ZERO; CHANNEL_BLOCKS]; BLOCKS],
             codes: PhantomData,
         };
-        if this.chunks.all > 0 {
+        if this.chunks.count() > 0 {
             // SAFETY: queries are padded to whole tiles of 64, of which a warp's are a part.
             unsafe { this.load_queries() };
         }
@@ -253,7 +254,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
             let scale = self.query_scale.map(|query_scale| query_scale * key_scale);
             for part in 0..(KEY_CHUNK / A::KEYS) as usize {
                 let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
-                let mut probabilities = if chunk < self.chunks.whole {
+                let mut probabilities = if self.chunks.is_whole(chunk) {
                     self.probabilities(key, part, scale, [Visible::All; BLOCKS])
                 } else {
                     self.probabilities(key, part, scale, self.visible(first_key))
@@ -417,7 +418,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
     unsafe fn change_mean(&mut self, chunk: u32) {
         let next = chunk + 1;
         let smoothed = ValuesOf::<A>::HAS_SEGMENTS && self.params.value_mean_codes != 0;
-        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= self.chunks.all {
+        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= self.chunks.end {
             return;
         }
         let segment = chunk / SEGMENT_CHUNKS;
@@ -451,10 +452,13 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
         let region = base + self.index * memory.region_stride;
         let place = math::div_rem(self.item.head, params.output.heads);
         let scales = params.value_scale + 4 * (self.item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
-        let means = params.value_mean_codes != 0 && self.chunks.all > 0;
+        let means = params.value_mean_codes != 0 && self.chunks.count() > 0;
         for block in 0..BLOCKS {
             let row_sum = self.row_sums(block);
-            let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
+            // SAFETY: the parameters' buffers are there.
+            let ends = unsafe { RowEnds::new(params, self.item.head, self.row(block), lane) };
+            let denominators = ends.denominators(&self.softmax[block], row_sum);
+            let inverse = epilogue::inverse(denominators);
             let mut output = [0.0; 4 * CHANNEL_BLOCKS];
             for channels in 0..Self::CHANNEL_BLOCKS {
                 // SAFETY: there are keys of the last segment; scales hold a row for each key head.
@@ -474,18 +478,17 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
             }
             // SAFETY: the warp's own region; the outputs are as the parameters say.
             unsafe {
-                let log_sum_exp = LogSumExp::new(params, self.item.head, self.row(block), lane);
                 epilogue::store_rows::<E>(params, HEAD_DIM, place, self.row(block), lane, region, |index| {
                     output[index]
                 });
-                log_sum_exp.store(params, |row| self.softmax[block].log_sum_exp(row, row_sum[row]));
+                ends.store(params, &self.softmax[block], denominators);
             }
         }
     }
 
     #[inline(always)]
     unsafe fn last_mean(&self, channels: usize) -> [f32; 2] {
-        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (self.chunks.all - 1) / SEGMENT_CHUNKS } else { 0 };
+        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (self.chunks.end - 1) / SEGMENT_CHUNKS } else { 0 };
         // SAFETY: forwarded contract.
         unsafe { self.mean(segment, channels) }
     }

@@ -8,14 +8,14 @@ use core::cmp::min;
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::KEY_CHUNK;
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE};
 use sage_layout::value_tile;
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
 use simt::{math, warp};
 
 use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
-use crate::attention::epilogue::{self, LogSumExp};
+use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Scores, Visible};
@@ -84,60 +84,65 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
             query_scale: warpgroup.query_scale(item),
             scale: 0.0,
         };
-        if tiles.all > 0 {
+        warpgroup.release_tiles_before(item);
+        if tiles.count() > 0 {
             warpgroup.wait_tiles(warpgroup.position);
-            state.scale = state.query_scale * warpgroup.key_scale(item, 0);
+            state.scale = state.query_scale * warpgroup.key_scale(item, tiles.first);
             wgmma::fence();
             warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(warpgroup.position, 0));
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
-            let first = Visible::Some(VisibleKeys::new(params, first_row, warpgroup.lane).of_chunk(0));
+            let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
+            let first = Visible::Some(visible.of_chunk(tiles.first * KEY_TILE));
             state.softmax.raise_reference::<HalfProbabilities<E>>(&state.scores, state.scale, first);
 
-            let mut tile = 0;
-            while tile < min(tiles.whole, tiles.all) {
-                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], None);
-                tile += 1;
-            }
-            let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
-            while tile < tiles.all {
-                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], Some(visible));
-                tile += 1;
+            let mut tile = tiles.first;
+            while tile < tiles.end {
+                let [whole_end, end] = tiles.runs(tile, tiles.end);
+                while tile < whole_end {
+                    step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], None);
+                    tile += 1;
+                }
+                let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
+                while tile < end {
+                    step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], Some(visible));
+                    tile += 1;
+                }
             }
         }
-        warpgroup.release_item(item.key_tiles(params) - tiles.all);
+        warpgroup.release_item(item);
         finish::<E, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
     }
 }
 
-/// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
-/// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
+/// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last, before
+/// `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
 #[inline(always)]
 unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
     state: &mut State<REGISTERS>,
     item: WorkItem,
-    [tile, tiles]: [u32; 2],
+    [tile, end]: [u32; 2],
     mask: Option<VisibleKeys>,
 ) where
     [f32; REGISTERS]: ValueAccumulator<E::Operands>,
 {
     let current = warpgroup.position;
-    let next_tile = min(tile + 1, tiles - 1);
+    let next_tile = min(tile + 1, end - 1);
     let visible = |chunk: u32| match mask {
         Some(mask) => Visible::Some(mask.of_chunk((2 * tile + chunk) * KEY_CHUNK)),
         None => Visible::All,
     };
+    let (first, second) = (visible(0), visible(1));
     let value = value_chunk(warpgroup, current);
 
     // SAFETY: see `attend`.
     unsafe {
         // chunk A; nothing is in flight
-        let visible_keys = visible(0);
-        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, first);
         if saturated {
-            rebase(state, visible_keys, &mut probabilities);
+            rebase(state, first, &mut probabilities);
         }
         add_row_sums::<E, REGISTERS>(state, &probabilities);
         wgmma::fence();
@@ -152,12 +157,11 @@ unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
         warpgroup.position.advance();
         let next = if next_tile > tile { warpgroup.position } else { current };
         warpgroup.wait_tiles(next);
-        let visible_keys = visible(1);
-        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, visible_keys);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, second);
         if saturated {
             wgmma::wait::<0>();
             wgmma::settle(&mut state.output);
-            rebase(state, visible_keys, &mut probabilities);
+            rebase(state, second, &mut probabilities);
         }
         // behind the branch, over which ptxas does not move it up: before, it would stand above the exponentials
         wgmma::wait::<0>();
@@ -238,15 +242,16 @@ unsafe fn finish<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
         let pair = sum + warp::shuffle_xor(sum, 1);
         pair + warp::shuffle_xor(pair, 2)
     });
-    let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
     let place = math::div_rem(item.head, params.output.heads);
     let lane = warpgroup.lane;
     // SAFETY: the warp's own region; the outputs are as the parameters say.
     unsafe {
-        let log_sum_exp = LogSumExp::new(params, item.head, first_row, lane);
+        let ends = RowEnds::new(params, item.head, first_row, lane);
+        let denominators = ends.denominators(&state.softmax, row_sum);
+        let inverse = epilogue::inverse(denominators);
         epilogue::store_rows::<E>(params, HEAD_DIM, place, first_row, lane, warpgroup.region(), |index| {
             state.output[index] * inverse[index / 2 % 2]
         });
-        log_sum_exp.store(params, |row| state.softmax.log_sum_exp(row, row_sum[row]));
+        ends.store(params, &state.softmax, denominators);
     }
 }

@@ -17,13 +17,13 @@ use core::cmp::min;
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{KEY_CHUNK, SEGMENT_TILES, SEGMENTS_PER_FLUSH, VALUE_ROW_BYTES, segments};
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH, VALUE_ROW_BYTES, segments};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{global, math, shared, warp};
 
 use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
-use crate::attention::epilogue::{self, LogSumExp};
+use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
@@ -96,7 +96,9 @@ where
         let params = self.warpgroup.params;
         let tiles = item.warpgroup_key_tiles(params, self.warpgroup.index);
         let first_row = self.warpgroup.first_row(item);
-        let mut flushed = 0;
+        // the last of the tiles between two emptyings of the row sums: of a segment, or of a part that divides it
+        let last = min(params.tiles_per_flush, SEGMENT_TILES).wrapping_sub(1);
+        let mut flushed = tiles.first & !last;
 
         // SAFETY: for all methods that refer to here: shared memory is read after the signal that it is full and before
         // the signal that it is empty; regions are the lane's own; registers in flight are settled before use.
@@ -111,9 +113,10 @@ where
             };
             self.clear_row_sums();
 
-            if tiles.all > 0 {
+            self.warpgroup.release_tiles_before(item);
+            if tiles.count() > 0 {
                 let visible = VisibleKeys::new(params, first_row, self.warpgroup.lane);
-                let key_scale = self.warpgroup.key_scale(item, 0);
+                let key_scale = self.warpgroup.key_scale(item, tiles.first);
                 self.warpgroup.wait_tiles(self.warpgroup.position);
                 wgmma::fence();
                 let key = self.warpgroup.key_chunk(self.warpgroup.position, 0);
@@ -122,49 +125,57 @@ where
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.scores);
                 state.scale = state.query_scale * key_scale;
-                let first = Visible::Some(visible.of_chunk(0));
+                let first = Visible::Some(visible.of_chunk(tiles.first * KEY_TILE));
                 state.softmax.raise_reference::<E4m3Probabilities>(&state.scores, state.scale, first);
 
-                let mut tile = 0;
+                let mut tile = tiles.first;
                 loop {
-                    let end = min(tile + min(params.tiles_per_flush, SEGMENT_TILES), tiles.all);
-                    while tile < min(end, tiles.whole) {
-                        self.step(&mut state, item, [tile, tiles.all], None);
+                    let end = min((tile | last) + 1, tiles.end);
+                    let [whole_end, masked_end] = tiles.runs(tile, end);
+                    while tile < whole_end {
+                        self.step(&mut state, item, [tile, tiles.end], None);
                         tile += 1;
                     }
-                    while tile < end {
-                        self.step(&mut state, item, [tile, tiles.all], Some(visible));
-                        tile += 1;
+                    if tile < masked_end {
+                        // opaque, or it is kept in registers through all tiles
+                        let visible = VisibleKeys::new(params, math::opaque(first_row), self.warpgroup.lane);
+                        while tile < masked_end {
+                            self.step(&mut state, item, [tile, tiles.end], Some(visible));
+                            tile += 1;
+                        }
+                    }
+                    if tile < end {
+                        continue;
                     }
                     self.empty_row_sums(&mut state.output, tile - 1);
-                    if tile == tiles.all {
+                    if tile == tiles.end {
                         break;
                     }
                     if tile - flushed == params.tiles_per_flush {
-                        self.collect(&mut state, item.key_head, flushed, tile);
+                        self.collect(&mut state, item.key_head, [flushed, tile], flushed > tiles.first);
                         self.flush(&mut state);
                         flushed = tile;
                     }
                 }
             }
-            self.warpgroup.release_item(item.key_tiles(params) - tiles.all);
-            self.collect(&mut state, item.key_head, flushed, tiles.all);
+            self.warpgroup.release_item(item);
+            self.collect(&mut state, item.key_head, [flushed, tiles.end], flushed > tiles.first);
             self.finish::<E>(&state, item, first_row);
         }
     }
 
-    /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
-    /// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
+    /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last,
+    /// before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
     unsafe fn step(
         &mut self,
         state: &mut State<REGISTERS>,
         item: WorkItem,
-        [tile, tiles]: [u32; 2],
+        [tile, end]: [u32; 2],
         mask: Option<VisibleKeys>,
     ) {
         let current = self.warpgroup.position;
-        let next_tile = min(tile + 1, tiles - 1);
+        let next_tile = min(tile + 1, end - 1);
         let visible = |chunk: u32| match mask {
             Some(mask) => Visible::Some(mask.of_chunk((2 * tile + chunk) * KEY_CHUNK)),
             None => Visible::All,
@@ -275,11 +286,12 @@ where
         output[Self::OUTPUTS..].fill(0.0);
     }
 
-    /// Makes the accumulators of tiles `start .. end` the sums over tiles `0 .. end`: adds the value means of the segments, the
-    /// row sums, and what was flushed.
+    /// Makes the accumulators of tiles `start .. end` the sums over all tiles before `end`: adds the value means of the segments,
+    /// the row sums, and what was flushed, if something was.
     #[inline(always)]
-    unsafe fn collect(&self, state: &mut State<REGISTERS>, key_head: u32, start: u32, end: u32) {
-        let means = key_head as u64 * segments(self.warpgroup.params.key_len) as u64;
+    unsafe fn collect(&self, state: &mut State<REGISTERS>, key_head: u32, [start, end]: [u32; 2], was_flushed: bool) {
+        // opaque, or it is kept in registers from one item to the next
+        let means = key_head as u64 * segments(math::opaque(self.warpgroup.params.key_len)) as u64;
         // SAFETY: the lane's own region; means hold a row for each segment of each key head.
         unsafe {
             let kept = [0, 1].map(|row| shared::load_f32(self.current_row_sum(row)));
@@ -301,7 +313,7 @@ where
                 }
                 segment += 1;
             }
-            if start > 0 {
+            if was_flushed {
                 for (index, sum) in state.output.iter_mut().enumerate() {
                     // the two columns of row sums are equal, and the second's place is another's
                     let at = self.register(if index < Self::OUTPUTS { index } else { index & !1 });
@@ -336,9 +348,10 @@ where
         let scales = params.value_scale + 4 * (item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
-            let log_sum_exp = LogSumExp::new(params, item.head, first_row, lane);
+            let ends = RowEnds::new(params, item.head, first_row, lane);
             let row_sum = [0, 1].map(|row| state.output[Self::OUTPUTS + 2 * row]);
-            let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
+            let denominators = ends.denominators(&state.softmax, row_sum);
+            let inverse = epilogue::inverse(denominators);
             let mut output = [0.0; REGISTERS];
             for group in 0..Self::OUTPUTS / 4 {
                 let scale = global::load_f32x2(scales + 32 * group as u64);
@@ -352,7 +365,7 @@ where
             let place = math::div_rem(item.head, params.output.heads);
             let region = self.warpgroup.region();
             epilogue::store_rows::<E>(params, HEAD_DIM, place, first_row, lane, region, |index| output[index]);
-            log_sum_exp.store(params, |row| state.softmax.log_sum_exp(row, row_sum[row]));
+            ends.store(params, &state.softmax, denominators);
         }
     }
 

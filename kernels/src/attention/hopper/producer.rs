@@ -48,9 +48,9 @@ pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: S
         while index < params.items {
             let item = WorkItem::nth(params, index, CTA_QUERIES);
             let tiles = item.key_tiles(params);
-            let query_turn = min(tiles, TILES_BEFORE_QUERY);
-            let first_tile = item.key_head * key_tiles(params.key_len);
-            for turn in 0..=tiles {
+            let query_turn = min(tiles.count(), TILES_BEFORE_QUERY);
+            let first_tile = item.key_head * key_tiles(params.key_len) + tiles.first;
+            for turn in 0..=tiles.count() {
                 if turn == query_turn {
                     let tiles_of_head = padded_queries(params.output.tokens) / WARPGROUP_ROWS;
                     let first_tile = item.head * tiles_of_head + item.first_query / WARPGROUP_ROWS;
@@ -62,7 +62,7 @@ pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: S
                     }
                     query_phase ^= 1;
                 }
-                if turn < tiles {
+                if turn < tiles.count() {
                     let full = signals.of(Signal::TilesFull(position.stage));
                     signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
                     full.arrive_expect_bytes(key_bytes + memory.value_bytes);

@@ -7,7 +7,7 @@ use sage_layout::tile::{
     CTA_QUERIES, KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
 };
 use simt::wgmma::{self, Descriptor};
-use simt::{global, shared, thread, warp};
+use simt::{global, math, shared, thread, warp};
 
 use super::pipeline::{Position, Signal, Signals};
 use super::producer::NO_ITEM;
@@ -106,7 +106,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         unsafe { global::load_f32(self.params.query_scale + 4 * place) }
     }
 
-    /// The lane's scale of the item's `tile`-th key tile.
+    /// The lane's scale of key tile `tile` of the item's head.
     ///
     /// # Safety
     ///
@@ -174,23 +174,55 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         unsafe { self.signals.of(Signal::TilesEmpty(position.stage)).arrive_if(self.lane == 0) };
     }
 
-    /// Gives the item's queries back, and `tiles` that this warpgroup has no use for.
+    /// Gives back what the item has before this warpgroup's tiles.
     ///
     /// # Safety
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn release_item(&mut self, tiles: u32) {
+    pub unsafe fn release_tiles_before(&mut self, item: WorkItem) {
+        let (before, _) = self.unused_tiles(item);
+        // SAFETY: forwarded contract.
+        unsafe { self.release_next_tiles(before) }
+    }
+
+    /// Gives the item's queries back, and what it has after this warpgroup's tiles.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn release_item(&mut self, item: WorkItem) {
+        let (_, after) = self.unused_tiles(item);
         // SAFETY: forwarded contract.
         unsafe {
             self.signals.of(Signal::QueryEmpty(self.index)).arrive_if(self.lane == 0);
-            for _ in 0..tiles {
+            self.release_next_tiles(after);
+        }
+    }
+
+    /// How many of the item's tiles come before and after those that this warpgroup needs.
+    #[inline(always)]
+    fn unused_tiles(&self, item: WorkItem) -> (u32, u32) {
+        // opaque, or what is computed here is kept in registers from one call to the next
+        let item = WorkItem { first_query: math::opaque(item.first_query), ..item };
+        let (of_item, tiles) = (item.key_tiles(self.params), item.warpgroup_key_tiles(self.params, self.index));
+        // a warpgroup without tiles has none before them
+        let before = tiles.first.saturating_sub(of_item.first);
+        (before, of_item.count() - before - tiles.count())
+    }
+
+    #[inline(always)]
+    unsafe fn release_next_tiles(&mut self, count: u32) {
+        for _ in 0..count {
+            // SAFETY: forwarded contract.
+            unsafe {
                 self.wait_tiles(self.position);
                 // elsewhere the products' waits keep the lanes together
                 warp::sync_warp();
                 self.release_tiles(self.position);
-                self.position.advance();
             }
+            self.position.advance();
         }
     }
 }
