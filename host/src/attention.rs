@@ -8,7 +8,7 @@ use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
 use crate::options::AttentionOptions;
 use crate::plan::AttentionPlan;
-use crate::tensor::{AttentionProblem, Strides, extent};
+use crate::tensor::{AttentionProblem, SequenceLengths, Strides, extent};
 
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +16,8 @@ pub struct AttentionOutput<T> {
     /// `[batch, query_heads, query_len, head_dim]`, laid out by the problem's `output_strides`. Elements between rows
     /// that the strides leave free are zero.
     pub output: Vec<T>,
-    /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`; with `return_lse`.
+    /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with
+    /// [`Lengths::Packed`](crate::Lengths::Packed); with `return_lse`.
     pub log_sum_exp: Option<Vec<f32>>,
 }
 
@@ -38,6 +39,39 @@ pub fn attention<T: Element>(
     key: &[T],
     value: &[T],
 ) -> Result<AttentionOutput<T>, Error> {
+    attention_varlen(device, problem, options, SequenceLengths::Uniform, query, key, value)
+}
+
+/// [`attention()`] of sequences that differ in length, in packed tensors or in a padded batch.
+///
+/// ```
+/// use half::f16;
+/// use sageattention::{AttentionOptions, AttentionProblem, DType, Device, SequenceLengths, attention_varlen};
+///
+/// // three sequences, 5, 0 and 7 tokens long, one after the other: 12 tokens, 2 heads, 64 channels
+/// let problem = AttentionProblem::packed(DType::F16, 3, [12, 2, 64], [12, 2]);
+/// let starts = [0, 5, 5, 12];
+/// let lengths = SequenceLengths::Packed { cu_seqlens_q: &starts[..], cu_seqlens_k: &starts[..] };
+/// let tensor = vec![f16::ONE; 12 * 2 * 64];
+/// let options = AttentionOptions::default();
+/// let result = attention_varlen(Device::Cpu, problem, options, lengths, &tensor, &tensor, &tensor)?;
+/// assert_eq!(result.output.len(), 12 * 2 * 64);
+/// # Ok::<(), sageattention::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// What [`attention()`] finds; lengths of another kind than the problem's, too many or too few, or out of order.
+#[allow(clippy::too_many_arguments)]
+pub fn attention_varlen<T: Element>(
+    device: Device,
+    problem: AttentionProblem,
+    options: AttentionOptions,
+    lengths: SequenceLengths<&[i32]>,
+    query: &[T],
+    key: &[T],
+    value: &[T],
+) -> Result<AttentionOutput<T>, Error> {
     let _span = tracing::info_span!("attention", %device, ?problem, ?options).entered();
     let plan = AttentionPlan::new(problem, options)?;
     if T::DTYPE != problem.dtype {
@@ -47,20 +81,28 @@ pub fn attention<T: Element>(
     let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
     let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
     let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
-    check_finite("query", query, problem.query_shape(), problem.query_strides)?;
-    check_finite("key", key, problem.key_shape(), problem.key_strides)?;
-    check_finite("value", value, problem.key_shape(), problem.value_strides)?;
+    cpu::check_lengths(&plan.resolved, lengths)?;
+    check_finite("query", query, problem.query_shape(), problem.query_strides, None)?;
+    let kv_lens = match lengths {
+        SequenceLengths::PaddedKeys { kv_lens } => Some(kv_lens),
+        _ => None,
+    };
+    check_finite("key", key, problem.key_shape(), problem.key_strides, kv_lens)?;
+    check_finite("value", value, problem.key_shape(), problem.value_strides, kv_lens)?;
     let mut output = cpu::zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
         false => None,
     };
     match device {
-        Device::Cpu => cpu::attend(&plan.resolved, query, key, value, &mut output, log_sum_exp.as_deref_mut())?,
+        Device::Cpu => {
+            let inputs = [query, key, value];
+            cpu::attend(&plan.resolved, lengths, inputs, &mut output, log_sum_exp.as_deref_mut())?;
+        }
         Device::Gpu(ordinal) => {
             let slices = [query, key, value].map(bytemuck::cast_slice);
             let output = bytemuck::cast_slice_mut(&mut output);
-            attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, output, log_sum_exp.as_deref_mut())?;
+            attend_on_gpu(&plan, Gpu::open(ordinal)?, lengths, slices, output, log_sum_exp.as_deref_mut())?;
         }
         #[cfg(feature = "simt")]
         Device::Simt => {
@@ -69,8 +111,9 @@ pub fn attention<T: Element>(
             }
             let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
             let execution = crate::simt::Options::new(schedule);
-            let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &execution)
-                .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
+            let result =
+                crate::simt::Execution::varlen(&problem, &options, lengths, [query, key, value], &execution)
+                    .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
             result.copy_output(&mut output);
             if let Some(log_sum_exp) = &mut log_sum_exp {
                 log_sum_exp.copy_from_slice(&result.log_sum_exp());
@@ -91,15 +134,21 @@ fn check_finite<T: Element>(
     slice: &[T],
     [batch, heads, tokens, head_dim]: [usize; 4],
     strides: Strides,
+    lengths: Option<&[i32]>,
 ) -> Result<(), Error> {
     // what a stride of 0 repeats is looked at once
     let once = |size: usize, stride: i64| if stride == 0 { 1 } else { size };
-    let (batch, heads) = (once(batch, strides.batch), once(heads, strides.head));
+    let (batch, heads) =
+        (if lengths.is_some() { batch } else { once(batch, strides.batch) }, once(heads, strides.head));
     let tokens = once(tokens, strides.token);
     let rows = View { elements: slice, strides, head_dim };
     let mut values = vec![0.0; head_dim];
     for index in 0..batch * heads * tokens {
         let place @ [batch, head, token] = [index / tokens / heads, index / tokens % heads, index % tokens];
+        // padding may be anything
+        if lengths.is_some_and(|lengths| token >= lengths[batch] as usize) {
+            continue;
+        }
         rows.read_row(place, &mut values);
         if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
             let index = [batch, head, token, channel];
@@ -113,6 +162,7 @@ fn check_finite<T: Element>(
 fn attend_on_gpu(
     plan: &AttentionPlan,
     gpu: &'static Gpu,
+    lengths: SequenceLengths<&[i32]>,
     [query, key, value]: [&[u8]; 3],
     output: &mut [u8],
     log_sum_exp: Option<&mut [f32]>,
@@ -127,6 +177,8 @@ fn attend_on_gpu(
     let query = upload("query", query)?;
     let key = upload("key", key)?;
     let value = upload("value", value)?;
+    let device_lengths =
+        lengths.try_map(|argument, lengths: &[i32]| upload(argument, bytemuck::cast_slice(lengths)))?;
     // What lies between the output's rows is the caller's to see.
     let device_output = upload("output", output)?;
     let device_log_sum_exp = match &log_sum_exp {
@@ -140,6 +192,7 @@ fn attend_on_gpu(
         value: value.address(),
         output: device_output.address(),
         log_sum_exp: device_log_sum_exp.as_ref().map(DeviceMemory::address),
+        lengths: device_lengths.as_ref().map(|_, lengths| lengths.address()),
         workspace: workspace.address(),
         workspace_bytes: workspace.bytes() as u64,
     };

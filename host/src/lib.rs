@@ -39,7 +39,8 @@
 //! let plan = AttentionPlan::new(problem, AttentionOptions::default())?;
 //! let prepared = plan.prepare(Gpu::open(0)?)?;
 //! let workspace_bytes = plan.workspace_bytes(); // allocate as many
-//! let buffers = GpuBuffers { query, key, value, output, log_sum_exp: None, workspace, workspace_bytes };
+//! let lengths = SequenceLengths::Uniform;
+//! let buffers = GpuBuffers { query, key, value, output, log_sum_exp: None, lengths, workspace, workspace_bytes };
 //! // SAFETY: the addresses lead to tensors of the problem's shapes, which live until the stream's work is done.
 //! unsafe { prepared.enqueue(stream, &buffers)? };
 //! # Ok::<(), Error>(())
@@ -78,7 +79,7 @@ pub mod tensor;
 pub mod testing;
 pub(crate) mod workspace;
 
-pub use attention::{AttentionOutput, attention};
+pub use attention::{AttentionOutput, attention, attention_varlen};
 pub use device::Device;
 pub use element::Element;
 pub use error::{Error, Unsupported};

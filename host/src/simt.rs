@@ -5,7 +5,7 @@ use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
 use crate::options::AttentionOptions;
 use crate::plan::AttentionPlan;
-use crate::tensor::{AttentionProblem, extent};
+use crate::tensor::{AttentionProblem, SequenceLengths, extent};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Choice};
 use sage_layout::kernel::{Family, Kernel};
@@ -23,7 +23,7 @@ pub(crate) const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
 /// The kernels of a plan on a GPU.
 pub(crate) fn choice(gpu: ComputeCapability, plan: &AttentionPlan) -> Option<Choice> {
     let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
-    dispatch::choices(gpu, kernels::modes(plan.options()), head_dim, dtype.into()).next()
+    dispatch::choices(gpu, kernels::modes(&plan.resolved), head_dim, dtype.into()).next()
 }
 
 /// A call that was executed.
@@ -50,10 +50,25 @@ impl Execution {
         inputs: [&[T]; 3],
         execution: &Options,
     ) -> Result<Self, (Kernel, Report)> {
-        Self::of_gpu(HOPPER, problem, options, inputs, execution)
+        Self::varlen(problem, options, SequenceLengths::Uniform, inputs, execution)
     }
 
-    /// [`new`](Self::new) with the kernels that a GPU of this compute capability runs.
+    /// [`new`](Self::new) of sequences of these lengths.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn varlen<T: Element>(
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        lengths: SequenceLengths<&[i32]>,
+        inputs: [&[T]; 3],
+        execution: &Options,
+    ) -> Result<Self, (Kernel, Report)> {
+        Self::of_gpu(HOPPER, problem, options, lengths, inputs, execution)
+    }
+
+    /// [`varlen`](Self::varlen) with the kernels that a GPU of this compute capability runs.
     ///
     /// # Errors
     ///
@@ -62,6 +77,7 @@ impl Execution {
         gpu: ComputeCapability,
         problem: &AttentionProblem,
         options: &AttentionOptions,
+        lengths: SequenceLengths<&[i32]>,
         [query, key, value]: [&[T]; 3],
         execution: &Options,
     ) -> Result<Self, (Kernel, Report)> {
@@ -69,6 +85,7 @@ impl Execution {
         let mut memory = Memory::new();
         let mut upload = |name, tensor: &[T]| memory.upload(name, bytemuck::cast_slice(tensor));
         let (query, key, value) = (upload("query", query), upload("key", key), upload("value", value));
+        let lengths = lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
         let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
@@ -76,7 +93,7 @@ impl Execution {
         let log_sum_exp = options.return_lse.then(|| memory.allocate("log_sum_exp", lse_bytes));
         let workspace_bytes = plan.workspace_bytes();
         let workspace = memory.allocate("workspace", workspace_bytes as usize);
-        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, workspace, workspace_bytes };
+        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, lengths, workspace, workspace_bytes };
 
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();

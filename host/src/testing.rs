@@ -7,7 +7,7 @@ pub use crate::cpu::quantize::Quantized;
 use crate::element::Element;
 use crate::options::AttentionOptions;
 use crate::plan::Resolved;
-use crate::tensor::AttentionProblem;
+use crate::tensor::{AttentionProblem, SequenceLengths};
 
 /// Attention in f64.
 pub fn exact<T: Element>(
@@ -15,7 +15,17 @@ pub fn exact<T: Element>(
     options: &AttentionOptions,
     [query, key, value]: [&[T]; 3],
 ) -> ExactOutput {
-    cpu::exact(&Resolved::derive(*problem, *options), query, key, value)
+    exact_varlen(problem, options, SequenceLengths::Uniform, [query, key, value])
+}
+
+/// [`exact`] of sequences of these lengths: `[query heads][queries]` are those of all with packed tensors.
+pub fn exact_varlen<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    lengths: SequenceLengths<&[i32]>,
+    inputs: [&[T]; 3],
+) -> ExactOutput {
+    cpu::exact(&Resolved::derive(*problem, *options), lengths, inputs)
 }
 
 /// Codes and scales.
@@ -42,10 +52,22 @@ pub fn score_bias<T: Element>(
 pub fn attend<T: Element>(
     problem: &AttentionProblem,
     options: &AttentionOptions,
-    [query, key, value]: [&[T]; 3],
+    inputs: [&[T]; 3],
+    output: &mut [T],
+    log_sum_exp: Option<&mut [f32]>,
+) {
+    attend_varlen(problem, options, SequenceLengths::Uniform, inputs, output, log_sum_exp);
+}
+
+/// [`attend`] of sequences of these lengths.
+pub fn attend_varlen<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    lengths: SequenceLengths<&[i32]>,
+    inputs: [&[T]; 3],
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) {
     let plan = Resolved::derive(*problem, *options);
-    cpu::attend(&plan, query, key, value, output, log_sum_exp).expect("memory for the codes");
+    cpu::attend(&plan, lengths, inputs, output, log_sum_exp).expect("memory for the codes");
 }

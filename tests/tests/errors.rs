@@ -364,6 +364,7 @@ fn device_buffers() -> Result<(), Error> {
         value: 0x3000,
         output: 0x4000,
         log_sum_exp: None,
+        lengths: sageattention::SequenceLengths::Uniform,
         workspace: 0x10000,
         workspace_bytes: with_lse.workspace_bytes(),
     };

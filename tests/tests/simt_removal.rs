@@ -6,7 +6,8 @@ use half::f16;
 use sage_tests::tensor::Inputs;
 use sageattention::simt::{Execution, Options, Schedule, Synchronisation};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Mask, PvMode, TensorLayout,
+    AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Mask, PvMode, SequenceLengths,
+    TensorLayout,
 };
 
 /// Synchronisations whose removal changes nothing that can be observed, one a line of source: instruction, file, and why.
@@ -42,7 +43,7 @@ fn execute((problem, attention): Call, options: &Options) -> Result<Execution, S
 
 fn execute_on(gpu: ComputeCapability, (problem, attention): Call, options: &Options) -> Result<Execution, String> {
     let inputs = Inputs::<f16>::random(&problem, 1);
-    Execution::of_gpu(gpu, &problem, &attention, inputs.slices(), options)
+    Execution::of_gpu(gpu, &problem, &attention, SequenceLengths::Uniform, inputs.slices(), options)
         .map_err(|(kernel, report)| format!("{}: {report}", kernel.symbol()))
 }
 

@@ -125,6 +125,7 @@ impl<'a> Ours<'a> {
             value: value.address(),
             output: output.address(),
             log_sum_exp: None,
+            lengths: sageattention::SequenceLengths::Uniform,
             workspace: self.workspace.address(),
             workspace_bytes: self.workspace.bytes() as u64,
         };

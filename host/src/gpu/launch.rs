@@ -6,7 +6,7 @@ use super::module::{self, Function};
 use crate::error::Error;
 use crate::kernels::{self, Call};
 use crate::plan::AttentionPlan;
-use crate::tensor::{DType, extent};
+use crate::tensor::{DType, SequenceLengths, extent};
 use crate::workspace;
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch::{self, Choice};
@@ -28,8 +28,11 @@ pub struct GpuBuffers {
     pub value: u64,
     /// The result. It may be one of the inputs, which are read to the end before anything is written here.
     pub output: u64,
-    /// f32 `[batch, query_heads, query_len]`, contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
+    /// f32 `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with [`Lengths::Packed`](crate::Lengths::Packed),
+    /// contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
     pub log_sum_exp: Option<u64>,
+    /// Addresses of the sequences' lengths, of the problem's kind; i32, multiples of 4 bytes.
+    pub lengths: SequenceLengths<u64>,
     /// Memory that is the call's own until its work on the stream is done. A multiple of 256 bytes.
     pub workspace: u64,
     /// The workspace's size, at least [`AttentionPlan::workspace_bytes`].
@@ -94,7 +97,7 @@ impl AttentionPlan {
     pub fn prepare_for(&self, gpu: &'static Gpu, architecture: Option<Architecture>) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
         let (head_dim, dtype) = (self.resolved.padded_head_dim, self.resolved.problem.dtype);
-        let modes = kernels::modes(self.options());
+        let modes = kernels::modes(&self.resolved);
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
@@ -140,6 +143,19 @@ impl AttentionPlan {
             None if !return_lse => {}
             _ => return Err(Error::LogSumExpBuffer { return_lse }),
         }
+        let (got, expected) = (buffers.lengths.kind(), problem.lengths);
+        if got != expected {
+            return Err(Error::LengthsKind { got, expected });
+        }
+        let check_lengths = |argument, address, count: usize| check_address(argument, address, count as u64 * 4, 4);
+        match buffers.lengths {
+            SequenceLengths::Uniform => {}
+            SequenceLengths::PaddedKeys { kv_lens } => check_lengths("kv_lens", kv_lens, problem.batch)?,
+            SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
+                check_lengths("cu_seqlens_q", cu_seqlens_q, problem.batch + 1)?;
+                check_lengths("cu_seqlens_k", cu_seqlens_k, problem.batch + 1)?;
+            }
+        }
         let needed = self.workspace_bytes();
         if buffers.workspace_bytes < needed {
             return Err(Error::WorkspaceTooSmall { got: buffers.workspace_bytes, needed });
@@ -183,6 +199,10 @@ impl PreparedPlan {
     /// lead to memory that this GPU can access: the tensors as far as the problem's shapes and strides reach, the
     /// others as large as [`GpuBuffers`] says; nothing else may write to the inputs, nor access output, log-sum-exp and
     /// workspace; and workspace and log-sum-exp must overlap nothing.
+    ///
+    /// Lengths should be as [`SequenceLengths`] says when the stream comes to the call. Nobody on the host looks at them: others
+    /// change what is computed, and may leave a part of the output unwritten, but are cut to what the tensors hold, so that
+    /// nothing is read or written elsewhere.
     pub unsafe fn enqueue(&self, stream: *mut c_void, buffers: &GpuBuffers) -> Result<(), Error> {
         // SAFETY: as the caller promises.
         unsafe { self.enqueue_part(Part::All, stream, buffers) }

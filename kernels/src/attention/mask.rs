@@ -3,6 +3,8 @@
 use sage_layout::params::AttentionParams;
 use sage_layout::visibility::visible_keys;
 
+use crate::sequences::Sequences;
+
 /// Keys that the two rows of a lane see.
 #[derive(Clone, Copy)]
 pub struct VisibleKeys {
@@ -14,12 +16,10 @@ pub struct VisibleKeys {
 impl VisibleKeys {
     /// For a lane of the warp whose first query is `row`.
     #[inline(always)]
-    pub fn new(params: &AttentionParams, row: u32, lane: u32) -> Self {
+    pub fn new<S: Sequences>(params: &AttentionParams, sequence: S, row: u32, lane: u32) -> Self {
         let row = row + lane / 4;
-        Self {
-            end: [row, row + 8].map(|row| visible_keys(row, params.diagonal, params.key_len)),
-            column: 2 * (lane % 4),
-        }
+        let (diagonal, key_len) = (sequence.diagonal(params), sequence.keys(params.key_len));
+        Self { end: [row, row + 8].map(|row| visible_keys(row, diagonal, key_len)), column: 2 * (lane % 4) }
     }
 
     /// For each row, how many keys after the lane's first column of the chunk that begins at `first_key` it sees.

@@ -104,6 +104,7 @@ fn check_far_offsets(gpu: &'static Gpu, options: AttentionOptions) -> Result<(),
             value: address(2),
             output: address(3),
             log_sum_exp: Some(log_sum_exp.address()),
+            lengths: sageattention::SequenceLengths::Uniform,
             workspace: workspace.address(),
             workspace_bytes: plan.workspace_bytes(),
         };
@@ -140,6 +141,7 @@ fn output_in_the_queries_place() -> Result<(), Error> {
         value: value.address(),
         output: query.address(),
         log_sum_exp: None,
+        lengths: sageattention::SequenceLengths::Uniform,
         workspace: workspace.address(),
         workspace_bytes: plan.workspace_bytes(),
     };

@@ -141,6 +141,7 @@ fn time_on_gpu<T: Element>(
         value: value.address(),
         output: output.address(),
         log_sum_exp: None,
+        lengths: sageattention::SequenceLengths::Uniform,
         workspace: workspace.address(),
         workspace_bytes: plan.workspace_bytes(),
     };

@@ -20,6 +20,7 @@ use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Bytes of a row that a product takes: 16 keys.
 const STEP_BYTES: u32 = 32;
@@ -43,7 +44,7 @@ struct State<const REGISTERS: usize> {
 /// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
 /// say.
 #[inline(always)]
-pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     params: &AttentionParams,
     base: u32,
     signals: Signals,
@@ -55,17 +56,17 @@ pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
     let mut warpgroup = Warpgroup::<HEAD_DIM>::new(params, memory, base, signals, warpgroup);
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
-        while let Some(item) = warpgroup.next_item() {
-            attend::<E, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
+        while let Some(item) = warpgroup.next_item::<S>() {
+            attend::<E, S, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
         }
     }
 }
 
 /// One item, from its scores to its output.
 #[inline(always)]
-unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
-    item: WorkItem,
+    item: WorkItem<S>,
 ) where
     [f32; REGISTERS]: ValueAccumulator<E::Operands>,
 {
@@ -92,32 +93,34 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
-            let first = Visible::Some(VisibleKeys::new(params, first_row, warpgroup.lane).of_chunk(0));
+            let first = Visible::Some(VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane).of_chunk(0));
             state.softmax.raise_reference::<HalfProbabilities<E>>(&state.scores, state.scale, first);
 
             let mut tile = 0;
             while tile < min(tiles.whole, tiles.all) {
-                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], None);
+                step::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], None);
                 tile += 1;
             }
-            let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
+            let visible = VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane);
             while tile < tiles.all {
-                step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], Some(visible));
+                step::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.all], Some(visible));
                 tile += 1;
             }
         }
+        let item = warpgroup.again(item);
+        let first_row = warpgroup.first_row(item);
         warpgroup.release_item(item.key_tiles(params) - tiles.all);
-        finish::<E, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
+        finish::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
     }
 }
 
 /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last of
 /// `tiles`, it leaves scores that nobody reads: that costs less than a second form of this loop.
 #[inline(always)]
-unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn step<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
     state: &mut State<REGISTERS>,
-    item: WorkItem,
+    item: WorkItem<S>,
     [tile, tiles]: [u32; 2],
     mask: Option<VisibleKeys>,
 ) where
@@ -224,14 +227,14 @@ fn rebase<E: Element, const REGISTERS: usize>(
 
 /// Divides by the row sums, and writes output and log-sum-exp.
 #[inline(always)]
-unsafe fn finish<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn finish<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &Warpgroup<HEAD_DIM>,
     state: &State<REGISTERS>,
-    item: WorkItem,
+    item: WorkItem<S>,
     first_row: u32,
 ) {
     let params = warpgroup.params;
-    if first_row >= params.output.tokens {
+    if first_row >= item.sequence.queries(params.output.tokens) {
         return;
     }
     let row_sum = state.row_sum.map(|sum| {
@@ -239,12 +242,11 @@ unsafe fn finish<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
         pair + warp::shuffle_xor(pair, 2)
     });
     let inverse = row_sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) });
-    let place = math::div_rem(item.head, params.output.heads);
-    let lane = warpgroup.lane;
+    let lane = warpgroup.lane_at_the_end::<S>();
     // SAFETY: the warp's own region; the outputs are as the parameters say.
     unsafe {
-        let log_sum_exp = LogSumExp::new(params, item.head, first_row, lane);
-        epilogue::store_rows::<E>(params, HEAD_DIM, place, first_row, lane, warpgroup.region(), |index| {
+        let log_sum_exp = LogSumExp::new(params, item, first_row, lane);
+        epilogue::store_rows::<E, S>(params, HEAD_DIM, item, first_row, lane, warpgroup.region(), |index| {
             state.output[index] * inverse[index / 2 % 2]
         });
         log_sum_exp.store(params, |row| state.softmax.log_sum_exp(row, row_sum[row]));
