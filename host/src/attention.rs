@@ -8,7 +8,7 @@ use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
 use crate::options::{AttentionOptions, ScoreInputs};
 use crate::plan::{AttentionPlan, wanted};
-use crate::tensor::{AttentionProblem, Strides, extent};
+use crate::tensor::{AttentionProblem, SequenceLengths, Strides, extent};
 
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +16,8 @@ pub struct AttentionOutput<T> {
     /// `[batch, query_heads, query_len, head_dim]`, laid out by the problem's `output_strides`. Elements between rows
     /// that the strides leave free are zero.
     pub output: Vec<T>,
-    /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`; with `return_lse`.
+    /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with
+    /// [`Lengths::Packed`](crate::Lengths::Packed); with `return_lse`.
     pub log_sum_exp: Option<Vec<f32>>,
 }
 
@@ -41,11 +42,30 @@ pub fn attention<T: Element>(
     attention_with(device, problem, options, [query, key, value], ScoreInputs::default())
 }
 
-/// [`attention()`] with what else the options ask for: sinks.
+/// [`attention()`] with what else the problem or the options ask for: lengths of the sequences, sinks.
+///
+/// ```
+/// use half::f16;
+/// use sageattention::{
+///     AttentionOptions, AttentionProblem, DType, Device, ScoreInputs, SequenceLengths, attention_with,
+/// };
+///
+/// // three sequences, 5, 0 and 7 tokens long, one after the other: 12 tokens, 2 heads, 64 channels
+/// let problem = AttentionProblem::packed(DType::F16, 3, [12, 2, 64], [12, 2]);
+/// let starts = [0, 5, 5, 12];
+/// let lengths = SequenceLengths::Packed { cu_seqlens_q: &starts[..], cu_seqlens_k: &starts[..] };
+/// let tensor = &vec![f16::ONE; 12 * 2 * 64][..];
+/// let more = ScoreInputs { lengths, ..Default::default() };
+/// let result = attention_with(Device::Cpu, problem, AttentionOptions::default(), [tensor; 3], more)?;
+/// assert_eq!(result.output.len(), 12 * 2 * 64);
+/// # Ok::<(), sageattention::Error>(())
+/// ```
 ///
 /// # Errors
 ///
-/// As [`attention()`]; [`Error::ScoreInput`] for inputs that are there and not asked for, or the reverse, and [`Error::Sink`].
+/// As [`attention()`]; [`Error::ScoreInput`] for inputs that are there and not asked for, or the reverse, and [`Error::Sink`];
+/// [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::LengthsCount`] for too many or too few, and
+/// [`Error::LengthsValue`] if they are out of order.
 pub fn attention_with<T: Element>(
     device: Device,
     problem: AttentionProblem,
@@ -62,10 +82,14 @@ pub fn attention_with<T: Element>(
     let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
     let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
     let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
-    check_finite("query", query, problem.query_shape(), problem.query_strides)?;
-    check_finite("key", key, problem.key_shape(), problem.key_strides)?;
-    check_finite("value", value, problem.key_shape(), problem.value_strides)?;
     let score_inputs = check_score_inputs(&plan, score_inputs)?;
+    check_finite("query", query, problem.query_shape(), problem.query_strides, None)?;
+    let kv_lens = match score_inputs.lengths {
+        SequenceLengths::PaddedKeys { kv_lens } => Some(kv_lens),
+        _ => None,
+    };
+    check_finite("key", key, problem.key_shape(), problem.key_strides, kv_lens)?;
+    check_finite("value", value, problem.key_shape(), problem.value_strides, kv_lens)?;
     let mut output = cpu::zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
@@ -113,7 +137,8 @@ fn check_score_inputs<'a>(plan: &AttentionPlan, inputs: ScoreInputs<'a>) -> Resu
     if let Some(head) = sinks.and_then(|sinks| sinks.iter().position(|&sink| sink.is_nan() || sink == f32::INFINITY)) {
         return Err(Error::Sink { head, got: sinks.map_or(f32::NAN, |sinks| sinks[head]) });
     }
-    Ok(ScoreInputs { sinks })
+    cpu::check_lengths(&plan.resolved, inputs.lengths)?;
+    Ok(ScoreInputs { sinks, ..inputs })
 }
 
 /// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
@@ -122,15 +147,21 @@ fn check_finite<T: Element>(
     slice: &[T],
     [batch, heads, tokens, head_dim]: [usize; 4],
     strides: Strides,
+    lengths: Option<&[i32]>,
 ) -> Result<(), Error> {
     // what a stride of 0 repeats is looked at once
     let once = |size: usize, stride: i64| if stride == 0 { 1 } else { size };
-    let (batch, heads) = (once(batch, strides.batch), once(heads, strides.head));
+    let (batch, heads) =
+        (if lengths.is_some() { batch } else { once(batch, strides.batch) }, once(heads, strides.head));
     let tokens = once(tokens, strides.token);
     let rows = View { elements: slice, strides, head_dim };
     let mut values = vec![0.0; head_dim];
     for index in 0..batch * heads * tokens {
         let place @ [batch, head, token] = [index / tokens / heads, index / tokens % heads, index % tokens];
+        // padding may be anything
+        if lengths.is_some_and(|lengths| token >= lengths[batch] as usize) {
+            continue;
+        }
         rows.read_row(place, &mut values);
         if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
             let index = [batch, head, token, channel];
@@ -159,6 +190,8 @@ fn attend_on_gpu(
     let query = upload("query", query)?;
     let key = upload("key", key)?;
     let value = upload("value", value)?;
+    let lengths =
+        score_inputs.lengths.try_map(|argument, lengths: &[i32]| upload(argument, bytemuck::cast_slice(lengths)))?;
     // What lies between the output's rows is the caller's to see.
     let device_output = upload("output", output)?;
     let device_log_sum_exp = match &log_sum_exp {
@@ -174,6 +207,7 @@ fn attend_on_gpu(
         output: device_output.address(),
         log_sum_exp: device_log_sum_exp.as_ref().map(DeviceMemory::address),
         sinks: sinks.as_ref().map(DeviceMemory::address),
+        lengths: lengths.as_ref().map(|_, lengths| lengths.address()),
         workspace: workspace.address(),
         workspace_bytes: workspace.bytes() as u64,
     };

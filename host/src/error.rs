@@ -3,7 +3,7 @@
 //! Every message names the argument, what it got and what is allowed.
 
 use crate::options::{PvAccum, PvMode};
-use crate::tensor::DType;
+use crate::tensor::{DType, Lengths};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::Modes;
 
@@ -82,6 +82,23 @@ pub enum Unsupported {
         query_len: usize,
         /// Keys a sequence.
         key_len: usize,
+    },
+    /// A causal mask that could mean two things, for sequences of different lengths.
+    #[error(
+        "mask is Causal with lengths {lengths:?}, of which queries and keys may differ; choose \
+         CausalAligned(CausalAlign::TopLeft) or CausalAligned(CausalAlign::BottomRight)"
+    )]
+    CausalLengths {
+        /// The problem's.
+        lengths: Lengths,
+    },
+    /// An option that needs sequences of equal lengths.
+    #[error("{option} with lengths {lengths:?} is not supported; lengths must be Uniform there")]
+    Lengths {
+        /// The option and its value.
+        option: &'static str,
+        /// The problem's.
+        lengths: Lengths,
     },
     /// Sums that the products of probabilities and values can't be taken in.
     #[error(
@@ -262,6 +279,38 @@ pub enum Error {
         head: usize,
         /// Its sink.
         got: f32,
+    },
+    /// Lengths of another kind than the problem's.
+    #[error("lengths are {got:?}, the problem's are {expected:?}; they must be the same")]
+    LengthsKind {
+        /// Those of the call.
+        got: Lengths,
+        /// Those of the problem.
+        expected: Lengths,
+    },
+    /// Not as many lengths as sequences need.
+    #[error("{argument} has {got} elements; it must have {needed}")]
+    LengthsCount {
+        /// The slice.
+        argument: &'static str,
+        /// Its elements.
+        got: usize,
+        /// What it must have.
+        needed: usize,
+    },
+    /// A length that can't be.
+    #[error("{argument}[{index}] is {got}; it must be from {least} to {most}")]
+    LengthsValue {
+        /// The slice.
+        argument: &'static str,
+        /// The element's index.
+        index: usize,
+        /// The element.
+        got: i32,
+        /// Its least allowed value.
+        least: i32,
+        /// Its largest allowed value.
+        most: i32,
     },
     /// An element of an input is infinite or NaN.
     #[error("{tensor}{index:?} is {got}; allowed are finite numbers")]

@@ -8,15 +8,15 @@
 
 use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::{AttentionOptions, Mask, QkMode};
-use crate::plan::AttentionPlan;
-use crate::tensor::{DType, Strides};
+use crate::options::{CausalAlign, Mask, QkMode};
+use crate::plan::{AttentionPlan, Places, Resolved};
+use crate::tensor::{DType, Lengths, SequenceLengths, Strides};
 use crate::workspace::{Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
 use sage_layout::kernel::{Family, Kernel};
-use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, TensorView};
+use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, SequencesParams, TensorView};
 use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
@@ -39,12 +39,14 @@ pub(crate) struct Call<'a> {
 }
 
 /// What kernels must be able to do for these options.
-pub(crate) fn modes(options: &AttentionOptions) -> Modes {
+pub(crate) fn modes(resolved: &Resolved) -> Modes {
+    let options = &resolved.options;
     Modes {
         query_key: options.qk_mode,
         smooth_query: options.smooth_q,
         value: options.pv_mode,
         accumulator: options.pv_accum,
+        ragged: resolved.is_ragged(),
     }
 }
 
@@ -60,7 +62,7 @@ pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan)
         (true, false) => format!("none with {dtype}, with {} for {with_f16}", DType::F16),
         (true, true) => "none".to_owned(),
     };
-    Error::NoKernels { device, modes: modes(plan.options()), allowed }
+    Error::NoKernels { device, modes: modes(&plan.resolved), allowed }
 }
 
 impl Call<'_> {
@@ -78,11 +80,11 @@ impl Call<'_> {
         let key = self.view(self.buffers.key, problem.key_shape(), problem.key_strides);
         let value = self.view(self.buffers.value, problem.key_shape(), problem.value_strides);
 
-        let kernel = Kernel::find(self.attention.quantizer(), resolved.padded_head_dim, problem.dtype.into());
+        let family = self.attention.quantizer(resolved.is_ragged());
+        let kernel = Kernel::find(family, resolved.padded_head_dim, problem.dtype.into());
         let kernel = kernel.expect("the kernel table has every family for every head dimension and element type");
         let resident = self.multiprocessors * kernel.min_blocks();
-        let query_tiles = tile::padded_queries(query.tokens) / tile::WARPGROUP_ROWS;
-        let key_tiles = tile::key_tiles(key.tokens);
+        let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
         let tiles = TilesPerHead {
             key_statistics: if options.smooth_k { key_tiles } else { 0 },
             value_statistics: match workspace.values {
@@ -94,7 +96,7 @@ impl Call<'_> {
             key: key_tiles,
             value: key_tiles,
         };
-        let order = Order::new(problem.batch as u32 * key.heads, tiles, lag(resident));
+        let order = Order::new(key_heads, tiles, lag(resident));
         let params = QuantizeParams {
             query,
             key,
@@ -126,7 +128,8 @@ impl Call<'_> {
             smooth_v: resolved.smooth_v.into(),
             query_tiles,
             key_tiles,
-            segments: tile::segments(key.tokens),
+            segments,
+            sequences: self.sequences(),
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => QuantizeParams {
@@ -141,7 +144,9 @@ impl Call<'_> {
                 QuantizeParams { value_tiles: self.address(tiles), value_mean: self.address_if(mean), ..params }
             }
         };
-        launch(self.attention.quantizer(), [order.items.min(resident), 1, 1], params.into())
+        // a ragged batch's table is an item too
+        let items = order.items + u32::from(resolved.is_ragged());
+        launch(family, [items.min(resident), 1, 1], params.into())
     }
 
     /// The attention kernel.
@@ -149,12 +154,14 @@ impl Call<'_> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let problem = &resolved.problem;
         let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
-        let is_persistent = matches!(self.attention, Family::Attention | Family::AttentionF16);
-        let (ctas, resident) = match is_persistent {
-            true => (tile::query_ctas(output.tokens), self.multiprocessors),
-            false => (tile::mma_ctas(output.tokens), u32::MAX),
+        let is_persistent = self.attention.is_persistent();
+        let (queries, resident) = match is_persistent {
+            true => (tile::CTA_QUERIES, self.multiprocessors),
+            false => (tile::MMA_QUERIES, u32::MAX),
         };
-        let items = problem.batch as u32 * output.heads * ctas;
+        let items = resolved.places().query_heads * resolved.cta_places(queries);
+        let from_last_key =
+            resolved.is_ragged() && resolved.options.mask == Mask::CausalAligned(CausalAlign::BottomRight);
         let params = AttentionParams {
             query: self.address(workspace.query_codes),
             key: self.address(workspace.key_codes),
@@ -178,6 +185,9 @@ impl Call<'_> {
             key_mean: self.address_if(workspace.key_mean),
             keys: self.view(self.buffers.key, problem.key_shape(), problem.key_strides),
             score_scale: resolved.score_scale(),
+            from_last_key: from_last_key.into(),
+            sequences: self.sequences(),
+            log_sum_exp_strides: self.log_sum_exp_strides(),
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {
@@ -197,19 +207,50 @@ impl Call<'_> {
         launch(self.attention, [items.min(resident), 1, 1], params.into())
     }
 
-    /// Without a mask all items are equally long, and in a window nearly so; then those that share keys best run together. Else, more
-    /// heads at a time let long items come first.
+    /// Without a mask all items are equally long, and in a window nearly so; then those that share keys best run together. Else, and
+    /// with sequences of different lengths, more heads at a time let long items come first.
     fn heads_per_group(&self) -> u32 {
         let resolved = &self.plan.resolved;
-        let problem = &resolved.problem;
+        let Places { query_heads, key_tiles, .. } = resolved.places();
         match resolved.options.mask {
-            Mask::None | Mask::Window { left: Some(_), right: Some(_), .. } => self.heads_per_key_head(),
-            Mask::Causal | Mask::CausalAligned(_) | Mask::Window { .. } => tile::cached_heads(
-                (problem.batch * problem.query_heads) as u32,
-                self.heads_per_key_head(),
-                problem.key_len as u32,
-                resolved.tile_bytes(),
-            ),
+            Mask::None | Mask::Window { left: Some(_), right: Some(_), .. } if !resolved.is_ragged() => {
+                self.heads_per_key_head()
+            }
+            _ => tile::cached_heads(query_heads, self.heads_per_key_head(), key_tiles, resolved.tile_bytes()),
+        }
+    }
+
+    /// What the kernels must know of a ragged batch.
+    fn sequences(&self) -> SequencesParams {
+        let resolved = &self.plan.resolved;
+        let problem = &resolved.problem;
+        let Places { sequences, query_tiles, key_tiles, segments, .. } = resolved.places();
+        let (query_starts, key_starts, key_lens) = match self.buffers.lengths {
+            SequenceLengths::Uniform => return SequencesParams::default(),
+            SequenceLengths::PaddedKeys { kv_lens } => (0, 0, kv_lens),
+            SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => (cu_seqlens_q, cu_seqlens_k, 0),
+        };
+        SequencesParams {
+            table: self.address_if(self.plan.workspace.sequences),
+            query_starts,
+            key_starts,
+            key_lens,
+            count: sequences,
+            queries: problem.query_len as u32,
+            keys: problem.key_len as u32,
+            query_places: query_tiles / tile::CONSUMER_WARPGROUPS,
+            key_places: key_tiles,
+            segment_places: segments,
+        }
+    }
+
+    /// Of a ragged batch; see [`AttentionParams::log_sum_exp_strides`].
+    fn log_sum_exp_strides(&self) -> [u64; 2] {
+        let problem = self.plan.problem();
+        let [query_len, heads] = [problem.query_len, problem.query_heads].map(|size| size as u64);
+        match problem.lengths {
+            Lengths::PaddedKeys => [query_len, (heads - 1) * query_len],
+            Lengths::Packed | Lengths::Uniform => [query_len, 0],
         }
     }
 
@@ -230,9 +271,15 @@ impl Call<'_> {
     fn view(&self, address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
         // The address is a multiple of 16 bytes, so the rows are if the strides are multiples of 8 elements.
         let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
+        // in a ragged batch, a sequence's first token is counted from the first one's
+        let batch = match self.plan.problem().lengths {
+            Lengths::Uniform => strides.batch,
+            Lengths::PaddedKeys => strides.batch - tokens as i64 * strides.token,
+            Lengths::Packed => 0,
+        };
         TensorView {
             address,
-            strides,
+            strides: Strides { batch, ..strides },
             heads: heads as u32,
             tokens: tokens as u32,
             head_dim: head_dim as u32,
@@ -244,7 +291,7 @@ impl Call<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::PvMode;
+    use crate::options::{AttentionOptions, PvMode};
     use crate::tensor::{AttentionProblem, TensorLayout};
 
     #[test]

@@ -4,6 +4,7 @@ pub use sage_layout::architecture::ComputeCapability;
 pub use sage_layout::mode::{PvAccum, PvMode, QkMode};
 pub use sage_layout::scale::Granularity as QuantGranularity;
 
+use crate::tensor::SequenceLengths;
 use sage_layout::dispatch::{self, Defaults};
 
 /// How queries and keys line up, where there are more of the one than of the other.
@@ -106,6 +107,8 @@ pub struct ScoreInputs<'a> {
     /// `[query_heads]`: each head's sink, in natural units; finite, or −∞ for a head that has none. See
     /// [`AttentionOptions::sinks`].
     pub sinks: Option<&'a [f32]>,
+    /// How long the sequences are, of the problem's kind ([`Lengths`](crate::Lengths)).
+    pub lengths: SequenceLengths<&'a [i32]>,
 }
 
 impl AttentionOptions {

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Unsupported};
 use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode};
-use crate::tensor::{AttentionProblem, DType, Strides, extent};
+use crate::tensor::{AttentionProblem, DType, Lengths, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::visibility::Band;
-use sage_layout::{int4_tile, tile};
+use sage_layout::{int4_tile, sequence, tile};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
@@ -13,6 +13,23 @@ use std::ops::Range;
 const MAX_SIZE: u64 = (1 << 30) - 1;
 /// Largest number of tiles: the quantizer counts its items, up to seven a tile, in 32 bits.
 const MAX_TILES: u64 = (1 << 28) - 1;
+
+/// What the operands have places for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// Query heads: over all batches, if sequences are equally long, else of one.
+    pub query_heads: u32,
+    /// Key heads, likewise.
+    pub key_heads: u32,
+    /// Sequences that a head has: 1 if they are equally long.
+    pub sequences: u32,
+    /// Query tiles of a head, of all its sequences.
+    pub query_tiles: u32,
+    /// Key tiles of a head.
+    pub key_tiles: u32,
+    /// Segments of a head.
+    pub segments: u32,
+}
 
 /// A problem and its options after all checks, with everything that follows from them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,16 +77,69 @@ impl Resolved {
         key + value
     }
 
+    /// Whether sequences differ in length.
+    pub(crate) fn is_ragged(&self) -> bool {
+        self.problem.lengths != Lengths::Uniform
+    }
+
+    /// Queries and keys of all sequences of a head, with what pads them.
+    fn tokens(&self) -> [u32; 2] {
+        let AttentionProblem { batch, query_len, key_len, lengths, .. } = self.problem;
+        let sequences = if lengths == Lengths::PaddedKeys { batch } else { 1 };
+        [query_len, key_len].map(|len| (sequences * len) as u32)
+    }
+
+    /// Places for CTAs of so many queries, of a head.
+    pub(crate) fn cta_places(&self, queries: u32) -> u32 {
+        match self.is_ragged() {
+            false => (self.problem.query_len as u32).div_ceil(queries),
+            true => sequence::places(self.tokens()[0], self.problem.batch as u32, queries),
+        }
+    }
+
+    /// How many of everything there are in the workspace.
+    pub(crate) fn places(&self) -> Places {
+        let AttentionProblem { batch, query_heads, key_heads, key_len, .. } = self.problem;
+        let [batch, query_heads, key_heads] = [batch, query_heads, key_heads].map(|count| count as u32);
+        let query_tiles = self.cta_places(tile::CTA_QUERIES) * tile::CONSUMER_WARPGROUPS;
+        match self.is_ragged() {
+            false => Places {
+                query_heads: batch * query_heads,
+                key_heads: batch * key_heads,
+                sequences: 1,
+                query_tiles,
+                key_tiles: tile::key_tiles(key_len as u32),
+                segments: tile::segments(key_len as u32),
+            },
+            true => {
+                let places = |size| sequence::places(self.tokens()[1], batch, size);
+                let (key_tiles, segments) = (places(tile::KEY_TILE), places(tile::SEGMENT_KEYS));
+                Places { query_heads, key_heads, sequences: batch, query_tiles, key_tiles, segments }
+            }
+        }
+    }
+
+    /// The problem of one of its sequences alone, which has queries and keys.
+    pub(crate) fn of_sequence(&self, queries: usize, keys: usize) -> Self {
+        let lengths = Lengths::Uniform;
+        let problem = AttentionProblem { batch: 1, query_len: queries, key_len: keys, lengths, ..self.problem };
+        Self::derive(problem, self.options)
+    }
+
     /// Derives what follows from a problem and options that are known to be valid.
     pub(crate) fn derive(problem: AttentionProblem, options: AttentionOptions) -> Self {
+        let is_ragged = problem.lengths != Lengths::Uniform;
         let window = |left, right, align| {
             let shift = match align {
+                // each sequence has its own
+                _ if is_ragged => return Band::of_sequences(left, right),
                 CausalAlign::TopLeft => 0,
                 CausalAlign::BottomRight => problem.key_len as i32 - problem.query_len as i32,
             };
             Band::window(shift, left, right, problem.key_len as u32)
         };
         let visible = match options.mask {
+            Mask::None if is_ragged => Band::of_sequences(None, None),
             Mask::None => Band::all(problem.key_len as u32),
             Mask::Causal => window(None, Some(0), CausalAlign::TopLeft),
             Mask::CausalAligned(align) => window(None, Some(0), align),
@@ -136,10 +206,11 @@ impl AttentionPlan {
         self.workspace.bytes
     }
 
-    /// Elements (f32) of the log-sum-exp, `[batch, query_heads, query_len]`; 0 without `return_lse`.
+    /// Elements (f32) of the log-sum-exp, `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with
+    /// [`Lengths::Packed`]; 0 without `return_lse`.
     pub fn log_sum_exp_len(&self) -> usize {
-        let problem = self.problem();
-        if self.options().return_lse { problem.batch * problem.query_heads * problem.query_len } else { 0 }
+        let [batch, heads, queries, _] = self.problem().query_shape();
+        if self.options().return_lse { batch * heads * queries } else { 0 }
     }
 
     /// What the kernels write into the workspace: name, offset and length in bytes. For tests of the kernels.
@@ -177,10 +248,14 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         return Err(Unsupported::HeadRatio { query_heads, key_heads });
     }
     // Batch and heads are under 2³⁰, so that 64 bits hold their product; with the tiles it may saturate.
-    let query_tiles = ((batch * query_heads) as u64).saturating_mul(tile::query_ctas(query_len as u32) as u64);
-    at_most("batch * query_heads * query tiles (192 queries each)", query_tiles, MAX_TILES)?;
-    let key_tiles = ((batch * key_heads) as u64).saturating_mul(tile::key_tiles(key_len as u32) as u64);
-    at_most("batch * key_heads * key tiles (128 keys each)", key_tiles, MAX_TILES)?;
+    if problem.lengths == Lengths::Uniform {
+        let query_tiles = ((batch * query_heads) as u64).saturating_mul(tile::query_ctas(query_len as u32) as u64);
+        at_most("batch * query_heads * query tiles (192 queries each)", query_tiles, MAX_TILES)?;
+        let key_tiles = ((batch * key_heads) as u64).saturating_mul(tile::key_tiles(key_len as u32) as u64);
+        at_most("batch * key_heads * key tiles (128 keys each)", key_tiles, MAX_TILES)?;
+    } else {
+        check_ragged(problem, options)?;
+    }
 
     check_strides("query", problem.query_shape(), problem.query_strides)?;
     check_strides("key", problem.key_shape(), problem.key_strides)?;
@@ -188,6 +263,9 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     check_strides("output", problem.query_shape(), problem.output_strides)?;
     check_no_overlap(problem.query_shape(), problem.output_strides)?;
 
+    if options.mask == Mask::Causal && problem.lengths != Lengths::Uniform {
+        return Err(Unsupported::CausalLengths { lengths: problem.lengths });
+    }
     if options.mask == Mask::Causal && query_len != key_len {
         return Err(Unsupported::AmbiguousCausal { query_len, key_len });
     }
@@ -208,6 +286,28 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
 /// An input that is there if the options ask for it, and only then.
 pub(crate) fn wanted<T>(argument: &'static str, wanted: bool, input: Option<T>) -> Result<Option<T>, Error> {
     if input.is_some() == wanted { Ok(input) } else { Err(Error::ScoreInput { argument, wanted }) }
+}
+
+/// What sequences of different lengths allow. Lengths and counts are under 2³⁰.
+fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Unsupported> {
+    let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, lengths, .. } = *problem;
+    if lengths == Lengths::PaddedKeys {
+        at_most("batch * query_len", (batch * query_len) as u64, MAX_SIZE)?;
+        at_most("batch * key_len", (batch * key_len) as u64, MAX_SIZE)?;
+    }
+    let copies = if lengths == Lengths::PaddedKeys { batch } else { 1 };
+    // each sequence takes a place more than its tokens do
+    let places = |heads: usize, tokens: usize, size: u32| {
+        (heads as u64).saturating_mul(sequence::places((copies * tokens) as u32, batch as u32, size) as u64)
+    };
+    let query_ctas = places(query_heads, query_len, tile::MMA_QUERIES);
+    at_most("query_heads * (queries / 128 + batch)", query_ctas, MAX_TILES)?;
+    at_most("key_heads * (keys / 128 + batch)", places(key_heads, key_len, tile::KEY_TILE), MAX_TILES)?;
+    match options {
+        AttentionOptions { smooth_q: true, .. } => Err(Unsupported::Lengths { option: "smooth_q", lengths }),
+        AttentionOptions { qk_mode: QkMode::Int4, .. } => Err(Unsupported::Lengths { option: "qk_mode Int4", lengths }),
+        _ => Ok(()),
+    }
 }
 
 fn at_most(argument: &'static str, got: u64, allowed: u64) -> Result<(), Unsupported> {

@@ -23,7 +23,7 @@ pub(crate) const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
 /// The kernels of a plan on a GPU.
 pub(crate) fn choice(gpu: ComputeCapability, plan: &AttentionPlan) -> Option<Choice> {
     let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
-    dispatch::choices(gpu, kernels::modes(plan.options()), head_dim, dtype.into()).next()
+    dispatch::choices(gpu, kernels::modes(&plan.resolved), head_dim, dtype.into()).next()
 }
 
 /// A call that was executed.
@@ -72,6 +72,7 @@ impl Execution {
         let mut upload = |name, tensor: &[T]| memory.upload(name, bytemuck::cast_slice(tensor));
         let (query, key, value) = (upload("query", query), upload("key", key), upload("value", value));
         let sinks = score_inputs.sinks.map(|sinks| memory.upload("sinks", bytemuck::cast_slice(sinks)));
+        let lengths = score_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
         let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
@@ -79,7 +80,7 @@ impl Execution {
         let log_sum_exp = options.return_lse.then(|| memory.allocate("log_sum_exp", lse_bytes));
         let workspace_bytes = plan.workspace_bytes();
         let workspace = memory.allocate("workspace", workspace_bytes as usize);
-        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, sinks, workspace, workspace_bytes };
+        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, sinks, lengths, workspace, workspace_bytes };
 
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();

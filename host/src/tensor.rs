@@ -67,14 +67,89 @@ impl TensorLayout {
     }
 }
 
+/// Whether the sequences of a batch are equally long. A problem says which; the numbers themselves come with each call
+/// ([`SequenceLengths`]), so that a plan, and a CUDA graph, serves all lengths that its tensors hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Lengths {
+    /// All are: every sequence has `query_len` queries and `key_len` keys.
+    #[default]
+    Uniform,
+    /// Every sequence has `query_len` queries, and of its `key_len` keys and values only the first count: as many as `kv_lens`
+    /// says. What pads them is never read.
+    PaddedKeys,
+    /// Sequences lie one after the other in tensors without a batch axis, from where `cu_seqlens_q` and `cu_seqlens_k` say.
+    /// Here `query_len` and `key_len` are the tokens of all sequences together.
+    Packed,
+}
+
+/// The lengths of the sequences of one call: device addresses in [`GpuBuffers`](crate::GpuBuffers) (`u64`), slices in
+/// [`attention_varlen`](crate::attention_varlen) (`&[i32]`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SequenceLengths<A> {
+    /// For [`Lengths::Uniform`].
+    #[default]
+    Uniform,
+    /// For [`Lengths::PaddedKeys`].
+    PaddedKeys {
+        /// i32 `[batch]`: keys of each sequence, from 0 to `key_len`.
+        kv_lens: A,
+    },
+    /// For [`Lengths::Packed`]. Sequence `s` has tokens `cu_seqlens[s] .. cu_seqlens[s + 1]`, possibly none.
+    Packed {
+        /// i32 `[batch + 1]`, from 0 to `query_len`, never decreasing.
+        cu_seqlens_q: A,
+        /// i32 `[batch + 1]`, from 0 to `key_len`, never decreasing.
+        cu_seqlens_k: A,
+    },
+}
+
+impl<A> SequenceLengths<A> {
+    /// What they are the numbers of.
+    pub fn kind(&self) -> Lengths {
+        match self {
+            Self::Uniform => Lengths::Uniform,
+            Self::PaddedKeys { .. } => Lengths::PaddedKeys,
+            Self::Packed { .. } => Lengths::Packed,
+        }
+    }
+
+    /// The same kind of lengths, each array made into another by its name and itself.
+    pub fn try_map<B, E>(self, mut f: impl FnMut(&'static str, A) -> Result<B, E>) -> Result<SequenceLengths<B>, E> {
+        Ok(match self {
+            Self::Uniform => SequenceLengths::Uniform,
+            Self::PaddedKeys { kv_lens } => SequenceLengths::PaddedKeys { kv_lens: f("kv_lens", kv_lens)? },
+            Self::Packed { cu_seqlens_q, cu_seqlens_k } => SequenceLengths::Packed {
+                cu_seqlens_q: f("cu_seqlens_q", cu_seqlens_q)?,
+                cu_seqlens_k: f("cu_seqlens_k", cu_seqlens_k)?,
+            },
+        })
+    }
+
+    /// [`try_map`](Self::try_map) where nothing can go wrong.
+    pub fn map<B>(self, mut f: impl FnMut(&'static str, A) -> B) -> SequenceLengths<B> {
+        let Ok(mapped) = self.try_map(|name, array| Ok::<_, std::convert::Infallible>(f(name, array)));
+        mapped
+    }
+
+    /// References to its arrays.
+    pub fn as_ref(&self) -> SequenceLengths<&A> {
+        match self {
+            Self::Uniform => SequenceLengths::Uniform,
+            Self::PaddedKeys { kv_lens } => SequenceLengths::PaddedKeys { kv_lens },
+            Self::Packed { cu_seqlens_q, cu_seqlens_k } => SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k },
+        }
+    }
+}
+
 /// Shapes, strides and element type of one attention call.
 ///
-/// | tensor | shape |
-/// |---|---|
-/// | query, output | `[batch, query_heads, query_len, head_dim]` |
-/// | key, value | `[batch, key_heads, key_len, head_dim]` |
+/// | tensor | shape | with [`Lengths::Packed`] |
+/// |---|---|---|
+/// | query, output | `[batch, query_heads, query_len, head_dim]` | `[query_heads, query_len, head_dim]` |
+/// | key, value | `[batch, key_heads, key_len, head_dim]` | `[key_heads, key_len, head_dim]` |
 ///
-/// in whatever order of the first three axes the strides say; channels are always adjacent.
+/// in whatever order of all axes but the last the strides say; channels are always adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionProblem {
     /// Independent sequences.
@@ -83,12 +158,14 @@ pub struct AttentionProblem {
     pub query_heads: usize,
     /// Key and value heads.
     pub key_heads: usize,
-    /// Queries a sequence.
+    /// Queries a sequence; of all together with [`Lengths::Packed`].
     pub query_len: usize,
-    /// Keys and values a sequence.
+    /// Keys and values a sequence; of all together with [`Lengths::Packed`].
     pub key_len: usize,
     /// Channels a head, 1 to 256.
     pub head_dim: usize,
+    /// Whether sequences are equally long.
+    pub lengths: Lengths,
     /// Element type of all four tensors.
     pub dtype: DType,
     /// Strides of the queries.
@@ -123,12 +200,33 @@ impl AttentionProblem {
             query_len,
             key_len,
             head_dim,
+            lengths: Lengths::Uniform,
             dtype,
             query_strides: queries,
             key_strides: keys,
             value_strides: keys,
             output_strides: queries,
         }
+    }
+
+    /// `sequences` sequences, one after the other in contiguous tensors: queries and output `[total_queries, query_heads,
+    /// head_dim]`, keys and values `[total_keys, key_heads, head_dim]`. How long each is, the call says
+    /// ([`SequenceLengths::Packed`]).
+    pub fn packed(
+        dtype: DType,
+        sequences: usize,
+        [total_queries, query_heads, head_dim]: [usize; 3],
+        [total_keys, key_heads]: [usize; 2],
+    ) -> Self {
+        let query = [1, query_heads, total_queries, head_dim];
+        let problem = Self::cross(TensorLayout::Nhd, dtype, query, [key_heads, total_keys]);
+        Self { batch: sequences, lengths: Lengths::Packed, ..problem }
+    }
+
+    /// The same tensors, of whose keys and values each sequence has only as many as the call says
+    /// ([`SequenceLengths::PaddedKeys`]).
+    pub fn with_padded_keys(self) -> Self {
+        Self { lengths: Lengths::PaddedKeys, ..self }
     }
 
     /// The problem that four tensors of one layout pose.
@@ -176,6 +274,7 @@ impl AttentionProblem {
             query_len,
             key_len,
             head_dim,
+            lengths: Lengths::Uniform,
             dtype: query.dtype,
             query_strides,
             key_strides,
@@ -184,14 +283,19 @@ impl AttentionProblem {
         })
     }
 
-    /// `[batch, query_heads, query_len, head_dim]`: the shape of query and output.
-    pub fn query_shape(&self) -> [usize; 4] {
-        [self.batch, self.query_heads, self.query_len, self.head_dim]
+    /// Batches that the tensors have: 1 with [`Lengths::Packed`].
+    fn batches(&self) -> usize {
+        if self.lengths == Lengths::Packed { 1 } else { self.batch }
     }
 
-    /// `[batch, key_heads, key_len, head_dim]`: the shape of key and value.
+    /// `[batch, query_heads, query_len, head_dim]`: the shape of query and output. The batch is 1 with [`Lengths::Packed`].
+    pub fn query_shape(&self) -> [usize; 4] {
+        [self.batches(), self.query_heads, self.query_len, self.head_dim]
+    }
+
+    /// `[batch, key_heads, key_len, head_dim]`: the shape of key and value. The batch is 1 with [`Lengths::Packed`].
     pub fn key_shape(&self) -> [usize; 4] {
-        [self.batch, self.key_heads, self.key_len, self.head_dim]
+        [self.batches(), self.key_heads, self.key_len, self.head_dim]
     }
 }
 

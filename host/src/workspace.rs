@@ -1,11 +1,12 @@
 //! The workspace: where in it the kernels keep what.
 
 use crate::options::{PvMode, QkMode};
-use crate::plan::Resolved;
+use crate::plan::{Places, Resolved};
 use sage_layout::int4_tile;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
 use sage_layout::schedule::counter;
+use sage_layout::sequence::Sequence;
 use sage_layout::tile::{self, KEY_TILE, WARPGROUP_ROWS};
 use std::ops::Range;
 
@@ -45,6 +46,8 @@ pub(crate) struct Workspace {
     pub key_mean: Option<Region>,
     /// With `smooth_k`, and `return_lse` or sinks.
     pub log_sum_exp_shift: Option<Region>,
+    /// Of a ragged batch, the table of [`sage_layout::sequence`].
+    pub sequences: Option<Region>,
     /// See [`sage_layout::schedule::counter`].
     pub counters: Region,
     /// All of it.
@@ -65,18 +68,16 @@ impl Workspace {
     ///
     /// A plan has under 2³⁰ tiles of queries and under 2²⁸ of keys, so that all of it is under 2⁵⁰ bytes.
     pub(crate) fn new(resolved: &Resolved) -> Self {
-        let problem = &resolved.problem;
         let options = &resolved.options;
-        let query_heads = (problem.batch * problem.query_heads) as u64;
-        let key_heads = (problem.batch * problem.key_heads) as u64;
         let head_dim = resolved.padded_head_dim;
-        let padded_queries = tile::padded_queries(problem.query_len as u32);
-        let query_tiles = (padded_queries / WARPGROUP_ROWS) as u64;
-        let query_blocks = tile::query_blocks(problem.query_len as u32) as u64;
-        let key_tiles = tile::key_tiles(problem.key_len as u32) as u64;
-        let segments = tile::segments(problem.key_len as u32) as u64;
+        let Places { query_heads, key_heads, sequences, query_tiles, key_tiles, segments } = resolved.places();
+        // in a ragged batch each sequence counts its segments
+        let counters = counter::count(key_heads, segments + sequences - 1);
+        let query_blocks = tile::query_blocks(resolved.problem.query_len as u32) as u64;
+        let [query_heads, key_heads, sequences] = [query_heads, key_heads, sequences].map(u64::from);
+        let [query_tiles, key_tiles, segments] = [query_tiles, key_tiles, segments].map(u64::from);
 
-        let channels = [key_heads, 1, head_dim as u64 * 4];
+        let channels = [key_heads, sequences, head_dim as u64 * 4];
         let segment_channels = [key_heads, segments, head_dim as u64 * 4];
         let [query_tile, key_tile] = match options.qk_mode {
             QkMode::Int8 => [tile::query_tile_bytes(head_dim), tile::key_tile_bytes(head_dim)],
@@ -111,8 +112,9 @@ impl Workspace {
             key_mean: options.smooth_k.then(|| region(channels)),
             log_sum_exp_shift: resolved
                 .has_log_sum_exp_shift()
-                .then(|| region([query_heads, padded_queries as u64, 4])),
-            counters: region([1, counter::count(key_heads as u32, segments as u32), 4]),
+                .then(|| region([query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
+            sequences: resolved.is_ragged().then(|| region([1, sequences, Sequence::BYTES as u64])),
+            counters: region([1, counters, 4]),
             bytes: 0,
         };
         Self { bytes, ..workspace }
@@ -140,6 +142,7 @@ impl Workspace {
         let rest = [
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
+            ("sequences", self.sequences),
             ("counters", Some(self.counters)),
         ];
         queries_and_keys

@@ -1,9 +1,9 @@
 //! The entry points: one for each row of the kernel table. On the host, [`launch`] runs them in the SIMT executor.
 
+#[cfg(not(target_arch = "nvptx64"))]
+use sage_layout::kernel::Kernel;
 #[cfg_attr(target_arch = "nvptx64", allow(unused_imports))]
 use sage_layout::kernel::mma_blocks;
-#[cfg(not(target_arch = "nvptx64"))]
-use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::*;
 #[cfg(not(target_arch = "nvptx64"))]
 use simt::host::{self, Blocks, Kind, Launch, Memory, Options, Report, Trace};
@@ -21,6 +21,7 @@ use crate::{
         hopper,
     },
     quantize,
+    sequences::{Ragged, Uniform},
 };
 
 #[cfg(target_arch = "nvptx64")]
@@ -29,6 +30,9 @@ macro_rules! params {
         QuantizeParams
     };
     (QuantizeSmoothed) => {
+        QuantizeParams
+    };
+    (QuantizeRagged) => {
         QuantizeParams
     };
     ($attention:ident) => {
@@ -44,6 +48,9 @@ macro_rules! params {
     (QuantizeSmoothed, $params:ident) => {
         Params::Quantize($params)
     };
+    (QuantizeRagged, $params:ident) => {
+        Params::Quantize($params)
+    };
     ($attention:ident, $params:ident) => {
         Params::Attention($params)
     };
@@ -51,85 +58,107 @@ macro_rules! params {
 
 macro_rules! program {
     (Quantize, $head_dim:literal, $element:ident) => {
-        quantize::quantize::<$element, $head_dim, false>
+        quantize::quantize::<$element, Uniform, $head_dim, false>
+    };
+    (QuantizeRagged, $head_dim:literal, $element:ident) => {
+        quantize::quantize::<$element, Ragged, $head_dim, false>
     };
     (QuantizeSmoothed, $head_dim:literal, $element:ident) => {
-        quantize::quantize::<$element, $head_dim, true>
+        quantize::quantize::<$element, Uniform, $head_dim, true>
     };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
+        hopper::attention::<hopper::E4m3Values<$element, 64, 36>, Uniform>
+    };
+    (AttentionRagged, 64, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, 64, 36>, Ragged>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 128, 68>>
+        hopper::attention::<hopper::E4m3Values<$element, 128, 68>, Uniform>
+    };
+    (AttentionRagged, 128, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, 128, 68>, Ragged>
     };
     (AttentionF16, 64, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 64, 32>>
+        hopper::attention::<hopper::HalfValues<$element, 64, 32>, Uniform>
+    };
+    (AttentionF16Ragged, 64, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, 64, 32>, Ragged>
     };
     (AttentionF16, 128, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 128, 64>>
+        hopper::attention::<hopper::HalfValues<$element, 128, 64>, Uniform>
+    };
+    (AttentionF16Ragged, 128, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, 128, 64>, Ragged>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<
+            InPlace<HalfInF32<$element>>,
+            SmoothedInt8,
+            $element,
+            Uniform,
+            $head_dim,
+            { mma_blocks($head_dim) },
+        >
     };
     (MmaSmoothedF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int4, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, Int4, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int4, F16, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, Int4, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int4, $element, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
 }
 
@@ -173,8 +202,8 @@ macro_rules! define_launch {
                 shared_bytes: kernel.shared_bytes(),
                 // Hopper's blocks claim work from each other; those of the quantizer also wait for each other
                 blocks: match kernel.family() {
-                    Family::Quantize | Family::QuantizeSmoothed => Blocks::Together,
-                    Family::Attention | Family::AttentionF16 => Blocks::InOrder,
+                    family if family.quantizes() => Blocks::Together,
+                    family if family.is_persistent() => Blocks::InOrder,
                     _ => Blocks::Parallel,
                 },
             };
@@ -200,7 +229,7 @@ sage_layout::for_each_kernel!(define_launch);
 #[cfg(all(test, not(target_arch = "nvptx64")))]
 mod tests {
     use super::*;
-    use sage_layout::kernel::ElementType;
+    use sage_layout::kernel::{ElementType, Family};
     use simt::host::Schedule;
 
     #[test]

@@ -2,7 +2,7 @@
 
 use sage_kernels::entry::launch;
 use sage_layout::kernel::Kernel;
-use sage_layout::params::{QuantizeParams, Strides, TensorView};
+use sage_layout::params::{QuantizeParams, SequencesParams, Strides, TensorView};
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use simt::host::{Kind, Memory, Options, Schedule};
 
@@ -59,6 +59,7 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         query_tiles: 3,
         key_tiles: 1,
         segments: 1,
+        sequences: SequencesParams::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
     Architecture, AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, PreparedPlan,
-    PvMode,
+    PvMode, SequenceLengths,
 };
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -107,6 +107,7 @@ pub struct Call<T> {
     output: Guarded,
     log_sum_exp: Option<Guarded>,
     sinks: Option<Guarded>,
+    lengths: SequenceLengths<Guarded>,
     workspace: Guarded,
 }
 
@@ -141,6 +142,19 @@ impl<T: Element> Call<T> {
         inputs: &Inputs<T>,
         poison: u8,
     ) -> Result<Self, Error> {
+        Self::with_lengths(gpu, architecture, problem, options, SequenceLengths::Uniform, inputs, poison)
+    }
+
+    /// The same with sequences of these lengths.
+    pub fn with_lengths(
+        gpu: &'static Gpu,
+        architecture: Option<Architecture>,
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
+        lengths: SequenceLengths<&[i32]>,
+        inputs: &Inputs<T>,
+        poison: u8,
+    ) -> Result<Self, Error> {
         let plan = AttentionPlan::new(*problem, *options)?;
         let stream = Stream::new(gpu)?;
         let upload = |tensor: &[T]| Guarded::holding(gpu, bytemuck::cast_slice(tensor), poison, &stream);
@@ -159,6 +173,8 @@ impl<T: Element> Call<T> {
             output: poisoned(span(problem.output_strides, query_shape(problem)) * size_of::<T>())?,
             log_sum_exp: options.return_lse.then(lse).transpose()?,
             sinks: sinks.map(|sinks| Guarded::holding(gpu, sinks, poison, &stream)).transpose()?,
+            lengths: lengths
+                .try_map(|_, lengths| Guarded::holding(gpu, bytemuck::cast_slice(lengths), poison, &stream))?,
             workspace: poisoned(plan.workspace_bytes() as usize)?,
             inputs: inputs.clone(),
             stream,
@@ -174,6 +190,7 @@ impl<T: Element> Call<T> {
             output: self.output.address(),
             log_sum_exp: self.log_sum_exp.as_ref().map(Guarded::address),
             sinks: self.sinks.as_ref().map(Guarded::address),
+            lengths: self.lengths.as_ref().map(|_, lengths| lengths.address()),
             workspace: self.workspace.address(),
             workspace_bytes: self.prepared.plan().workspace_bytes(),
         }
@@ -202,6 +219,29 @@ impl<T: Element> Call<T> {
         self.value.write(bytemuck::cast_slice(&inputs.value), &self.stream)?;
         self.inputs = inputs.clone();
         Ok(())
+    }
+
+    /// Replaces the lengths by others of the same kind, for as many sequences.
+    pub fn set_lengths(&mut self, lengths: SequenceLengths<&[i32]>) -> Result<(), Error> {
+        match (&mut self.lengths, lengths) {
+            (SequenceLengths::PaddedKeys { kv_lens }, SequenceLengths::PaddedKeys { kv_lens: new }) => {
+                kv_lens.write(bytemuck::cast_slice(new), &self.stream)
+            }
+            (
+                SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k },
+                SequenceLengths::Packed { cu_seqlens_q: new_q, cu_seqlens_k: new_k },
+            ) => {
+                cu_seqlens_q.write(bytemuck::cast_slice(new_q), &self.stream)?;
+                cu_seqlens_k.write(bytemuck::cast_slice(new_k), &self.stream)
+            }
+            (ours, other) => panic!("{:?} instead of {:?}", other.kind(), ours.kind()),
+        }
+    }
+
+    /// Waits for the call, whatever it computes, and checks that nothing was written beside its buffers.
+    pub fn check_guards(&self) -> Result<(), Error> {
+        let buffers = [&self.query, &self.key, &self.value, &self.output, &self.workspace];
+        buffers.into_iter().chain(&self.log_sum_exp).try_for_each(|buffer| buffer.read(&self.stream).map(|_| ()))
     }
 
     /// Waits for the result. Checks that all of it was written (where the poison is NaN), and nothing else.

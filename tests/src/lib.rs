@@ -7,3 +7,4 @@ pub mod gpu;
 pub mod modes;
 pub mod simt;
 pub mod tensor;
+pub mod varlen;

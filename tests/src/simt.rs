@@ -2,11 +2,12 @@
 
 use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::testing::quantize;
-use sageattention::{AttentionOptions, AttentionProblem, ComputeCapability, Element};
+use sageattention::{AttentionOptions, AttentionProblem, ComputeCapability, Element, ScoreInputs, SequenceLengths};
 
 use crate::codes::expected_regions;
 use crate::gpu::assert_near;
-use crate::tensor::{Inputs, Outputs, ScoreTensors, attend, gather, query_shape};
+use crate::tensor::{Inputs, Outputs, ScoreTensors, attend_varlen, gather, query_shape};
+use crate::varlen::Batch;
 
 /// Executes all kernels of a call as a GPU of this compute capability runs them, and compares all that they write with the CPU
 /// engine: codes and scales to the bit, and attention near it.
@@ -21,21 +22,57 @@ pub fn check<T: Element>(
     execution: &Options,
     inputs: &Inputs<T>,
 ) {
-    let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
-    let what = format!("compute capability {gpu}\n{problem:?}\n{options:?}\n{execution:?}");
-    let score_tensors = ScoreTensors::of(problem, options);
-    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), &score_tensors.inputs(), execution)
-        .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
-
+    let lengths = SequenceLengths::Uniform;
+    let result = execute(gpu, problem, options, lengths, execution, inputs);
     for (region, expected) in expected_regions(&quantize(problem, options, inputs.slices())) {
         if !expected.is_empty() {
-            assert!(result.workspace(region).expect("a region of the plan") == expected, "{region} differs\n{what}");
+            let found = result.workspace(region).expect("a region of the plan");
+            assert!(found == expected, "{region} differs\n{problem:?}\n{options:?}\n{execution:?}");
         }
     }
+}
+
+/// [`check`] of sequences of different lengths. Codes and scales are compared with those of each sequence alone.
+///
+/// # Panics
+///
+/// As [`check`].
+pub fn check_batch<T: Element>(
+    gpu: ComputeCapability,
+    batch: &Batch,
+    options: &AttentionOptions,
+    execution: &Options,
+    inputs: &Inputs<T>,
+) {
+    let result = execute(gpu, &batch.problem, options, batch.slices(), execution, inputs);
+    let what = format!("{batch:?}\n{options:?}\n{execution:?}");
+    let table: Vec<u32> = bytemuck::pod_collect_to_vec(&result.workspace("sequences").expect("a ragged batch"));
+    let expected: Vec<u32> = batch.table().into_iter().flat_map(|sequence| sequence.words()).collect();
+    assert_eq!(table, expected, "{what}");
+    batch.assert_regions(options, inputs, |region| result.workspace(region), &what);
+}
+
+/// Executes all kernels of a call, and compares its outputs.
+fn execute<T: Element>(
+    gpu: ComputeCapability,
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    lengths: SequenceLengths<&[i32]>,
+    execution: &Options,
+    inputs: &Inputs<T>,
+) -> Execution {
+    let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
+    let what = format!("compute capability {gpu}\n{problem:?}\n{lengths:?}\n{options:?}\n{execution:?}");
+    let score_tensors = ScoreTensors::of(problem, options);
+    let score_inputs = ScoreInputs { lengths, ..score_tensors.inputs() };
+    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), &score_inputs, execution)
+        .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
     let output: Vec<T> = result.output();
     let rows = gather(&output, problem.output_strides, query_shape(problem));
     let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
     assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
     let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
-    assert_near(&outputs, &attend(problem, options, inputs), problem.head_dim, options.pv_mode, &what);
+    let expected = attend_varlen(problem, options, lengths, inputs);
+    assert_near(&outputs, &expected, problem.head_dim, options.pv_mode, &what);
+    result
 }

@@ -1,7 +1,7 @@
 //! Host tensors of any strides, and random ones.
 
 use sageattention::testing::{self, ExactOutput};
-use sageattention::{AttentionOptions, AttentionProblem, Element, ScoreInputs, Strides};
+use sageattention::{AttentionOptions, AttentionProblem, Element, ScoreInputs, SequenceLengths, Strides};
 
 /// Random numbers for tests: the same seed gives the same numbers everywhere (SplitMix64).
 #[derive(Clone, Debug)]
@@ -64,12 +64,12 @@ pub fn gather<T: Element>(elements: &[T], strides: Strides, shape: [usize; 4]) -
 
 /// Shape of the queries and of the output.
 pub fn query_shape(problem: &AttentionProblem) -> [usize; 4] {
-    [problem.batch, problem.query_heads, problem.query_len, problem.head_dim]
+    problem.query_shape()
 }
 
 /// Shape of the keys and of the values.
 pub fn key_shape(problem: &AttentionProblem) -> [usize; 4] {
-    [problem.batch, problem.key_heads, problem.key_len, problem.head_dim]
+    problem.key_shape()
 }
 
 /// Queries, keys and values.
@@ -150,7 +150,7 @@ impl ScoreTensors {
 
     /// As the library's functions take them.
     pub fn inputs(&self) -> ScoreInputs<'_> {
-        ScoreInputs { sinks: self.sinks.as_deref() }
+        ScoreInputs { sinks: self.sinks.as_deref(), ..Default::default() }
     }
 }
 
@@ -170,6 +170,16 @@ pub struct Outputs {
 
 /// Runs the CPU engine into a poisoned output, and checks that it leaves the gaps between the output's rows alone.
 pub fn attend<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: &Inputs<T>) -> Outputs {
+    attend_varlen(problem, options, SequenceLengths::Uniform, inputs)
+}
+
+/// [`attend`] of sequences of these lengths.
+pub fn attend_varlen<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    lengths: SequenceLengths<&[i32]>,
+    inputs: &Inputs<T>,
+) -> Outputs {
     let shape = query_shape(problem);
     let rows = shape[0] * shape[1] * shape[2];
     let poison = T::from_f32(f32::from_bits(0x7fc0_0000));
@@ -177,7 +187,8 @@ pub fn attend<T: Element>(problem: &AttentionProblem, options: &AttentionOptions
     let mut log_sum_exp = vec![f32::NAN; if options.return_lse { rows } else { 0 }];
     let wanted = options.return_lse.then_some(&mut log_sum_exp[..]);
     let score_tensors = ScoreTensors::of(problem, options);
-    testing::attend_with(problem, options, inputs.slices(), &score_tensors.inputs(), &mut output, wanted);
+    let score_inputs = ScoreInputs { lengths, ..score_tensors.inputs() };
+    testing::attend_with(problem, options, inputs.slices(), &score_inputs, &mut output, wanted);
     let result = gather(&output, problem.output_strides, shape);
     let written = output.iter().filter(|element| !element.to_f32().is_nan()).count();
     assert_eq!(written, result.len(), "elements written, and elements of the output");

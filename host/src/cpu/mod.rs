@@ -6,6 +6,7 @@
 //! | [`mod@quantize`] | the codes and scales that the GPU makes, bit for bit, in row-major order |
 //! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
 //! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers, summed as a mode says |
+//! | [`mod@sequences`] | both for sequences of different lengths, each of which is a call of its own |
 //! | [`simd`] | their inner loops, for each instruction set |
 //! | [`view`] | rows of a caller's tensor |
 //!
@@ -15,15 +16,15 @@
 pub(crate) mod attend;
 pub(crate) mod exact;
 pub(crate) mod quantize;
+pub(crate) mod sequences;
 pub(crate) mod simd;
 pub(crate) mod tiles;
 pub(crate) mod view;
 
 use crate::error::Error;
 
-pub(crate) use attend::attend;
-pub(crate) use exact::exact;
 pub(crate) use quantize::{quantize, score_biases};
+pub(crate) use sequences::{attend, check_lengths, exact};
 
 /// A vector of zeros, or the error that there is no memory for it.
 pub(crate) fn zeroed<T: bytemuck::Zeroable>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {

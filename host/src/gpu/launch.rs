@@ -6,7 +6,7 @@ use super::module::{self, Function};
 use crate::error::Error;
 use crate::kernels::{self, Call};
 use crate::plan::{AttentionPlan, wanted};
-use crate::tensor::{DType, extent};
+use crate::tensor::{DType, SequenceLengths, extent};
 use crate::workspace;
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch::{self, Choice};
@@ -28,11 +28,14 @@ pub struct GpuBuffers {
     pub value: u64,
     /// The result. It may be one of the inputs, which are read to the end before anything is written here.
     pub output: u64,
-    /// f32 `[batch, query_heads, query_len]`, contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
+    /// f32 `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with [`Lengths::Packed`](crate::Lengths::Packed),
+    /// contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
     pub log_sum_exp: Option<u64>,
     /// f32 `[query_heads]`, contiguous, a multiple of 4 bytes: what [`ScoreInputs::sinks`](crate::ScoreInputs::sinks) says; with
     /// [`AttentionOptions::sinks`](crate::AttentionOptions::sinks), and only then.
     pub sinks: Option<u64>,
+    /// Addresses of the sequences' lengths, of the problem's kind; i32, multiples of 4 bytes.
+    pub lengths: SequenceLengths<u64>,
     /// Memory that is the call's own until its work on the stream is done. A multiple of 256 bytes.
     pub workspace: u64,
     /// The workspace's size, at least [`AttentionPlan::workspace_bytes`].
@@ -42,10 +45,18 @@ pub struct GpuBuffers {
 impl GpuBuffers {
     /// Every address, and what messages call it.
     fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let Self { query, key, value, output, sinks, log_sum_exp, workspace, workspace_bytes: _ } = *self;
+        let Self { query, key, value, output, sinks, log_sum_exp, lengths, workspace, workspace_bytes: _ } = *self;
+        let lengths = match lengths {
+            SequenceLengths::Uniform => [None; 2],
+            SequenceLengths::PaddedKeys { kv_lens } => [Some(("kv_lens", kv_lens)), None],
+            SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
+                [Some(("cu_seqlens_q", cu_seqlens_q)), Some(("cu_seqlens_k", cu_seqlens_k))]
+            }
+        };
         let always = [("query", query), ("key", key), ("value", value), ("output", output), ("workspace", workspace)];
         let asked_for = [("sinks", sinks), ("log_sum_exp", log_sum_exp)];
-        always.into_iter().chain(asked_for.into_iter().filter_map(|(name, address)| Some((name, address?))))
+        let asked_for = asked_for.into_iter().filter_map(|(name, address)| Some((name, address?)));
+        always.into_iter().chain(asked_for).chain(lengths.into_iter().flatten())
     }
 }
 
@@ -107,7 +118,7 @@ impl AttentionPlan {
     pub fn prepare_for(&self, gpu: &'static Gpu, architecture: Option<Architecture>) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
         let (head_dim, dtype) = (self.resolved.padded_head_dim, self.resolved.problem.dtype);
-        let modes = kernels::modes(self.options());
+        let modes = kernels::modes(&self.resolved);
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
@@ -157,6 +168,19 @@ impl AttentionPlan {
         if let Some(address) = sinks {
             check_address("sinks", address, problem.query_heads as u64 * 4, 4)?;
         }
+        let (got, expected) = (buffers.lengths.kind(), problem.lengths);
+        if got != expected {
+            return Err(Error::LengthsKind { got, expected });
+        }
+        let check_lengths = |argument, address, count: usize| check_address(argument, address, count as u64 * 4, 4);
+        match buffers.lengths {
+            SequenceLengths::Uniform => {}
+            SequenceLengths::PaddedKeys { kv_lens } => check_lengths("kv_lens", kv_lens, problem.batch)?,
+            SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
+                check_lengths("cu_seqlens_q", cu_seqlens_q, problem.batch + 1)?;
+                check_lengths("cu_seqlens_k", cu_seqlens_k, problem.batch + 1)?;
+            }
+        }
         let needed = self.workspace_bytes();
         if buffers.workspace_bytes < needed {
             return Err(Error::WorkspaceTooSmall { got: buffers.workspace_bytes, needed });
@@ -201,6 +225,10 @@ impl PreparedPlan {
     /// lead to memory that this GPU can access: the tensors as far as the problem's shapes and strides reach, the
     /// others as large as [`GpuBuffers`] says; nothing else may write to the inputs, nor access output, log-sum-exp and
     /// workspace; and workspace and log-sum-exp must overlap nothing.
+    ///
+    /// Lengths should be as [`SequenceLengths`] says when the stream comes to the call. Nobody on the host looks at them: others
+    /// change what is computed, and may leave a part of the output unwritten, but are cut to what the tensors hold, so that
+    /// nothing is read or written elsewhere.
     pub unsafe fn enqueue(&self, stream: *mut c_void, buffers: &GpuBuffers) -> Result<(), Error> {
         // SAFETY: as the caller promises.
         unsafe { self.enqueue_part(Part::All, stream, buffers) }

@@ -21,26 +21,34 @@ pub struct Modes {
     pub value: PvMode,
     /// Where those products are added up.
     pub accumulator: PvAccum,
+    /// Whether sequences differ in length.
+    pub ragged: bool,
 }
 
 impl Modes {
     /// Modes without smoothed queries.
     pub const fn new(query_key: QkMode, value: PvMode, accumulator: PvAccum) -> Self {
-        Self { query_key, smooth_query: false, value, accumulator }
+        Self { query_key, smooth_query: false, value, accumulator, ragged: false }
     }
 
     /// The same with smoothed queries.
     pub const fn with_smoothed_queries(self) -> Self {
         Self { smooth_query: true, ..self }
     }
+
+    /// The same for sequences of different lengths.
+    pub const fn ragged(self) -> Self {
+        Self { ragged: true, ..self }
+    }
 }
 
 /// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
 impl fmt::Display for Modes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { query_key, smooth_query, value, accumulator } = self;
+        let Self { query_key, smooth_query, value, accumulator, ragged } = self;
         let smoothed = if *smooth_query { " with smoothed queries" } else { "" };
-        write!(formatter, "{} Q·Kᵀ{smoothed}, {} P·V in {}", query_key.name(), value.name(), accumulator.name())
+        let ragged = if *ragged { ", lengths that differ" } else { "" };
+        write!(formatter, "{} Q·Kᵀ{smoothed}, {} P·V in {}{ragged}", query_key.name(), value.name(), accumulator.name())
     }
 }
 
@@ -49,6 +57,9 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::AttentionF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
+    (Family::AttentionRagged, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).ragged()),
+    (Family::AttentionRagged, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).ragged()),
+    (Family::AttentionF16Ragged, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).ragged()),
     (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
     (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16)),
     (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32)),
@@ -159,7 +170,7 @@ pub fn choices(
         .flat_map(|architecture| families(architecture).map(move |(family, served)| (architecture, family, served)));
     families.filter(move |(.., served)| *served == modes).filter_map(move |(architecture, family, _)| {
         let kernel = |family| Kernel::find(family, padded_head_dim, element);
-        Some(Choice { architecture, quantize: kernel(family.quantizer())?, attention: kernel(family)? })
+        Some(Choice { architecture, quantize: kernel(family.quantizer(modes.ragged))?, attention: kernel(family)? })
     })
 }
 
@@ -169,16 +180,19 @@ pub fn modes(gpu: ComputeCapability, padded_head_dim: u32, element: ElementType)
     all_modes().filter(is_served)
 }
 
-/// Every combination of modes.
+/// Every combination of modes. Queries are smoothed, and codes INT4, where all sequences are equally long.
 pub fn all_modes() -> impl Iterator<Item = Modes> {
-    QkMode::ALL.into_iter().flat_map(|query_key| {
-        [false, true].into_iter().flat_map(move |smooth_query| {
-            PvMode::ALL.into_iter().flat_map(move |value| {
-                let with = move |&accumulator| Modes { smooth_query, ..Modes::new(query_key, value, accumulator) };
-                PvAccum::of(value).iter().map(with)
-            })
+    let of_values = || {
+        PvMode::ALL.into_iter().flat_map(|value| {
+            PvAccum::of(value).iter().map(move |&accumulator| Modes::new(QkMode::Int8, value, accumulator))
         })
-    })
+    };
+    let uniform = QkMode::ALL.into_iter().flat_map(move |query_key| {
+        [false, true]
+            .into_iter()
+            .flat_map(move |smooth_query| of_values().map(move |modes| Modes { query_key, smooth_query, ..modes }))
+    });
+    uniform.chain(of_values().map(Modes::ragged))
 }
 
 #[cfg(test)]
@@ -238,7 +252,7 @@ mod tests {
                             assert!(kernel.family().exists_for(architecture), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
-                        assert_eq!(quantize.family(), attention.family().quantizer());
+                        assert_eq!(quantize.family(), attention.family().quantizer(modes.ragged));
                         assert!(families(architecture).any(|found| found == (attention.family(), modes)));
                     }
                 }
@@ -267,6 +281,16 @@ mod tests {
         assert!(choices(HOPPER, FP8, 96, ElementType::Bf16).next().is_none(), "no such head dimension");
     }
 
+    /// Sequences of different lengths have kernels on Hopper, its own, in every mode that those have.
+    #[test]
+    fn hopper_takes_ragged_batches() {
+        let ragged: Vec<_> = modes(HOPPER, 128, ElementType::F16).filter(|modes| modes.ragged).collect();
+        let own = families(Architecture::Sm90a).filter(|(_, modes)| !modes.ragged).map(|(_, modes)| modes.ragged());
+        assert_eq!(ragged, own.collect::<Vec<_>>());
+        let first = choices(HOPPER, FP8.ragged(), 64, ElementType::F16).next().expect("the Hopper kernel");
+        assert_eq!((first.quantize, first.attention), (Kernel::QuantizeRaggedD64F16, Kernel::AttentionRaggedD64F16));
+    }
+
     #[test]
     fn turing_multiplies_f16_values_alone() {
         let turing = ComputeCapability::new(7, 5);
@@ -293,14 +317,16 @@ mod tests {
         }
     }
 
-    /// Every combination on Ada and whatever is newer, but for INT4 and smoothed queries over 128 channels; INT4 is slow there, and nobody's default.
+    /// Every combination on Ada and whatever is newer, if all sequences are equally long, but for INT4 and smoothed queries over 128
+    /// channels; INT4 is slow there, and nobody's default.
     #[test]
     fn every_mode_runs_on_ada_and_later() {
         for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
             for head_dim in NATIVE_HEAD_DIMS {
-                let wide = |modes: &Modes| modes.query_key == QkMode::Int8 && !modes.smooth_query;
-                let all = all_modes().filter(|modes| head_dim <= 128 || wide(modes));
-                assert_eq!(modes(gpu, head_dim, ElementType::F16).count(), all.count(), "{gpu}");
+                let served = modes(gpu, head_dim, ElementType::F16).filter(|modes| !modes.ragged);
+                let is_plain_int8 = |modes: &Modes| modes.query_key == QkMode::Int8 && !modes.smooth_query;
+                let all = all_modes().filter(|modes| !modes.ragged && (head_dim <= 128 || is_plain_int8(modes)));
+                assert_eq!(served.count(), all.count(), "{gpu}");
             }
         }
         for gpu in capabilities() {
@@ -315,6 +341,10 @@ mod tests {
         assert_eq!(modes.to_string(), "int4 Q·Kᵀ, fp8 P·V in fp32+fp16");
         let modes = Modes { smooth_query: true, ..modes };
         assert_eq!(modes.to_string(), "int4 Q·Kᵀ with smoothed queries, fp8 P·V in fp32+fp16");
-        assert_eq!(all_modes().count(), 24);
+        assert_eq!(
+            modes.ragged().to_string(),
+            "int4 Q·Kᵀ with smoothed queries, fp8 P·V in fp32+fp16, lengths that differ"
+        );
+        assert_eq!(all_modes().count(), 24 + 6);
     }
 }

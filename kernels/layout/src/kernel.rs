@@ -56,10 +56,16 @@ define_family! {
     Quantize: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// The same, with smoothed queries, or queries and keys in INT4.
     QuantizeSmoothed: [Architecture::Sm80, Architecture::Sm89];
+    /// [`Quantize`](Self::Quantize) for sequences of different lengths.
+    QuantizeRagged: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
     AttentionF16: [Architecture::Sm90a];
+    /// [`Attention`](Self::Attention) for sequences of different lengths.
+    AttentionRagged: [Architecture::Sm90a];
+    /// [`AttentionF16`](Self::AttentionF16) for sequences of different lengths.
+    AttentionF16Ragged: [Architecture::Sm90a];
     /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
     MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16.
@@ -107,12 +113,21 @@ define_family! {
 impl Family {
     /// Whether its kernels quantize, before those of attention.
     pub const fn quantizes(self) -> bool {
-        matches!(self, Self::Quantize | Self::QuantizeSmoothed)
+        matches!(self, Self::Quantize | Self::QuantizeSmoothed | Self::QuantizeRagged)
     }
 
-    /// The quantizer that goes with an attention family.
-    pub const fn quantizer(self) -> Self {
-        if self.smooths_queries() { Self::QuantizeSmoothed } else { Self::Quantize }
+    /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`.
+    pub const fn quantizer(self, ragged: bool) -> Self {
+        match (self.smooths_queries(), ragged) {
+            (true, _) => Self::QuantizeSmoothed,
+            (false, true) => Self::QuantizeRagged,
+            (false, false) => Self::Quantize,
+        }
+    }
+
+    /// Whether its kernels are Hopper's, whose CTAs take items until none is left.
+    pub const fn is_persistent(self) -> bool {
+        matches!(self, Self::Attention | Self::AttentionF16 | Self::AttentionRagged | Self::AttentionF16Ragged)
     }
 
     /// Whether its kernels take smoothed queries.
@@ -176,6 +191,10 @@ macro_rules! for_each_kernel {
             QuantizeSmoothedD64Bf16 = "sage_quantize_smoothed_d64_bf16": QuantizeSmoothed, 64, Bf16;
             QuantizeSmoothedD128F16 = "sage_quantize_smoothed_d128_f16": QuantizeSmoothed, 128, F16;
             QuantizeSmoothedD128Bf16 = "sage_quantize_smoothed_d128_bf16": QuantizeSmoothed, 128, Bf16;
+            QuantizeRaggedD64F16 = "sage_quantize_ragged_d64_f16": QuantizeRagged, 64, F16;
+            QuantizeRaggedD64Bf16 = "sage_quantize_ragged_d64_bf16": QuantizeRagged, 64, Bf16;
+            QuantizeRaggedD128F16 = "sage_quantize_ragged_d128_f16": QuantizeRagged, 128, F16;
+            QuantizeRaggedD128Bf16 = "sage_quantize_ragged_d128_bf16": QuantizeRagged, 128, Bf16;
             AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
@@ -184,6 +203,14 @@ macro_rules! for_each_kernel {
             AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
             AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
             AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
+            AttentionRaggedD64F16 = "sage_attention_hopper_ragged_d64_f16": AttentionRagged, 64, F16;
+            AttentionRaggedD64Bf16 = "sage_attention_hopper_ragged_d64_bf16": AttentionRagged, 64, Bf16;
+            AttentionRaggedD128F16 = "sage_attention_hopper_ragged_d128_f16": AttentionRagged, 128, F16;
+            AttentionRaggedD128Bf16 = "sage_attention_hopper_ragged_d128_bf16": AttentionRagged, 128, Bf16;
+            AttentionF16RaggedD64F16 = "sage_attention_hopper_f16_ragged_d64_f16": AttentionF16Ragged, 64, F16;
+            AttentionF16RaggedD64Bf16 = "sage_attention_hopper_f16_ragged_d64_bf16": AttentionF16Ragged, 64, Bf16;
+            AttentionF16RaggedD128F16 = "sage_attention_hopper_f16_ragged_d128_f16": AttentionF16Ragged, 128, F16;
+            AttentionF16RaggedD128Bf16 = "sage_attention_hopper_f16_ragged_d128_bf16": AttentionF16Ragged, 128, Bf16;
             MmaF16F32D64F16 = "sage_attention_mma_f16_f32_d64_f16": MmaF16F32, 64, F16;
             MmaF16F32D64Bf16 = "sage_attention_mma_f16_f32_d64_bf16": MmaF16F32, 64, Bf16;
             MmaF16F32D128F16 = "sage_attention_mma_f16_f32_d128_f16": MmaF16F32, 128, F16;
@@ -344,10 +371,8 @@ impl Kernel {
     /// Threads of a CTA; becomes `.maxntid`.
     pub const fn threads(self) -> u32 {
         match self.family() {
-            Family::Quantize | Family::QuantizeSmoothed => {
-                crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
-            }
-            Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
+            family if family.quantizes() => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
+            family if family.is_persistent() => (1 + CONSUMER_WARPGROUPS) * 128,
             _ => mma_warps(self.head_dim()) * 32,
         }
     }
@@ -357,8 +382,10 @@ impl Kernel {
     pub const fn min_blocks(self) -> u32 {
         match self.family() {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
-            Family::Quantize | Family::QuantizeSmoothed => 1024 / self.threads(),
-            Family::Attention | Family::AttentionF16 => 1,
+            // it needs more: 80
+            Family::QuantizeRagged => 768 / self.threads(),
+            family if family.quantizes() => 1024 / self.threads(),
+            family if family.is_persistent() => 1,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
@@ -381,23 +408,16 @@ impl Kernel {
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
     /// more do not fit. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
-        !matches!(
-            self.family(),
-            Family::Quantize
-                | Family::QuantizeSmoothed
-                | Family::Attention
-                | Family::AttentionF16
-                | Family::TuringF16F32
-                | Family::TuringF16F16
-        )
+        let family = self.family();
+        !(family.quantizes() || family.is_persistent() || matches!(family, Family::TuringF16F32 | Family::TuringF16F16))
     }
 
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::Quantize | Family::QuantizeSmoothed => QuantizeShared::new(self.head_dim()).bytes,
-            Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
-            Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
+            family if family.quantizes() => QuantizeShared::new(self.head_dim()).bytes,
+            Family::Attention | Family::AttentionRagged => AttentionShared::fp8(self.head_dim()).bytes,
+            Family::AttentionF16 | Family::AttentionF16Ragged => AttentionShared::f16(self.head_dim()).bytes,
             family => {
                 let key_row_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
                 let shared = MmaShared::new(self.head_dim(), key_row_bytes, family.value_bytes(), family.stages());
@@ -411,7 +431,8 @@ impl Kernel {
         match self.family() {
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
-            Family::Attention | Family::AttentionF16 => 1,
+            Family::QuantizeRagged => 31,
+            family if family.is_persistent() => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,
         }
@@ -421,7 +442,7 @@ impl Kernel {
 /// The quantizer's shared memory. Offsets are in bytes from its start.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizeShared {
-    /// The item at hand: work, head, tile; see [`schedule`](crate::schedule).
+    /// The item at hand: work, head, tile, sequence; see [`schedule`](crate::schedule).
     pub item: u32,
     /// Index of the next item.
     pub claim: u32,
@@ -468,6 +489,10 @@ pub struct AttentionShared {
     pub barriers: u32,
     /// The item that each consumer warpgroup's queries belong to: u32.
     pub items: u32,
+    /// In a ragged batch, its sequence: u32.
+    pub sequences: u32,
+    /// In a ragged batch, what a consumer warp needs at its item's end: 16 bytes each.
+    pub own_items: u32,
     /// All of it.
     pub bytes: u32,
 }
@@ -503,6 +528,8 @@ impl AttentionShared {
         let region = value + PIPELINE_STAGES * value_stride;
         let barriers = region + CTA_QUERIES / WARP_ROWS * region_stride;
         let items = barriers + 8 * Self::BARRIERS;
+        let sequences = items + 4 * CONSUMER_WARPGROUPS;
+        let own_items = (sequences + 4 * CONSUMER_WARPGROUPS).next_multiple_of(16);
         Self {
             query,
             key,
@@ -513,7 +540,9 @@ impl AttentionShared {
             region_stride,
             barriers,
             items,
-            bytes: items + 4 * CONSUMER_WARPGROUPS,
+            sequences,
+            own_items,
+            bytes: own_items + CTA_QUERIES / WARP_ROWS * 16,
         }
     }
 }

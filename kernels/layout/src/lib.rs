@@ -16,6 +16,7 @@
 //! | [`half`] | f16 and bf16 for GPUs that lack instructions, bit-exact |
 //! | [`statistics`] | the order of summation of channel statistics |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
+//! | [`sequence`] | where the parts of sequences of different lengths are |
 //! | [`visibility`] | which keys a query may see |
 //! | [`mode`] | how Q·Kᵀ and P·V are multiplied |
 //! | [`architecture`] | compute capabilities, and what kernels are compiled for |
@@ -35,6 +36,7 @@ pub mod params;
 pub mod round;
 pub mod scale;
 pub mod schedule;
+pub mod sequence;
 pub mod statistics;
 pub mod swizzle;
 pub mod tile;

@@ -41,6 +41,35 @@ pub struct TensorView {
     pub vectorized: u32,
 }
 
+/// The sequences of a ragged batch ([`sequence`](crate::sequence)), for the families that take one ([`Family::is_ragged`]).
+///
+/// Packed tensors are one batch; those of a padded batch have the stride of a batch less that of a sequence's tokens, so that
+/// in both a sequence begins at `address + index · batch stride + start · token stride`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SequencesParams {
+    /// [`Sequence`](crate::sequence::Sequence) `[count]`, which the quantizer writes. 0 if all are equally long.
+    pub table: Address,
+    /// i32 `[count + 1]` of the caller: where each packed sequence's queries begin, and the last one's end. 0 for a padded batch.
+    pub query_starts: Address,
+    /// The same of the keys.
+    pub key_starts: Address,
+    /// i32 `[count]` of the caller: each sequence's keys in a padded batch. 0 for packed sequences.
+    pub key_lens: Address,
+    /// Sequences.
+    pub count: u32,
+    /// Queries: of all packed sequences, or of each in a padded batch.
+    pub queries: u32,
+    /// Keys, likewise.
+    pub keys: u32,
+    /// Places for 192 queries, of a head.
+    pub query_places: u32,
+    /// Places for key tiles, of a head.
+    pub key_places: u32,
+    /// Places for segments, of a head.
+    pub segment_places: u32,
+}
+
 /// `Quantize`: grid (at most as many CTAs as run at a time, and at most one an item).
 ///
 /// CTAs claim items in the order of [`Order`]. While the statistics of a head are not finished, those of its tiles and
@@ -106,6 +135,9 @@ pub struct QuantizeParams {
     pub key_tiles: u32,
     /// Segments of keys a head.
     pub segments: u32,
+    /// For `QuantizeRagged`. There tiles, segments and items are counted by places; and scales and means that others have for
+    /// each of `[batch · key heads]`, it has for each of `[key heads][sequences]`.
+    pub sequences: SequencesParams,
 }
 
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
@@ -165,6 +197,12 @@ pub struct AttentionParams {
     pub key_mean: Address,
     /// The caller's keys.
     pub keys: TensorView,
+    /// With sequences of different lengths, 1 if `visible` is counted from each one's last key and query, else 0.
+    pub from_last_key: u32,
+    /// For the families that take a ragged batch: lengths, items and operands are as in [`QuantizeParams::sequences`].
+    pub sequences: SequencesParams,
+    /// Elements of `log_sum_exp` from one head to the next, and from a sequence to the next beyond its queries.
+    pub log_sum_exp_strides: [u64; 2],
 }
 
 /// The parameters of some kernel.
@@ -208,11 +246,13 @@ const _: () = {
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
+    assert!(size_of::<SequencesParams>() == 56 && offset_of!(SequencesParams, count) == 32);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 336 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 392 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
+    assert!(offset_of!(QuantizeParams, sequences) == 336);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
-    assert!(size_of::<AttentionParams>() == 232 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<AttentionParams>() == 312 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140
@@ -220,5 +260,6 @@ const _: () = {
             && offset_of!(AttentionParams, heads_per_group) == 160
             && offset_of!(AttentionParams, query_mean) == 168
             && offset_of!(AttentionParams, keys) == 184
+            && offset_of!(AttentionParams, sequences) == 240
     );
 };

@@ -177,6 +177,7 @@ fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
 /// | index | counts |
 /// |---|---|
 /// | [`ATTENTION_CLAIMS`](counter::ATTENTION_CLAIMS) | items claimed by the attention kernel |
+/// | [`SEQUENCES`](counter::SEQUENCES) | 1 once the table of a ragged batch's sequences is there |
 /// | [`QUANTIZE_CLAIMS`](counter::QUANTIZE_CLAIMS) | items claimed by the quantizer |
 /// | [`segments_of`](counter::segments_of) | finished segments of a head's keys or values; one more once their mean or scale is there |
 /// | [`tiles_of`](counter::tiles_of) | finished tiles of a segment |
@@ -185,6 +186,8 @@ fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
 pub mod counter {
     /// Items that the attention kernel's CTAs claimed.
     pub const ATTENTION_CLAIMS: u64 = 0;
+    /// Whether the table of sequences is there. Nobody claims attention's items meanwhile.
+    pub const SEQUENCES: u64 = 16;
     /// Items that the quantizer's CTAs claimed.
     pub const QUANTIZE_CLAIMS: u64 = 32;
     const FIRST: u64 = 64;
@@ -198,7 +201,7 @@ pub mod counter {
         Value,
     }
 
-    /// Counter of a head's finished segments.
+    /// Counter of a head's finished segments, of which there are `segments`.
     pub const fn segments_of(tensor: Tensor, head: u32, segments: u32) -> u64 {
         FIRST + (2 * head as u64 + tensor as u64) * (1 + segments as u64)
     }
@@ -208,7 +211,8 @@ pub mod counter {
         segments_of(tensor, head, segments) + 1 + segment as u64
     }
 
-    /// Counters of a call with so many key heads, each of so many segments.
+    /// Counters of a call with so many key heads, each of so many segments. In a ragged batch, each sequence counts its
+    /// finished segments, so that they are as many as of a head with one segment a sequence more, less one.
     pub const fn count(heads: u32, segments: u32) -> u64 {
         segments_of(Tensor::Key, heads, segments)
     }

@@ -100,8 +100,8 @@ const CACHED_BYTES: u64 = 32 << 20;
 
 /// How many of `heads` query heads (over all batches) have keys and values that fit the L2 cache together; at least one
 /// key head's. `tile_bytes` are those of a key tile and its value tile.
-pub const fn cached_heads(heads: u32, heads_per_key_head: u32, key_len: u32, tile_bytes: u32) -> u32 {
-    let head_bytes = key_tiles(key_len) as u64 * tile_bytes as u64;
+pub const fn cached_heads(heads: u32, heads_per_key_head: u32, key_tiles: u32, tile_bytes: u32) -> u32 {
+    let head_bytes = key_tiles as u64 * tile_bytes as u64;
     let key_heads = if head_bytes < CACHED_BYTES { CACHED_BYTES / head_bytes } else { 1 };
     let group = key_heads * heads_per_key_head as u64;
     if group < heads as u64 { group as u32 } else { heads }
@@ -114,10 +114,10 @@ mod tests {
     #[test]
     fn groups_fit_the_cache() {
         let e4m3 = 2 * key_tile_bytes(128);
-        assert_eq!(cached_heads(512, 1, 1024, e4m3), 128);
-        assert_eq!(cached_heads(16, 1, 1024, e4m3), 16);
-        assert_eq!(cached_heads(64, 8, 16384, e4m3), 64);
-        assert_eq!(cached_heads(64, 4, 1 << 29, e4m3), 4);
+        assert_eq!(cached_heads(512, 1, 8, e4m3), 128);
+        assert_eq!(cached_heads(16, 1, 8, e4m3), 16);
+        assert_eq!(cached_heads(64, 8, 128, e4m3), 64);
+        assert_eq!(cached_heads(64, 4, 1 << 22, e4m3), 4);
         assert_eq!(cached_heads(1, 1, 1, e4m3 / 2), 1);
     }
 

@@ -17,6 +17,9 @@ use core::ops::Range;
 /// The diagonal before all others: with it as their first, queries see keys from 0 on.
 pub const UNBOUNDED: i32 = i32::MIN;
 
+/// More than there are keys.
+const FAR: u32 = 1 << 30;
+
 /// Diagonals between which keys are seen: key `k` lies on diagonal `k - row` of query `row`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -50,6 +53,25 @@ impl Band {
             _ => key_len as i32,
         };
         Self { first, last }
+    }
+
+    /// Of sequences of different lengths, before it is [`shifted`](Self::shifted) to each: the same with query 0 at key 0, and bounds
+    /// that no key is beyond.
+    pub const fn of_sequences(left: Option<u32>, right: Option<u32>) -> Self {
+        Self::window(0, left, right, FAR)
+    }
+
+    /// That of a sequence of `key_len` keys whose query 0 lines up with key `shift`.
+    #[inline(always)]
+    pub const fn shifted(self, shift: i32, key_len: u32) -> Self {
+        Self {
+            first: if self.first == UNBOUNDED { UNBOUNDED } else { self.first + shift },
+            last: if self.last >= FAR as i32 || self.last + shift > key_len as i32 {
+                key_len as i32
+            } else {
+                self.last + shift
+            },
+        }
     }
 
     /// The keys that query `row` sees. Neither end of later rows is smaller.

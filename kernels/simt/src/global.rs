@@ -149,6 +149,7 @@ loads! {
 }
 
 written_loads! {
+    load_written_u32 u32, "4";
     load_written_f32 f32, "4";
     load_written_u32x4 [u32; 4], "16";
 }

@@ -3,11 +3,13 @@
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{WARP_ROWS, padded_queries};
+use sage_layout::tile::{WARP_ROWS, WARPGROUP_ROWS};
 use simt::{global, math, shared, warp};
 
+use super::schedule::WorkItem;
 use super::softmax::OnlineSoftmax;
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Writes a warp's output: `values(element)` is accumulator register `element`.
 ///
@@ -16,10 +18,10 @@ use crate::element::Element;
 /// `buffer` is the warp's own shared memory of `16 · (2 · head_dim + 16)` bytes that nobody reads any more; the output
 /// is writable.
 #[inline(always)]
-pub unsafe fn store_rows<E: Element>(
+pub unsafe fn store_rows<E: Element, S: Sequences>(
     params: &AttentionParams,
     head_dim: u32,
-    (batch, head): (u32, u32),
+    item: WorkItem<S>,
     first_row: u32,
     lane: u32,
     buffer: u32,
@@ -39,10 +41,11 @@ pub unsafe fn store_rows<E: Element>(
     }
     warp::sync_warp();
 
-    let start = batch as i64 * output.strides.batch + head as i64 * output.strides.head;
+    let start = item.sequence.query_offset(output, item.head);
+    let tokens = item.sequence.queries(output.tokens);
     let row_address =
         |row: u32| output.address.wrapping_add_signed(2 * (start + (first_row + row) as i64 * output.strides.token));
-    let in_output = |row: u32| first_row + row < output.tokens;
+    let in_output = |row: u32| first_row + row < tokens;
     if output.vectorized != 0 {
         let chunks = head_dim / 8;
         let mut piece = lane;
@@ -96,12 +99,14 @@ impl RowEnds {
     ///
     /// The parameters' buffers are there.
     #[inline(always)]
-    pub unsafe fn new(params: &AttentionParams, head: u32, first_row: u32, lane: u32) -> Self {
-        let tokens = params.output.tokens;
+    pub unsafe fn new<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, first_row: u32, lane: u32) -> Self {
+        let WorkItem { head, sequence, .. } = item;
+        let tokens = sequence.queries(params.output.tokens);
         let row = first_row + lane / 4;
         let exists = [row < tokens, row + 8 < tokens];
         let stores = exists.map(|exists| exists && params.log_sum_exp != 0 && lane.is_multiple_of(4));
-        let shifts = params.log_sum_exp_shift + 4 * (head as u64 * padded_queries(tokens) as u64 + row as u64);
+        let first_tile = sequence.first_query_tile(head as u64, S::query_places(params));
+        let shifts = params.log_sum_exp_shift + 4 * (first_tile * WARPGROUP_ROWS as u64 + row as u64);
         let mut shift = [0.0; 2];
         for index in 0..2 {
             if exists[index] && params.log_sum_exp_shift != 0 {
@@ -115,7 +120,7 @@ impl RowEnds {
             // SAFETY: there is a sink for each head.
             sink = unsafe { global::load_f32(params.sinks + 4 * head as u64) };
         }
-        Self { first: head as u64 * tokens as u64 + row as u64, stores, shift, sink }
+        Self { first: sequence.log_sum_exp_offset(params, head) + row as u64, stores, shift, sink }
     }
 
     /// What the rows' sums are divided by, from the sums of their probabilities.

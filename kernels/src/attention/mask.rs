@@ -3,6 +3,8 @@
 use sage_layout::params::AttentionParams;
 use sage_layout::visibility::{Band, UNBOUNDED};
 
+use crate::sequences::Sequences;
+
 /// Keys that the two rows of a lane see, as numbers of its accumulator registers before them.
 #[derive(Clone, Copy)]
 pub struct VisibleKeys {
@@ -17,8 +19,8 @@ pub struct VisibleKeys {
 impl VisibleKeys {
     /// For a lane of the warp whose first query is `row`.
     #[inline(always)]
-    pub fn new(params: &AttentionParams, row: u32, lane: u32) -> Self {
-        Self::of_band(params.visible, params.key_len, row, lane)
+    pub fn new<S: Sequences>(params: &AttentionParams, sequence: S, row: u32, lane: u32) -> Self {
+        Self::of_band(sequence.visible(params), sequence.keys(params.key_len), row, lane)
     }
 
     #[inline(always)]

@@ -8,44 +8,59 @@ use sage_layout::visibility::Band;
 use simt::{global, math, thread};
 
 use crate::quantize::query_key::key_head_of;
+use crate::sequences::Sequences;
 
 /// One CTA's work on one head.
 #[derive(Clone, Copy)]
-pub struct WorkItem {
+pub struct WorkItem<S> {
     /// Index over batches and query heads.
     pub head: u32,
     /// Index over batches and key heads.
     pub key_head: u32,
     /// First of the item's queries.
     pub first_query: u32,
+    /// Whose they are.
+    pub sequence: S,
 }
 
-impl WorkItem {
+impl<S: Sequences> WorkItem<S> {
     /// The item of an index, if one has `queries` queries. Items are sorted by groups of heads (`AttentionParams::heads_per_group`), and in a group the
-    /// last queries come first: under a causal mask they see the most keys.
+    /// last queries come first: under a causal mask they see the most keys. `find` gives the sequence of a place for a CTA.
     #[inline(always)]
-    pub fn nth(params: &AttentionParams, index: u32, queries: u32) -> Self {
-        // opaque, or it is kept in registers from one item to the next
-        let ctas = math::opaque(params.output.tokens).div_ceil(queries);
+    pub fn nth(params: &AttentionParams, index: u32, queries: u32, find: impl FnOnce(u32) -> S) -> Self {
+        let ctas = S::cta_places(params, queries);
         let (heads, _) = math::div_rem(params.items, ctas);
         let (group, index) = math::div_rem(index, ctas * params.heads_per_group);
         let first_head = group * params.heads_per_group;
         let (cta, head) = math::div_rem(index, min(params.heads_per_group, heads - first_head));
         let head = first_head + head;
-        Self { head, key_head: key_head_of(head, params.heads_per_key_head), first_query: (ctas - 1 - cta) * queries }
+        let place = ctas - 1 - cta;
+        let sequence = find(place);
+        let first_query = match S::RAGGED {
+            // of a place before the sequence's first, this is more than it has
+            true => place.wrapping_sub(sequence.first_cta(queries)).wrapping_mul(queries),
+            false => place * queries,
+        };
+        Self { head, key_head: key_head_of(head, params.heads_per_key_head), first_query, sequence }
+    }
+
+    /// Whether there are queries: some places in a ragged batch are nobody's.
+    #[inline(always)]
+    pub fn is_there(&self) -> bool {
+        !S::RAGGED || self.first_query < self.sequence.queries(0)
     }
 
     /// Key tiles that the item needs.
     #[inline(always)]
     pub fn key_tiles(&self, params: &AttentionParams) -> KeyTiles {
-        KeyTiles::of(params, [self.first_query, CTA_QUERIES], KEY_TILE)
+        KeyTiles::of(params, self.sequence, [self.first_query, CTA_QUERIES], KEY_TILE)
     }
 
     /// The part of the item's key tiles that one of its warpgroups needs.
     #[inline(always)]
     pub fn warpgroup_key_tiles(&self, params: &AttentionParams, warpgroup: u32) -> KeyTiles {
         let row = self.first_query + warpgroup * WARPGROUP_ROWS;
-        KeyTiles::of(params, [row, WARPGROUP_ROWS], KEY_TILE)
+        KeyTiles::of(params, self.sequence, [row, WARPGROUP_ROWS], KEY_TILE)
     }
 }
 
@@ -65,11 +80,11 @@ pub struct KeyTiles {
 impl KeyTiles {
     /// Tiles of `keys` keys, of the `count` queries from `row` on.
     #[inline(always)]
-    pub fn of(params: &AttentionParams, [row, count]: [u32; 2], keys: u32) -> Self {
+    pub fn of<S: Sequences>(params: &AttentionParams, sequence: S, [row, count]: [u32; 2], keys: u32) -> Self {
         const NONE: KeyTiles = KeyTiles { first: 0, end: 0, whole: 0, whole_end: 0 };
-        let AttentionParams { visible, key_len, .. } = *params;
+        let (visible, key_len) = (sequence.visible(params), sequence.keys(params.key_len));
         // opaque, or what follows from them is kept in registers from one item to the next
-        let tokens = math::opaque(params.output.tokens);
+        let tokens = math::opaque(sequence.queries(params.output.tokens));
         let visible = Band { last: math::opaque(visible.last as u32) as i32, ..visible };
         if row >= tokens {
             return NONE;

@@ -5,26 +5,61 @@
 
 pub mod query_key;
 mod schedule;
+mod sequences;
 pub mod statistics;
 pub mod value;
 
 use sage_layout::params::{QuantizeParams, TensorView};
-use sage_layout::schedule::Work;
+use sage_layout::schedule::{Item, Work};
 use simt::global::CachePolicy;
 use simt::{global, math, thread};
 
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Channels of a chunk.
 pub const CHUNK: usize = 8;
 
-/// A CTA: items until none is left. `SMOOTHED` says whether queries may be smoothed, and codes be INT4.
+/// A tile of a sequence's head.
+#[derive(Clone, Copy)]
+pub struct Part<S> {
+    /// Key head.
+    pub head: u32,
+    /// Tile of the sequence. Query tiles are counted over all query heads that share the key head, as many for each as
+    /// `QuantizeParams::query_tiles`.
+    pub tile: u32,
+    /// Whose.
+    pub sequence: S,
+}
+
+/// Sequences that the quantizer finds.
+pub trait Find: Sequences {
+    /// Makes what [`find`](Self::find) needs, after the CTA's first claim.
+    ///
+    /// # Safety
+    ///
+    /// As the parameters say. All threads of the CTA call it, once.
+    unsafe fn prepare<const HEAD_DIM: u32>(params: &QuantizeParams);
+
+    /// The item of a claim, if it is not beyond all.
+    fn claimed(params: &QuantizeParams, claim: u32) -> Option<Item>;
+
+    /// Whose tile an item is: the sequence, and the tile among its own. Some places are nobody's.
+    ///
+    /// # Safety
+    ///
+    /// As the parameters say, after [`prepare`](Self::prepare).
+    unsafe fn find(params: &QuantizeParams, item: Item) -> Option<(Self, u32)>;
+}
+
+/// A CTA: items until none is left. `SMOOTHED` says whether queries may be smoothed, and codes be INT4; `S`, whether lengths
+/// may differ.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(params: &QuantizeParams) {
+pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED: bool>(params: &QuantizeParams) {
     const KEY_STATISTICS: u32 = Work::KeyStatistics as u32;
     const VALUE_STATISTICS: u32 = Work::ValueStatistics as u32;
     const QUERY: u32 = Work::Query as u32;
@@ -33,19 +68,20 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(pa
     // SAFETY: forwarded contract; items are of the call that the parameters describe.
     unsafe {
         schedule::claim::<HEAD_DIM>(params);
+        S::prepare::<HEAD_DIM>(params);
         loop {
-            let (work, head, tile) = schedule::share::<HEAD_DIM>(params);
+            let (work, part) = schedule::share::<S, HEAD_DIM>(params);
             // every item claims the next one
             match work {
                 VALUE_STATISTICS if params.value_scale != 0 => {
-                    statistics::value_statistics::<E, HEAD_DIM>(params, head, tile)
+                    statistics::value_statistics::<E, S, HEAD_DIM>(params, part)
                 }
-                KEY_STATISTICS => statistics::mean_statistics::<E, HEAD_DIM, SMOOTHED, true>(params, head, tile),
-                VALUE_STATISTICS => statistics::mean_statistics::<E, HEAD_DIM, SMOOTHED, false>(params, head, tile),
-                QUERY => query_key::quantize_query::<E, HEAD_DIM, SMOOTHED>(params, head, tile),
-                KEY => query_key::quantize_key::<E, HEAD_DIM, SMOOTHED>(params, head, tile),
-                VALUE if params.value_scale != 0 => value::quantize_value::<E, HEAD_DIM>(params, head, tile),
-                VALUE => value::tile_value::<E, HEAD_DIM>(params, head, tile),
+                KEY_STATISTICS => statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, true>(params, part),
+                VALUE_STATISTICS => statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, false>(params, part),
+                QUERY => query_key::quantize_query::<E, S, HEAD_DIM, SMOOTHED>(params, part),
+                KEY => query_key::quantize_key::<E, S, HEAD_DIM, SMOOTHED>(params, part),
+                VALUE if params.value_scale != 0 => value::quantize_value::<E, S, HEAD_DIM>(params, part),
+                VALUE => value::tile_value::<E, S, HEAD_DIM>(params, part),
                 _ => return,
             }
         }
@@ -74,24 +110,23 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head of an index over batches and heads.
+    /// The head of which the first token is `offset` elements into the tensor ([`Sequences`]).
     #[inline(always)]
-    pub fn new(tensor: &TensorView, index: u32) -> Self {
-        let (batch, head) = math::div_rem(index, tensor.heads);
-        let offset = batch as i64 * tensor.strides.batch + head as i64 * tensor.strides.head;
+    pub fn new(tensor: &TensorView, offset: i64) -> Self {
         Self { address: tensor.address.wrapping_add_signed(2 * offset) }
     }
 
-    /// Eight channels, from channel `8 · chunk`, of the `N` tokens at `first + offset(…)`; zeros where the tensor has none.
+    /// Eight channels, from channel `8 · chunk`, of the `N` tokens at `first + offset(…)`; zeros from token `tokens` on.
     /// `AGAIN` says whether they will be loaded once more.
     ///
     /// # Safety
     ///
-    /// `tensor` must be the one that this head is of, and readable.
+    /// `tensor` must be the one that this head is of, and readable for `tokens` tokens.
     #[inline(always)]
     pub unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
         self,
         tensor: &TensorView,
+        tokens: u32,
         first: u32,
         offset: impl Fn(usize) -> u32,
         chunk: u32,
@@ -108,7 +143,7 @@ impl Head {
         let last_time = CachePolicy::evict_first();
         if tensor.vectorized != 0 {
             for index in 0..N {
-                if first + offset(index) < tensor.tokens && channel < tensor.head_dim {
+                if first + offset(index) < tokens && channel < tensor.head_dim {
                     // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
                     chunks[index] = Chunk(unsafe {
                         match AGAIN {
@@ -122,7 +157,7 @@ impl Head {
         } else {
             for index in 0..N {
                 for element in 0..CHUNK {
-                    if first + offset(index) < tensor.tokens && channel + (element as u32) < tensor.head_dim {
+                    if first + offset(index) < tokens && channel + (element as u32) < tensor.head_dim {
                         // SAFETY: the element is inside the tensor.
                         let bits = unsafe { global::load_u16(address + 2 * element as u64) };
                         chunks[index].0[element / 2] |= (bits as u32) << (16 * (element % 2));

@@ -18,8 +18,9 @@ use simt::global::CachePolicy;
 use simt::{convert, global, math, shared, thread, warp};
 
 use super::schedule::{claim, wait_for_statistics};
-use super::{CHUNK, Chunk, Head, code_row_bytes, load_channels, thread_of_item};
+use super::{CHUNK, Chunk, Head, Part, code_row_bytes, load_channels, thread_of_item};
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Tokens of a query tile that a thread holds.
 const QUERIES: usize = (WARPGROUP_ROWS / TOKEN_LANES) as usize;
@@ -138,7 +139,13 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
     let mut sum = [0.0f32; CHUNK];
     // SAFETY: the input is readable.
     let rows = unsafe {
-        head.load_chunks::<BLOCK_QUERIES, true>(input, first + lane, |index| index as u32 * TOKEN_LANES, chunk)
+        head.load_chunks::<BLOCK_QUERIES, true>(
+            input,
+            input.tokens,
+            first + lane,
+            |index| index as u32 * TOKEN_LANES,
+            chunk,
+        )
     };
     for row in &rows {
         // a token that is not there has zeros
@@ -185,31 +192,33 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(
+pub unsafe fn quantize_query<E: Element, S: Sequences, const HEAD_DIM: u32, const SMOOTHED: bool>(
     params: &QuantizeParams,
-    key_head: u32,
-    tile: u32,
+    part: Part<S>,
 ) {
+    let Part { head: key_head, tile, sequence } = part;
     let input = &params.query;
+    let tokens = sequence.queries(input.tokens);
     let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
     let (head, tile) = math::div_rem(tile, params.query_tiles);
     let head_index = (key_head * params.heads_per_key_head + head) as u64;
-    let head = Head::new(input, head_index as u32);
-    let tile_index = head_index * params.query_tiles as u64 + tile as u64;
+    let head = Head::new(input, sequence.query_offset(input, head_index as u32));
+    let tile_index = sequence.first_query_tile(head_index, params.query_tiles) + tile as u64;
 
     // a tile of nothing but padding has no mean
     let mut mean = [0.0; CHUNK];
+    const { assert!(!(SMOOTHED && S::RAGGED)) };
     if SMOOTHED && params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens {
         // SAFETY: forwarded contract; the item before was finished before this one was shared.
         mean = unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
     }
     let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
     // all bits of what a token has, none of what pads the tile
-    let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
+    let present = |index: usize| if first + offset(index) < tokens { u32::MAX } else { 0 };
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, first, offset, chunk) };
+    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
 
@@ -229,10 +238,15 @@ pub unsafe fn quantize_query<E: Element, const HEAD_DIM: u32, const SMOOTHED: bo
         // SAFETY: the mean holds a row for each key head, written before it is published; the shift holds one element for
         // each padded query.
         unsafe {
-            wait_for_statistics(params, Tensor::Key, key_head);
-            let mean = load_channels::<CHUNK>(
-                params.key_mean + 4 * (key_head as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64),
-            );
+            let mut mean = [0.0; CHUNK];
+            // without keys, there is no mean
+            if !S::RAGGED || sequence.keys(0) != 0 {
+                wait_for_statistics(params, Tensor::Key, key_head, sequence);
+                let row = sequence.row(key_head, &params.sequences);
+                mean = load_channels::<CHUNK>(
+                    params.key_mean + 4 * (row as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64),
+                );
+            }
             for (index, row) in rows.iter().enumerate() {
                 let mut product = 0.0;
                 for (value, mean) in row.again().values::<E>().iter().zip(&mean) {
@@ -290,34 +304,36 @@ pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_key<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool>(
+pub unsafe fn quantize_key<E: Element, S: Sequences, const HEAD_DIM: u32, const SMOOTHED: bool>(
     params: &QuantizeParams,
-    head_index: u32,
-    tile: u32,
+    part: Part<S>,
 ) {
+    let Part { head: head_index, tile, sequence } = part;
     let input = &params.key;
-    let head = Head::new(input, head_index);
+    let head = Head::new(input, sequence.key_offset(input, head_index));
+    let tokens = sequence.keys(input.tokens);
     let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
-    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
+    let tile_index = sequence.first_key_tile(head_index, params.key_tiles) + tile as u64;
 
     let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<KEYS, false>(input, first, offset, chunk) };
+    let rows = unsafe { head.load_chunks::<KEYS, false>(input, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     let mut mean = [0.0; CHUNK];
     if params.key_mean != 0 {
         // SAFETY: the mean holds a row for each head, written before it is published.
         mean = unsafe {
-            wait_for_statistics(params, Tensor::Key, head_index);
-            load_channels(params.key_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64))
+            wait_for_statistics(params, Tensor::Key, head_index, sequence);
+            let row = sequence.row(head_index, &params.sequences);
+            load_channels(params.key_mean + 4 * (row as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64))
         };
     }
     let smoothed = |row: Chunk| less(row.values::<E>(), mean);
     // all bits of what a token has, none of what pads the tile
-    let present = |index: usize| if first + offset(index) < input.tokens { u32::MAX } else { 0 };
+    let present = |index: usize| if first + offset(index) < tokens { u32::MAX } else { 0 };
     // Subtraction is monotonic: the largest distance is that of the smallest or of the largest element.
     let (mut low, mut high) = (rows[0], rows[0]);
     for index in 1..KEYS {

@@ -5,13 +5,14 @@ use sage_layout::params::QuantizeParams;
 use sage_layout::schedule::counter::{self, Tensor};
 use simt::{global, shared, thread};
 
-use super::thread_of_item;
+use super::{Find, Part, thread_of_item};
+use crate::sequences::Sequences;
 
 /// What [`share`] returns for work when there is none.
 const NOTHING_LEFT: u32 = u32::MAX;
 
 /// The thread that waits for statistics. Not the first one, which waits for its claim at the same time.
-const WAITING_THREAD: u32 = 32;
+pub const WAITING_THREAD: u32 = 32;
 
 /// Claims the next item for this CTA, in its first thread. Best between loads and their first use: the memory takes as long
 /// to answer.
@@ -24,35 +25,53 @@ pub unsafe fn claim<const HEAD_DIM: u32>(params: &QuantizeParams) {
     if thread_of_item() == 0 {
         // SAFETY: the counter is the launch's own, the place this thread's, within the launch's shared memory.
         unsafe {
-            let claim = global::fetch_add_u32(params.counters + 4 * counter::QUANTIZE_CLAIMS, 1);
+            let claim = claim_next(params);
             shared::store_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).claim, claim);
         }
     }
 }
 
-/// Tells all threads of the CTA what its first thread claimed: work, head and tile.
+/// # Safety
+///
+/// As the parameters say.
+#[inline(always)]
+unsafe fn claim_next(params: &QuantizeParams) -> u32 {
+    // SAFETY: the counter is the launch's own.
+    unsafe { global::fetch_add_u32(params.counters + 4 * counter::QUANTIZE_CLAIMS, 1) }
+}
+
+/// Tells all threads of the CTA what its first thread claimed: what to do, with which tile.
 ///
 /// # Safety
 ///
 /// As the parameters say. All threads of the CTA must call it, with a barrier between any two calls.
 #[inline(always)]
-pub unsafe fn share<const HEAD_DIM: u32>(params: &QuantizeParams) -> (u32, u32, u32) {
+pub unsafe fn share<S: Find, const HEAD_DIM: u32>(params: &QuantizeParams) -> (u32, Part<S>) {
     let place = shared::dynamic() + QuantizeShared::new(HEAD_DIM).item;
     if thread_of_item() == 0 {
         // SAFETY: this thread wrote its claim. The item's place is within the launch's shared memory, and was read before
         // the barrier that every item has.
         unsafe {
-            let claim = shared::load_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).claim);
-            match params.order.nth(claim) {
-                Some(item) => shared::store_u32x4(place, [item.work as u32, item.head, item.tile, 0]),
-                None => shared::store_u32x4(place, [NOTHING_LEFT; 4]),
+            let mut claim = shared::load_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).claim);
+            loop {
+                let Some(item) = S::claimed(params, claim) else {
+                    shared::store_u32x4(place, [NOTHING_LEFT, 0, 0, 0]);
+                    break;
+                };
+                if let Some((sequence, tile)) = S::find(params, item) {
+                    shared::store_u32x4(place, [item.work as u32, item.head, tile, sequence.index()]);
+                    break;
+                }
+                claim = claim_next(params);
             }
         }
     }
     thread::sync_threads();
     // SAFETY: the item was written before the barrier.
-    let [work, head, tile, _] = unsafe { shared::load_u32x4(place) };
-    (work, head, tile)
+    unsafe {
+        let [work, head, tile, index] = shared::load_u32x4(place);
+        (work, Part { head, tile, sequence: S::of_index(&params.sequences, index) })
+    }
 }
 
 /// Whether this CTA is the last of `count` to come here. It then sees what all of them wrote before they came.
@@ -76,16 +95,33 @@ pub unsafe fn is_last<const HEAD_DIM: u32>(address: u64, count: u32) -> bool {
     unsafe { shared::load_u32(place) != 0 }
 }
 
+/// Segments that a head's counters are for: in a ragged batch, each sequence counts its finished ones.
+#[inline(always)]
+fn segments_of_head<S: Sequences>(params: &QuantizeParams) -> u32 {
+    params.segments + if S::RAGGED { params.sequences.count - 1 } else { 0 }
+}
+
 /// Where the counter of a head's finished segments is.
 #[inline(always)]
-pub fn segments_counter(params: &QuantizeParams, tensor: Tensor, head: u32) -> u64 {
-    params.counters + 4 * counter::segments_of(tensor, head, params.segments)
+pub fn segments_counter<S: Sequences>(params: &QuantizeParams, tensor: Tensor, head: u32, sequence: S) -> u64 {
+    let first = counter::segments_of(tensor, head, segments_of_head::<S>(params));
+    params.counters + 4 * (first + sequence.index() as u64)
 }
 
 /// Where the counter of a segment's finished tiles is.
 #[inline(always)]
-pub fn tiles_counter(params: &QuantizeParams, tensor: Tensor, head: u32, segment: u32) -> u64 {
-    params.counters + 4 * counter::tiles_of(tensor, head, params.segments, segment)
+pub fn tiles_counter<S: Sequences>(
+    params: &QuantizeParams,
+    tensor: Tensor,
+    head: u32,
+    sequence: S,
+    segment: u32,
+) -> u64 {
+    let segment = match S::RAGGED {
+        true => sequence.first_segment(0, 0) as u32 + segment + params.sequences.count - 1,
+        false => segment,
+    };
+    params.counters + 4 * counter::tiles_of(tensor, head, segments_of_head::<S>(params), segment)
 }
 
 /// Publishes that a head's statistics are finished: what the CTA wrote before is seen by who waits for them.
@@ -94,11 +130,11 @@ pub fn tiles_counter(params: &QuantizeParams, tensor: Tensor, head: u32, segment
 ///
 /// As the parameters say. All threads of the CTA that finished the head's last segment must call it.
 #[inline(always)]
-pub unsafe fn publish_statistics(params: &QuantizeParams, tensor: Tensor, head: u32) {
+pub unsafe fn publish_statistics<S: Sequences>(params: &QuantizeParams, tensor: Tensor, head: u32, sequence: S) {
     thread::sync_threads();
     if thread_of_item() == 0 {
         // SAFETY: the counter is the head's.
-        unsafe { global::fetch_add_acq_rel_u32(segments_counter(params, tensor, head), 1) };
+        unsafe { global::fetch_add_acq_rel_u32(segments_counter(params, tensor, head, sequence), 1) };
     }
 }
 
@@ -108,10 +144,13 @@ pub unsafe fn publish_statistics(params: &QuantizeParams, tensor: Tensor, head: 
 ///
 /// As the parameters say. All threads of the CTA must call it, in an item that comes after the head's statistics.
 #[inline(always)]
-pub unsafe fn wait_for_statistics(params: &QuantizeParams, tensor: Tensor, head: u32) {
+pub unsafe fn wait_for_statistics<S: Sequences>(params: &QuantizeParams, tensor: Tensor, head: u32, sequence: S) {
     if thread_of_item() == WAITING_THREAD {
         // SAFETY: the counter is the head's. Every claimed item runs to its end, and the head's were claimed before.
-        unsafe { global::wait_until_u32(segments_counter(params, tensor, head), params.segments + 1) };
+        unsafe {
+            let finished = sequence.segments(params.segments) + 1;
+            global::wait_until_u32(segments_counter(params, tensor, head, sequence), finished);
+        }
     }
     thread::sync_threads();
 }

@@ -15,8 +15,9 @@ use sage_layout::tile::{KEY_TILE, SEGMENT_KEYS, SEGMENT_TILES, key_tile_bytes, v
 use simt::{global, math, shared, thread};
 
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
-use super::{CHUNK, Head, code_row_bytes, thread_of_item};
+use super::{CHUNK, Head, Part, code_row_bytes, thread_of_item};
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Tokens of a tile that a thread holds.
 const TOKENS: usize = (KEY_TILE / TOKEN_LANES) as usize;
@@ -29,23 +30,29 @@ const ROWS_IN_FLIGHT: usize = 4;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32, const SMOOTHED: bool, const OF_KEYS: bool>(
+pub unsafe fn mean_statistics<
+    E: Element,
+    S: Sequences,
+    const HEAD_DIM: u32,
+    const SMOOTHED: bool,
+    const OF_KEYS: bool,
+>(
     params: &QuantizeParams,
-    head: u32,
-    tile: u32,
+    part: Part<S>,
 ) {
+    let Part { head, tile, sequence } = part;
     let (kind, tensor, means, codes, tile_bytes) = if OF_KEYS {
         let tile_bytes = KEY_TILE * code_row_bytes::<HEAD_DIM, SMOOTHED>(params);
         (Tensor::Key, &params.key, params.key_mean, params.key_codes, tile_bytes)
     } else {
         (Tensor::Value, &params.value, params.value_mean, params.value_tiles, value_tile_bytes(HEAD_DIM))
     };
-    let rows = Rows::<HEAD_DIM>::new(codes, tile_bytes, params.key_tiles, head);
+    let rows = Rows::<HEAD_DIM>::new(params, codes, tile_bytes, part);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, false>(params, tensor, head, tile, &rows);
-        if !is_last::<HEAD_DIM>(tiles_counter(params, kind, head, segment), rows.tiles_of(segment)) {
+        tile_statistics::<E, S, HEAD_DIM, false>(params, tensor, part, &rows);
+        if !is_last::<HEAD_DIM>(tiles_counter(params, kind, head, sequence, segment), rows.tiles_of(segment)) {
             return;
         }
         if channel < HEAD_DIM {
@@ -54,18 +61,19 @@ pub unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32, const SMOOTHED: b
             fold_rows(rows.tiles_of(segment), tile, |_, [tile]| sum += tile);
             global::store_f32(rows.of_segment(Row::SegmentSum, segment, channel), sum);
         }
-        if !is_last::<HEAD_DIM>(segments_counter(params, kind, head), params.segments) {
+        if !is_last::<HEAD_DIM>(segments_counter(params, kind, head, sequence), sequence.segments(params.segments)) {
             return;
         }
         if channel < HEAD_DIM {
             let mut sum = 0.0;
             let segment = |segment| [rows.of_segment(Row::SegmentSum, segment, channel)];
-            fold_rows(params.segments, segment, |_, [segment]| sum += segment);
-            let place = means + 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
-            global::store_f32(place, sum / tensor.tokens as f32);
+            fold_rows(sequence.segments(params.segments), segment, |_, [segment]| sum += segment);
+            let row = sequence.row(head, &params.sequences);
+            let place = means + 4 * (row as u64 * HEAD_DIM as u64 + channel as u64);
+            global::store_f32(place, sum / sequence.keys(tensor.tokens) as f32);
         }
         // the counter's address is computed again rather than kept
-        publish_statistics(params, kind, math::opaque(head));
+        publish_statistics(params, kind, math::opaque(head), sequence);
     }
 }
 
@@ -75,16 +83,17 @@ pub unsafe fn mean_statistics<E: Element, const HEAD_DIM: u32, const SMOOTHED: b
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head: u32, tile: u32) {
-    let rows = Rows::<HEAD_DIM>::new(params.value_tiles, key_tile_bytes(HEAD_DIM), params.key_tiles, head);
+pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32>(params: &QuantizeParams, part: Part<S>) {
+    let Part { head, tile, sequence } = part;
+    let rows = Rows::<HEAD_DIM>::new(params, params.value_tiles, key_tile_bytes(HEAD_DIM), part);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
-    let segments = params.segments;
-    let segment_place =
-        |segment: u32| 4 * ((head as u64 * segments as u64 + segment as u64) * HEAD_DIM as u64 + channel as u64);
+    let (segments, tokens) = (sequence.segments(params.segments), sequence.keys(params.value.tokens));
+    let first_segment = sequence.first_segment(head, params.segments);
+    let segment_place = |segment: u32| 4 * ((first_segment + segment as u64) * HEAD_DIM as u64 + channel as u64);
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, HEAD_DIM, true>(params, &params.value, head, tile, &rows);
-        if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Value, head, segment), rows.tiles_of(segment)) {
+        tile_statistics::<E, S, HEAD_DIM, true>(params, &params.value, part, &rows);
+        if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Value, head, sequence, segment), rows.tiles_of(segment)) {
             return;
         }
         if channel < HEAD_DIM {
@@ -98,13 +107,14 @@ pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &Quantiz
                 smallest = smallest.min(tile_min);
                 largest = largest.max(tile_max);
             });
-            let tokens = min(params.value.tokens - segment * SEGMENT_KEYS, SEGMENT_KEYS);
-            let mean = if params.smooth_v != 0 { sum / tokens as f32 } else { 0.0 };
+            let smoothed = params.smooth_v != 0 && (!S::RAGGED || tokens > KEY_TILE);
+            let tokens = min(tokens - segment * SEGMENT_KEYS, SEGMENT_KEYS);
+            let mean = if smoothed { sum / tokens as f32 } else { 0.0 };
             let amax = 0.0f32.max(largest - mean).max(mean - smallest);
             global::store_f32(params.value_mean + segment_place(segment), mean);
             global::store_f32(rows.of_segment(Row::SegmentAmax, segment, channel), amax);
         }
-        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Value, head), segments) {
+        if !is_last::<HEAD_DIM>(segments_counter(params, Tensor::Value, head, sequence), segments) {
             return;
         }
         if channel < HEAD_DIM {
@@ -117,7 +127,8 @@ pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &Quantiz
                 mean_amax = mean_amax.max(mean.abs());
             });
             let (scale, inverse) = value_scale(amax, mean_amax, params.value_max);
-            let place = 4 * (head as u64 * HEAD_DIM as u64 + channel as u64);
+            let row = sequence.row(head, &params.sequences);
+            let place = 4 * (row as u64 * HEAD_DIM as u64 + channel as u64);
             global::store_f32(params.value_scale + place, scale);
             global::store_f32(params.value_inverse_scale + place, inverse);
             let mean = |segment| [params.value_mean + segment_place(segment)];
@@ -125,7 +136,7 @@ pub unsafe fn value_statistics<E: Element, const HEAD_DIM: u32>(params: &Quantiz
                 global::store_f32(params.value_mean_codes + segment_place(segment), mean * inverse);
             });
         }
-        publish_statistics(params, Tensor::Value, head);
+        publish_statistics(params, Tensor::Value, head, sequence);
     }
 }
 
@@ -138,8 +149,10 @@ struct Rows<const HEAD_DIM: u32> {
 
 impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
     #[inline(always)]
-    fn new(codes: u64, tile_bytes: u32, tiles: u32, head: u32) -> Self {
-        Self { codes: codes + head as u64 * tiles as u64 * tile_bytes as u64, tile_bytes, tiles }
+    fn new<S: Sequences>(params: &QuantizeParams, codes: u64, tile_bytes: u32, part: Part<S>) -> Self {
+        let first_tile = part.sequence.first_key_tile(part.head, params.key_tiles);
+        let tiles = part.sequence.key_tiles(params.key_tiles);
+        Self { codes: codes + first_tile * tile_bytes as u64, tile_bytes, tiles }
     }
 
     #[inline(always)]
@@ -193,21 +206,22 @@ unsafe fn fold_rows<const N: usize>(
 ///
 /// As the kernel table and the parameters say; the rows must be those of the tensor's head.
 #[inline(always)]
-unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
+unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const RANGE: bool>(
     params: &QuantizeParams,
     tensor: &TensorView,
-    head: u32,
-    tile: u32,
+    part: Part<S>,
     rows: &Rows<HEAD_DIM>,
 ) {
-    let head = Head::new(tensor, head);
+    let Part { head, tile, sequence } = part;
+    let head = Head::new(tensor, sequence.key_offset(tensor, head));
+    let tokens = sequence.keys(tensor.tokens);
     let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
 
     let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the tensor is readable.
-    let chunks = unsafe { head.load_chunks::<TOKENS, true>(tensor, first, offset, chunk) };
+    let chunks = unsafe { head.load_chunks::<TOKENS, true>(tensor, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     let mut sum = [0.0f32; CHUNK];
@@ -219,7 +233,7 @@ unsafe fn tile_statistics<E: Element, const HEAD_DIM: u32, const RANGE: bool>(
         for channel in 0..CHUNK {
             sum[channel] += values[channel];
         }
-        if RANGE && first + offset(index) < tensor.tokens {
+        if RANGE && first + offset(index) < tokens {
             for pair in 0..CHUNK / 2 {
                 smallest[pair] = E::min(smallest[pair], chunk.0[pair]);
                 largest[pair] = E::max(largest[pair], chunk.0[pair]);

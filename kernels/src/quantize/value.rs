@@ -12,8 +12,9 @@ use simt::global::CachePolicy;
 use simt::{convert, global, shared, thread};
 
 use super::schedule::{claim, wait_for_statistics};
-use super::{CHUNK, Head, load_channels, thread_of_item};
+use super::{CHUNK, Head, Part, load_channels, thread_of_item};
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 const ROW_STRIDE: u32 = QuantizeShared::VALUE_ROW_STRIDE;
 /// Words of four codes in a row of a transposed tile.
@@ -34,9 +35,11 @@ const CHANNELS: usize = 4;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32>(params: &QuantizeParams, part: Part<S>) {
+    let Part { head: head_index, tile, sequence } = part;
     let input = &params.value;
-    let head = Head::new(input, head_index);
+    let head = Head::new(input, sequence.key_offset(input, head_index));
+    let row = sequence.row(head_index, &params.sequences);
 
     let thread = thread_of_item();
     // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
@@ -45,20 +48,21 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     let first = tile * KEY_TILE + token_at(4 * word);
     let offset = |index: usize| token_at((index / 4) as u32 * 4 * TOKEN_LANES + index as u32 % 4);
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, first, offset, chunk) };
+    let rows =
+        unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, sequence.keys(input.tokens), first, offset, chunk) };
     // SAFETY: statistics come before; all threads of the CTA are here.
     unsafe {
         claim::<HEAD_DIM>(params);
-        wait_for_statistics(params, Tensor::Value, head_index);
+        wait_for_statistics(params, Tensor::Value, head_index, sequence);
     }
     let channel = chunk * CHUNK as u32;
-    let segment = head_index as u64 * params.segments as u64 + (tile / SEGMENT_TILES) as u64;
+    let segment = sequence.first_segment(head_index, params.segments) + (tile / SEGMENT_TILES) as u64;
     for half in 0..CHUNK / CHANNELS {
         let channel = channel + (half * CHANNELS) as u32;
         // SAFETY: scales hold a row for each head, means one for each segment of each head, written before they are
         // published.
         let (inverse, mean) = unsafe {
-            let inverse = params.value_inverse_scale + 4 * (head_index as u64 * HEAD_DIM as u64 + channel as u64);
+            let inverse = params.value_inverse_scale + 4 * (row as u64 * HEAD_DIM as u64 + channel as u64);
             let mean = params.value_mean + 4 * (segment * HEAD_DIM as u64 + channel as u64);
             (load_channels::<CHANNELS>(inverse), load_channels::<CHANNELS>(mean))
         };
@@ -84,9 +88,9 @@ pub unsafe fn quantize_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeP
     }
     thread::sync_threads();
 
-    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
+    let tile_index = sequence.first_key_tile(head_index, params.key_tiles) + tile as u64;
     let codes = params.value_tiles + tile_index * key_tile_bytes(HEAD_DIM) as u64;
-    let tokens = input.tokens - tile * KEY_TILE;
+    let tokens = sequence.keys(input.tokens) - tile * KEY_TILE;
     let thread = thread_of_item();
     let (channel, column) = (thread / CHUNKS_PER_ROW, thread % CHUNKS_PER_ROW * CHUNK_BYTES);
     let from = shared::dynamic() + channel * ROW_STRIDE + column;
@@ -134,9 +138,11 @@ const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn tile_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParams, head_index: u32, tile: u32) {
+pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32>(params: &QuantizeParams, part: Part<S>) {
+    let Part { head: head_index, tile, sequence } = part;
     let input = &params.value;
-    let head = Head::new(input, head_index);
+    let head = Head::new(input, sequence.key_offset(input, head_index));
+    let tokens = sequence.keys(input.tokens);
     let groups = KEY_TILE / TOKENS as u32;
 
     let thread = thread_of_item();
@@ -145,13 +151,14 @@ pub unsafe fn tile_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParam
     let first_key = group * TOKENS as u32;
     let first = tile * KEY_TILE + first_key;
     // SAFETY: the input is readable. What pads the tile is zero.
-    let mut rows = unsafe { head.load_chunks::<TOKENS, false>(input, first, |index| index as u32, chunk) };
+    let mut rows = unsafe { head.load_chunks::<TOKENS, false>(input, tokens, first, |index| index as u32, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     if params.value_mean != 0 {
         // SAFETY: statistics come before; all threads of the CTA are here.
-        unsafe { wait_for_statistics(params, Tensor::Value, head_index) };
-        let means = params.value_mean + 4 * (head_index as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64);
+        unsafe { wait_for_statistics(params, Tensor::Value, head_index, sequence) };
+        let row = sequence.row(head_index, &params.sequences);
+        let means = params.value_mean + 4 * (row as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64);
         for half in 0..CHUNK / CHANNELS {
             // SAFETY: means hold a row for each head, written before they are published.
             let mean = unsafe { load_channels::<CHANNELS>(means + (4 * half * CHANNELS) as u64) };
@@ -160,12 +167,12 @@ pub unsafe fn tile_value<E: Element, const HEAD_DIM: u32>(params: &QuantizeParam
                     let values = &mut rows[token].0[half * CHANNELS / 2 + pair];
                     let [a, b] = E::unpack(*values);
                     let smoothed = E::pack([a - mean[2 * pair], b - mean[2 * pair + 1]]);
-                    *values = if first + (token as u32) < input.tokens { smoothed } else { 0 };
+                    *values = if first + (token as u32) < tokens { smoothed } else { 0 };
                 }
             }
         }
     }
-    let tile_index = head_index as u64 * params.key_tiles as u64 + tile as u64;
+    let tile_index = sequence.first_key_tile(head_index, params.key_tiles) + tile as u64;
     let tiles = params.value_tiles + tile_index * value_tile_bytes(HEAD_DIM) as u64;
     for index in 0..CHUNK {
         let half = |token: usize| rows[token].0[index / 2] >> (16 * (index % 2)) & 0xffff;

@@ -13,6 +13,7 @@ mod mma;
 mod properties;
 mod shapes;
 mod streams;
+mod varlen;
 
 use sageattention::{AttentionOptions, AttentionProblem, DType, Mask, PvMode, QuantGranularity, TensorLayout};
 

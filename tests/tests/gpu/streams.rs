@@ -3,8 +3,10 @@
 use crate::{DTYPES, LAYOUTS, mixed_options, modes, with_lse};
 use cust::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode};
 use half::f16;
+use sage_tests::gpu::NAN_POISON;
 use sage_tests::gpu::{Call, attend, gpu};
 use sage_tests::tensor::Inputs;
+use sage_tests::varlen::Batch;
 use sageattention::gpu::raw;
 use sageattention::{AttentionOptions, AttentionProblem, Error, Gpu, Mask, PvMode};
 
@@ -144,6 +146,35 @@ fn a_graph_replays_with_new_values() -> Result<(), Error> {
             call.set_inputs(&inputs)?;
             graph.launch(gpu, &mut call)?;
             assert!(call.outputs()? == attend(gpu, &problem, &options, &inputs), "seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+/// The host never looks at lengths: a graph of packed sequences takes others, for as many tokens.
+#[test]
+fn a_graph_replays_with_new_lengths() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let batches = [
+        [[300, 200], [0, 0], [600, 1300], [100, 500]],
+        [[1, 1], [999, 1], [0, 1998], [0, 0]],
+        [[250, 500], [250, 500], [250, 500], [250, 500]],
+    ];
+    for options in modes() {
+        let first = Batch::packed(DTYPES[0], &batches[0], [4, 2, 128]);
+        let inputs = Inputs::<f16>::random(&first.problem, 30);
+        let call = |batch: &Batch| {
+            Call::with_lengths(gpu, None, &batch.problem, &options, batch.slices(), &inputs, NAN_POISON)
+        };
+        let mut replayed = call(&first)?;
+        let graph = Graph::capture(gpu, &mut replayed)?;
+        for sequences in batches {
+            let batch = Batch::packed(DTYPES[0], &sequences, [4, 2, 128]);
+            replayed.set_lengths(batch.slices())?;
+            graph.launch(gpu, &mut replayed)?;
+            let mut anew = call(&batch)?;
+            anew.enqueue()?;
+            assert!(replayed.outputs()? == anew.outputs()?, "{batch:?}");
         }
     }
     Ok(())

@@ -36,7 +36,7 @@ impl ScoreTensors {
 
     /// As the library takes them, from a query head on.
     pub fn inputs(&self, first_head: usize) -> ScoreInputs<'_> {
-        ScoreInputs { sinks: self.sinks.as_deref().map(|sinks| &sinks[first_head..]) }
+        ScoreInputs { sinks: self.sinks.as_deref().map(|sinks| &sinks[first_head..]), ..Default::default() }
     }
 }
 

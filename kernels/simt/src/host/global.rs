@@ -117,6 +117,11 @@ fn load_written<const BYTES: usize>(address: u64) -> [u8; BYTES] {
 }
 
 #[track_caller]
+pub unsafe fn load_written_u32(address: u64) -> u32 {
+    u32::from_le_bytes(load_written(address))
+}
+
+#[track_caller]
 pub unsafe fn load_written_f32(address: u64) -> f32 {
     f32::from_le_bytes(load_written(address))
 }

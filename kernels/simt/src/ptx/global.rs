@@ -76,6 +76,14 @@ pub unsafe fn load_u32x4_hint(address: u64, policy: u64) -> [u32; 4] {
 }
 
 #[inline(always)]
+pub unsafe fn load_written_u32(address: u64) -> u32 {
+    let value;
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("ld.global.b32 {}, [{}];", out(reg32) value, in(reg64) address, options(pure, readonly, nostack)) }
+    value
+}
+
+#[inline(always)]
 pub unsafe fn load_written_f32(address: u64) -> f32 {
     let value;
     // SAFETY: the caller's contract is the instruction's.

@@ -11,6 +11,7 @@ use simt::{global, math, shared, thread, warp};
 use crate::attention::schedule::WorkItem;
 use crate::element::Element;
 use crate::quantize::{CHUNK, Head};
+use crate::sequences::Sequences;
 
 /// Of a CTA: there are none with more than 128 channels.
 const THREADS: u32 = mma_warps(128) * warp::LANES;
@@ -25,21 +26,21 @@ const STRIDE: u32 = 4 * KEY_CHUNK;
 
 /// A thread's part of the biases.
 #[derive(Clone, Copy)]
-pub struct Biases<'a> {
+pub struct Biases<'a, S> {
     params: &'a AttentionParams,
-    item: WorkItem,
+    item: WorkItem<S>,
     /// Shared memory, `MMA_STAGES · STRIDE` bytes.
     address: u32,
 }
 
-impl<'a> Biases<'a> {
+impl<'a, S: Sequences> Biases<'a, S> {
     /// Of an item; without smoothed queries they are set to 0.
     ///
     /// # Safety
     ///
     /// All threads of the CTA call it; nobody else touches the shared memory at `address`, and all meet before they load it.
     #[inline(always)]
-    pub unsafe fn new(params: &'a AttentionParams, item: WorkItem, address: u32) -> Self {
+    pub unsafe fn new(params: &'a AttentionParams, item: WorkItem<S>, address: u32) -> Self {
         const { assert!(MMA_QUERIES == QUERY_BLOCK && MMA_STAGES * KEY_CHUNK == THREADS) };
         if params.query_mean == 0 {
             // SAFETY: the place is this thread's own.
@@ -68,7 +69,7 @@ impl<'a> Biases<'a> {
         // addresses are computed for each chunk, rather than kept in registers
         let thread = math::opaque(thread::thread_idx_x());
         let (head, key_head) = (math::opaque(self.item.head), math::opaque(self.item.key_head));
-        let keys_of_head = Head::new(&params.keys, key_head);
+        let keys_of_head = Head::new(&params.keys, self.item.sequence.key_offset(&params.keys, key_head));
         let row = |index: u64| index * (4 * HEAD_DIM) as u64;
         let block = head as u64 * query_blocks(params.output.tokens) as u64;
         let query_mean = params.query_mean + row(block + (self.item.first_query / QUERY_BLOCK) as u64);
@@ -82,7 +83,8 @@ impl<'a> Biases<'a> {
             // SAFETY: the caller's keys are readable; means hold a row for each block and each key head.
             unsafe {
                 let offset = |index: usize| index as u32 * KEY_DISTANCE;
-                let keys = keys_of_head.load_chunks::<KEYS, true>(&params.keys, first, offset, piece);
+                let keys =
+                    keys_of_head.load_chunks::<KEYS, true>(&params.keys, params.keys.tokens, first, offset, piece);
                 let query_mean = load_piece(query_mean, piece);
                 let key_mean = if params.key_mean != 0 { load_piece(key_mean, piece) } else { [0.0; CHUNK] };
                 for index in 0..KEYS {

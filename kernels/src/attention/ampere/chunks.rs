@@ -4,12 +4,14 @@ use sage_layout::fragment;
 use sage_layout::kernel::{MmaShared, mma_warps};
 use sage_layout::params::AttentionParams;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, key_tiles};
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE};
 use simt::{mma, warp};
 
 use super::codes::Codes;
 use super::instructions::Instructions;
 use super::product::Values;
+use crate::attention::schedule::WorkItem;
+use crate::sequences::Sequences;
 
 /// Chunks of a key tile.
 const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
@@ -24,10 +26,11 @@ pub struct Copies<'a> {
 }
 
 impl<'a> Copies<'a> {
-    /// Of a head's keys and values.
+    /// Of an item's keys and values.
     #[inline(always)]
-    pub fn new(params: &'a AttentionParams, thread: u32, key_head: u32) -> Self {
-        Self { params, thread, first_tile: key_head * key_tiles(params.key_len) }
+    pub fn new<S: Sequences>(params: &'a AttentionParams, thread: u32, item: WorkItem<S>) -> Self {
+        let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32;
+        Self { params, thread, first_tile }
     }
 
     /// Starts the copies of chunk `chunk` to a stage.

@@ -29,9 +29,7 @@ use sage_layout::kernel::{MmaShared, mma_blocks};
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
-use sage_layout::tile::{
-    KEY_CHUNK, KEY_TILE, MAX_HEAD_DIM, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS, key_tiles, padded_queries,
-};
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE, MAX_HEAD_DIM, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS};
 use simt::{global, math, shared, thread, warp};
 
 use crate::attention::epilogue::{self, RowEnds};
@@ -39,6 +37,7 @@ use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
 use crate::element::Element;
+use crate::sequences::Sequences;
 use bias::Biases;
 use chunks::{Copies, Matrix};
 use codes::Codes;
@@ -63,16 +62,28 @@ type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilitie
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u32, const BLOCKS: usize>(
+pub unsafe fn attention<
+    A: Accumulator,
+    C: Codes,
+    E: Element,
+    S: Sequences,
+    const HEAD_DIM: u32,
+    const BLOCKS: usize,
+>(
     params: &AttentionParams,
 ) {
-    let memory = Warp::<A, C, HEAD_DIM, BLOCKS>::MEMORY;
+    let memory = Warp::<A, C, S, HEAD_DIM, BLOCKS>::MEMORY;
     let stages = InstructionsOf::<A>::STAGES;
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
-    let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES);
-    let copies = Copies::new(params, thread, item.key_head);
-    let chunks = KeyTiles::of(params, [item.first_query, MMA_QUERIES], KEY_CHUNK);
+    // SAFETY: forwarded contract.
+    let find = |place| unsafe { S::of_cta(params, place, MMA_QUERIES) };
+    let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES, find);
+    if !item.is_there() {
+        return;
+    }
+    let copies = Copies::new(params, thread, item);
+    let chunks = KeyTiles::of(params, item.sequence, [item.first_query, MMA_QUERIES], KEY_CHUNK);
 
     // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
     // threads waited for their copies and met.
@@ -88,7 +99,7 @@ pub unsafe fn attention<A: Accumulator, C: Codes, E: Element, const HEAD_DIM: u3
             }
             InstructionsOf::<A>::commit();
         }
-        let mut warp = Warp::<A, C, HEAD_DIM, BLOCKS>::new(params, item, thread);
+        let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, thread);
         let mut stage = 0;
         for chunk in chunks.first..chunks.end {
             InstructionsOf::<A>::wait();
@@ -125,9 +136,9 @@ struct Keys {
 }
 
 /// A warp's queries.
-struct Warp<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> {
+struct Warp<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize> {
     params: &'a AttentionParams,
-    item: WorkItem,
+    item: WorkItem<S>,
     /// Of the CTA.
     index: u32,
     lane: u32,
@@ -142,7 +153,9 @@ struct Warp<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usi
     codes: PhantomData<C>,
 }
 
-impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> Warp<'a, A, C, HEAD_DIM, BLOCKS> {
+impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize>
+    Warp<'a, A, C, S, HEAD_DIM, BLOCKS>
+{
     /// Its queries.
     const QUERIES: u32 = {
         assert!(BLOCKS == mma_blocks(HEAD_DIM));
@@ -168,7 +181,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
     ///
     /// For all methods: the operands are as the parameters say, and the whole warp calls them.
     #[inline(always)]
-    unsafe fn new(params: &'a AttentionParams, item: WorkItem, thread: u32) -> Self {
+    unsafe fn new(params: &'a AttentionParams, item: WorkItem<S>, thread: u32) -> Self {
         let index = warp::broadcast(thread / warp::LANES);
         let lane = thread % warp::LANES;
         let first_row = item.first_query + index * Self::QUERIES;
@@ -178,7 +191,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
             index,
             lane,
             first_row,
-            chunks: KeyTiles::of(params, [first_row, Self::QUERIES], KEY_CHUNK),
+            chunks: KeyTiles::of(params, item.sequence, [first_row, Self::QUERIES], KEY_CHUNK),
             query: [[[0; 4]; STEPS]; BLOCKS],
             query_scale: [0.0; BLOCKS],
             softmax: [OnlineSoftmax::new(); BLOCKS],
@@ -195,10 +208,10 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
 
     #[inline(always)]
     unsafe fn load_queries(&mut self) {
-        let head_rows = self.item.head as u64 * padded_queries(self.params.output.tokens) as u64;
+        let first_tile = self.item.sequence.first_query_tile(self.item.head as u64, S::query_places(self.params));
         for block in 0..BLOCKS {
             let row = self.first_row + block as u32 * WARP_ROWS;
-            let tile = head_rows / WARPGROUP_ROWS as u64 + (row / WARPGROUP_ROWS) as u64;
+            let tile = first_tile + (row / WARPGROUP_ROWS) as u64;
             let codes = self.params.query + tile * (WARPGROUP_ROWS * Self::ROW_BYTES) as u64;
             for step in 0..Self::STEPS {
                 for register in 0..4 {
@@ -219,7 +232,8 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
     #[inline(always)]
     unsafe fn key_scale(&self, chunk: u32) -> f32 {
         // there are under 2²⁸ tiles: 32 bits hold the index of a scale
-        let tile = self.item.key_head * key_tiles(self.params.key_len) + chunk * KEY_CHUNK / KEY_TILE;
+        let first_tile = self.item.sequence.first_key_tile(self.item.key_head, S::key_places(self.params)) as u32;
+        let tile = first_tile + chunk * KEY_CHUNK / KEY_TILE;
         let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
         unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
@@ -237,7 +251,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
         // else the compares of several uses are made before all of them
         let first_key = math::opaque(first_key);
         core::array::from_fn(|block| {
-            let keys = VisibleKeys::new(self.params, self.row(block), self.lane);
+            let keys = VisibleKeys::new(self.params, self.item.sequence, self.row(block), self.lane);
             Visible::Some(keys.of_chunk(first_key))
         })
     }
@@ -404,8 +418,11 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
     /// The lane's two channels of a block of eight, of the values' mean over segment `segment`.
     #[inline(always)]
     unsafe fn mean(&self, segment: u32, channels: usize) -> [f32; 2] {
-        let segments = ValuesOf::<A>::segments(self.params.key_len);
-        let row = self.item.key_head as u64 * segments as u64 + segment as u64;
+        let (key_head, sequence) = (self.item.key_head, self.item.sequence);
+        let row = match ValuesOf::<A>::HAS_SEGMENTS {
+            true => sequence.first_segment(key_head, S::segment_places(self.params)) + segment as u64,
+            false => sequence.row(key_head, &self.params.sequences) as u64,
+        };
         let place = row * HEAD_DIM as u64 + (8 * channels as u32 + 2 * (self.lane % 4)) as u64;
         // SAFETY: means hold a row for each segment of each key head.
         unsafe { global::load_f32x2(self.params.value_mean_codes + 4 * place) }
@@ -445,18 +462,18 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
     #[inline(always)]
     unsafe fn finish<E: Element>(&self, base: u32) {
         let Self { params, lane, .. } = *self;
-        if self.first_row >= params.output.tokens {
+        if self.first_row >= self.item.sequence.queries(params.output.tokens) {
             return;
         }
         let memory = Self::MEMORY;
         let region = base + self.index * memory.region_stride;
-        let place = math::div_rem(self.item.head, params.output.heads);
-        let scales = params.value_scale + 4 * (self.item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
+        let row = self.item.sequence.row(self.item.key_head, &params.sequences);
+        let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
         let means = params.value_mean_codes != 0 && self.chunks.count() > 0;
         for block in 0..BLOCKS {
             let row_sum = self.row_sums(block);
             // SAFETY: the parameters' buffers are there.
-            let ends = unsafe { RowEnds::new(params, self.item.head, self.row(block), lane) };
+            let ends = unsafe { RowEnds::new(params, self.item, self.row(block), lane) };
             let denominators = ends.denominators(&self.softmax[block], row_sum);
             let inverse = epilogue::inverse(denominators);
             let mut output = [0.0; 4 * CHANNEL_BLOCKS];
@@ -464,11 +481,9 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
                 // SAFETY: there are keys of the last segment; scales hold a row for each key head.
                 let (mean, scale) = unsafe {
                     let mean = if means { self.last_mean(channels) } else { [0.0; 2] };
-                    let scale = if ValuesOf::<A>::SCALED {
-                        global::load_f32x2(scales + 32 * channels as u64)
-                    } else {
-                        [1.0; 2]
-                    };
+                    // without keys there are no scales
+                    let scaled = ValuesOf::<A>::SCALED && (!S::RAGGED || self.item.sequence.keys(0) != 0);
+                    let scale = if scaled { global::load_f32x2(scales + 32 * channels as u64) } else { [1.0; 2] };
                     (mean, scale)
                 };
                 for (part, &value) in self.output[block][channels].values().iter().enumerate() {
@@ -478,7 +493,7 @@ impl<'a, A: Accumulator, C: Codes, const HEAD_DIM: u32, const BLOCKS: usize> War
             }
             // SAFETY: the warp's own region; the outputs are as the parameters say.
             unsafe {
-                epilogue::store_rows::<E>(params, HEAD_DIM, place, self.row(block), lane, region, |index| {
+                epilogue::store_rows::<E, S>(params, HEAD_DIM, self.item, self.row(block), lane, region, |index| {
                     output[index]
                 });
                 ends.store(params, &self.softmax[block], denominators);

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use sage_layout::swizzle;
-use sage_layout::tile::{KEY_CHUNK, VALUE_ROW_BYTES, key_tile_bytes, segments, value_tile_bytes};
+use sage_layout::tile::{KEY_CHUNK, VALUE_ROW_BYTES, key_tile_bytes, value_tile_bytes};
 use sage_layout::value_tile;
 use simt::mma;
 
@@ -23,12 +23,6 @@ pub trait Values {
     const SCALED: bool;
     /// Whether they are stored less the mean of a segment each, or of all.
     const HAS_SEGMENTS: bool;
-
-    /// Means of a head.
-    #[inline(always)]
-    fn segments(key_len: u32) -> u32 {
-        if Self::HAS_SEGMENTS { segments(key_len) } else { 1 }
-    }
 
     /// Bytes of a tile.
     fn tile_bytes(head_dim: u32) -> u32;

@@ -10,8 +10,8 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE};
 use sage_layout::value_tile;
+use simt::warp;
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
-use simt::{math, warp};
 
 use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
@@ -20,6 +20,7 @@ use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Bytes of a row that a product takes: 16 keys.
 const STEP_BYTES: u32 = 32;
@@ -43,7 +44,7 @@ struct State<const REGISTERS: usize> {
 /// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
 /// say.
 #[inline(always)]
-pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     params: &AttentionParams,
     base: u32,
     signals: Signals,
@@ -55,17 +56,17 @@ pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
     let mut warpgroup = Warpgroup::<HEAD_DIM>::new(params, memory, base, signals, warpgroup);
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
-        while let Some(item) = warpgroup.next_item() {
-            attend::<E, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
+        while let Some(item) = warpgroup.next_item::<S>() {
+            attend::<E, S, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
         }
     }
 }
 
 /// One item, from its scores to its output.
 #[inline(always)]
-unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
-    item: WorkItem,
+    item: WorkItem<S>,
 ) where
     [f32; REGISTERS]: ValueAccumulator<E::Operands>,
 {
@@ -93,7 +94,7 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
-            let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
+            let visible = VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane);
             let first = Visible::Some(visible.of_chunk(tiles.first * KEY_TILE));
             state.softmax.raise_reference::<HalfProbabilities<E>>(&state.scores, state.scale, first);
 
@@ -101,28 +102,30 @@ unsafe fn attend<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
             while tile < tiles.end {
                 let [whole_end, end] = tiles.runs(tile, tiles.end);
                 while tile < whole_end {
-                    step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], None);
+                    step::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], None);
                     tile += 1;
                 }
-                let visible = VisibleKeys::new(params, first_row, warpgroup.lane);
+                let visible = VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane);
                 while tile < end {
-                    step::<E, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], Some(visible));
+                    step::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], Some(visible));
                     tile += 1;
                 }
             }
         }
+        let item = warpgroup.again(item);
+        let first_row = warpgroup.first_row(item);
         warpgroup.release_item(item);
-        finish::<E, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
+        finish::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
     }
 }
 
 /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last, before
 /// `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
 #[inline(always)]
-unsafe fn step<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn step<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
     state: &mut State<REGISTERS>,
-    item: WorkItem,
+    item: WorkItem<S>,
     [tile, end]: [u32; 2],
     mask: Option<VisibleKeys>,
 ) where
@@ -228,28 +231,27 @@ fn rebase<E: Element, const REGISTERS: usize>(
 
 /// Divides by the row sums, and writes output and log-sum-exp.
 #[inline(always)]
-unsafe fn finish<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn finish<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &Warpgroup<HEAD_DIM>,
     state: &State<REGISTERS>,
-    item: WorkItem,
+    item: WorkItem<S>,
     first_row: u32,
 ) {
     let params = warpgroup.params;
-    if first_row >= params.output.tokens {
+    if first_row >= item.sequence.queries(params.output.tokens) {
         return;
     }
     let row_sum = state.row_sum.map(|sum| {
         let pair = sum + warp::shuffle_xor(sum, 1);
         pair + warp::shuffle_xor(pair, 2)
     });
-    let place = math::div_rem(item.head, params.output.heads);
-    let lane = warpgroup.lane;
+    let lane = warpgroup.lane_at_the_end::<S>();
     // SAFETY: the warp's own region; the outputs are as the parameters say.
     unsafe {
-        let ends = RowEnds::new(params, item.head, first_row, lane);
+        let ends = RowEnds::new(params, item, first_row, lane);
         let denominators = ends.denominators(&state.softmax, row_sum);
         let inverse = epilogue::inverse(denominators);
-        epilogue::store_rows::<E>(params, HEAD_DIM, place, first_row, lane, warpgroup.region(), |index| {
+        epilogue::store_rows::<E, S>(params, HEAD_DIM, item, first_row, lane, warpgroup.region(), |index| {
             state.output[index] * inverse[index / 2 % 2]
         });
         ends.store(params, &state.softmax, denominators);

@@ -17,7 +17,7 @@ use core::cmp::min;
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH, VALUE_ROW_BYTES, segments};
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH, VALUE_ROW_BYTES};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{global, math, shared, warp};
 
@@ -28,6 +28,7 @@ use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
+use crate::sequences::Sequences;
 
 /// Bytes between the registers of a lane in a warp's region of shared memory: lanes are adjacent.
 const LANE_STRIDE: u32 = 4 * warp::LANES;
@@ -63,7 +64,7 @@ struct State<const REGISTERS: usize> {
 /// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
 /// say.
 #[inline(always)]
-pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     params: &AttentionParams,
     base: u32,
     signals: Signals,
@@ -77,8 +78,8 @@ pub unsafe fn consume<E: Element, const HEAD_DIM: u32, const REGISTERS: usize>(
     let mut consumer = Consumer::<HEAD_DIM, REGISTERS> { warpgroup, region };
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
-        while let Some(item) = consumer.warpgroup.next_item() {
-            consumer.attend::<E>(item);
+        while let Some(item) = consumer.warpgroup.next_item::<S>() {
+            consumer.attend::<E, S>(item);
         }
     }
 }
@@ -92,7 +93,7 @@ where
 
     /// One item, from its scores to its output.
     #[inline(always)]
-    unsafe fn attend<E: Element>(&mut self, item: WorkItem) {
+    unsafe fn attend<E: Element, S: Sequences>(&mut self, item: WorkItem<S>) {
         let params = self.warpgroup.params;
         let tiles = item.warpgroup_key_tiles(params, self.warpgroup.index);
         let first_row = self.warpgroup.first_row(item);
@@ -115,7 +116,7 @@ where
 
             self.warpgroup.release_tiles_before(item);
             if tiles.count() > 0 {
-                let visible = VisibleKeys::new(params, first_row, self.warpgroup.lane);
+                let visible = VisibleKeys::new(params, item.sequence, first_row, self.warpgroup.lane);
                 let key_scale = self.warpgroup.key_scale(item, tiles.first);
                 self.warpgroup.wait_tiles(self.warpgroup.position);
                 wgmma::fence();
@@ -138,7 +139,8 @@ where
                     }
                     if tile < masked_end {
                         // opaque, or it is kept in registers through all tiles
-                        let visible = VisibleKeys::new(params, math::opaque(first_row), self.warpgroup.lane);
+                        let visible =
+                            VisibleKeys::new(params, item.sequence, math::opaque(first_row), self.warpgroup.lane);
                         while tile < masked_end {
                             self.step(&mut state, item, [tile, tiles.end], Some(visible));
                             tile += 1;
@@ -152,25 +154,27 @@ where
                         break;
                     }
                     if tile - flushed == params.tiles_per_flush {
-                        self.collect(&mut state, item.key_head, [flushed, tile], flushed > tiles.first);
+                        self.collect(&mut state, item, [flushed, tile], flushed > tiles.first);
                         self.flush(&mut state);
                         flushed = tile;
                     }
                 }
             }
+            let item = self.warpgroup.again(item);
+            let first_row = self.warpgroup.first_row(item);
             self.warpgroup.release_item(item);
-            self.collect(&mut state, item.key_head, [flushed, tiles.end], flushed > tiles.first);
-            self.finish::<E>(&state, item, first_row);
+            self.collect(&mut state, item, [flushed, tiles.end], flushed > tiles.first);
+            self.finish::<E, S>(&state, item, first_row);
         }
     }
 
     /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last,
     /// before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
-    unsafe fn step(
+    unsafe fn step<S: Sequences>(
         &mut self,
         state: &mut State<REGISTERS>,
-        item: WorkItem,
+        item: WorkItem<S>,
         [tile, end]: [u32; 2],
         mask: Option<VisibleKeys>,
     ) {
@@ -289,15 +293,21 @@ where
     /// Makes the accumulators of tiles `start .. end` the sums over all tiles before `end`: adds the value means of the segments,
     /// the row sums, and what was flushed, if something was.
     #[inline(always)]
-    unsafe fn collect(&self, state: &mut State<REGISTERS>, key_head: u32, [start, end]: [u32; 2], was_flushed: bool) {
-        // opaque, or it is kept in registers from one item to the next
-        let means = key_head as u64 * segments(math::opaque(self.warpgroup.params.key_len)) as u64;
+    unsafe fn collect<S: Sequences>(
+        &self,
+        state: &mut State<REGISTERS>,
+        item: WorkItem<S>,
+        [start, end]: [u32; 2],
+        was_flushed: bool,
+    ) {
+        let lane = self.warpgroup.lane_at_the_end::<S>();
+        let means = item.sequence.first_segment(item.key_head, S::segment_places(self.warpgroup.params));
         // SAFETY: the lane's own region; means hold a row for each segment of each key head.
         unsafe {
             let kept = [0, 1].map(|row| shared::load_f32(self.current_row_sum(row)));
             let mut segment = start / SEGMENT_TILES;
             while segment * SEGMENT_TILES < end {
-                let means = (means + segment as u64) * HEAD_DIM as u64 + 2 * (self.warpgroup.lane % 4) as u64;
+                let means = (means + segment as u64) * HEAD_DIM as u64 + 2 * (lane % 4) as u64;
                 let means = self.warpgroup.params.value_mean_codes + 4 * means;
                 let row_sum =
                     kept.map(|sum| warp::shuffle_xor(sum, (segment ^ self.warpgroup.lane) % SEGMENTS_PER_FLUSH));
@@ -340,21 +350,27 @@ where
 
     /// Divides by the row sums, scales, and writes output and log-sum-exp.
     #[inline(always)]
-    unsafe fn finish<E: Element>(&self, state: &State<REGISTERS>, item: WorkItem, first_row: u32) {
-        let Warpgroup { params, lane, .. } = self.warpgroup;
-        if first_row >= params.output.tokens {
+    unsafe fn finish<E: Element, S: Sequences>(&self, state: &State<REGISTERS>, item: WorkItem<S>, first_row: u32) {
+        let Warpgroup { params, .. } = self.warpgroup;
+        let lane = self.warpgroup.lane_at_the_end::<S>();
+        if first_row >= item.sequence.queries(params.output.tokens) {
             return;
         }
-        let scales = params.value_scale + 4 * (item.key_head as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
+        let row = item.sequence.row(item.key_head, &params.sequences);
+        let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
-            let ends = RowEnds::new(params, item.head, first_row, lane);
+            let ends = RowEnds::new(params, item, first_row, lane);
             let row_sum = [0, 1].map(|row| state.output[Self::OUTPUTS + 2 * row]);
             let denominators = ends.denominators(&state.softmax, row_sum);
             let inverse = epilogue::inverse(denominators);
             let mut output = [0.0; REGISTERS];
             for group in 0..Self::OUTPUTS / 4 {
-                let scale = global::load_f32x2(scales + 32 * group as u64);
+                // without keys there are no scales
+                let scale = match S::RAGGED && item.sequence.keys(0) == 0 {
+                    true => [0.0; 2],
+                    false => global::load_f32x2(scales + 32 * group as u64),
+                };
                 for part in 0..4 {
                     let index = 4 * group + part;
                     output[index] = state.output[index] * inverse[part / 2] * scale[part % 2];
@@ -362,9 +378,8 @@ where
             }
             // other lanes' flushed sums lie where the rows are put together
             warp::sync_warp();
-            let place = math::div_rem(item.head, params.output.heads);
             let region = self.warpgroup.region();
-            epilogue::store_rows::<E>(params, HEAD_DIM, place, first_row, lane, region, |index| output[index]);
+            epilogue::store_rows::<E, S>(params, HEAD_DIM, item, first_row, lane, region, |index| output[index]);
             ends.store(params, &state.softmax, denominators);
         }
     }

@@ -27,6 +27,7 @@ use simt::wgmma::{E4m3, ValueAccumulator};
 use simt::{barrier, mbarrier, shared, thread, warp};
 
 use crate::element::Element;
+use crate::sequences::Sequences;
 use pipeline::Signals;
 
 /// Registers of a producer thread, and of a consumer thread: 128 · (32 + 3 · 160) = 65536, all there are.
@@ -55,7 +56,7 @@ pub trait Values {
     /// # Safety
     ///
     /// As for [`consumer_fp8::consume`].
-    unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32);
+    unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32);
 }
 
 /// Values in e4m3. `REGISTERS` is half of `HEAD_DIM`, and four for the row sums.
@@ -85,9 +86,9 @@ where
     }
 
     #[inline(always)]
-    unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
+    unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe { consumer_fp8::consume::<E, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
+        unsafe { consumer_fp8::consume::<E, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
     }
 }
 
@@ -102,9 +103,9 @@ where
     unsafe fn prepare(_: u32) {}
 
     #[inline(always)]
-    unsafe fn consume(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
+    unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe { consumer_f16::consume::<E, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
+        unsafe { consumer_f16::consume::<E, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
     }
 }
 
@@ -114,7 +115,7 @@ where
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn attention<V: Values>(params: &AttentionParams) {
+pub unsafe fn attention<V: Values, S: Sequences>(params: &AttentionParams) {
     let base = shared::dynamic();
     let signals = Signals { first: base + V::MEMORY.barriers };
     let thread = thread::thread_idx_x();
@@ -132,11 +133,11 @@ pub unsafe fn attention<V: Values>(params: &AttentionParams) {
         if warpgroup == CONSUMER_WARPGROUPS {
             thread::decrease_registers::<PRODUCER_REGISTERS>();
             if thread.is_multiple_of(128) {
-                producer::produce::<V>(params, base, signals);
+                producer::produce::<V, S>(params, base, signals);
             }
         } else {
             thread::increase_registers::<CONSUMER_REGISTERS>();
-            V::consume(params, base, signals, warpgroup);
+            V::consume::<S>(params, base, signals, warpgroup);
         }
     }
 }

@@ -3,15 +3,14 @@
 use core::cmp::min;
 
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
-};
+use sage_layout::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes};
 use simt::copy::bulk_to_shared;
 use simt::{math, shared, thread};
 
 use super::Values;
 use super::pipeline::{Position, Signal, Signals};
 use crate::attention::schedule::{self, WorkItem};
+use crate::sequences::Sequences;
 
 /// Key and value tiles of an item that are fetched before its queries: their slots come free first.
 const TILES_BEFORE_QUERY: u32 = 2;
@@ -25,7 +24,7 @@ pub const NO_ITEM: u32 = u32::MAX;
 ///
 /// One thread of the CTA calls it; barriers are initialised; the operands are as the parameters say.
 #[inline(always)]
-pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: Signals) {
+pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u32, signals: Signals) {
     let memory = const { V::MEMORY };
     let (query_bytes, key_bytes) = (query_tile_bytes(V::HEAD_DIM), key_tile_bytes(V::HEAD_DIM));
     let mut position = Position::new();
@@ -35,9 +34,12 @@ pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: S
     // before its first is over), and the sources are whole tiles of the operands.
     unsafe {
         // the item's word is written before the arrival that the warpgroup waits for
-        let announce = |index: u32, warpgroup: u32, phase: u32, bytes: u32| {
+        let announce = |[index, sequence]: [u32; 2], warpgroup: u32, phase: u32, bytes: u32| {
             signals.of(Signal::QueryEmpty(warpgroup)).wait(phase ^ 1);
             shared::store_u32(base + memory.items + 4 * warpgroup, index);
+            if S::RAGGED {
+                shared::store_u32(base + memory.sequences + 4 * warpgroup, sequence);
+            }
             let full = signals.of(Signal::QueryFull(warpgroup));
             full.arrive_expect_bytes(bytes);
             full
@@ -46,16 +48,20 @@ pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: S
         let warpgroups = math::opaque(CONSUMER_WARPGROUPS);
         let mut index = thread::block_idx_x();
         while index < params.items {
-            let item = WorkItem::nth(params, index, CTA_QUERIES);
+            let item = WorkItem::nth(params, index, CTA_QUERIES, |place| S::of_cta(params, place, CTA_QUERIES));
+            if !item.is_there() {
+                index = schedule::claim(params);
+                continue;
+            }
             let tiles = item.key_tiles(params);
             let query_turn = min(tiles.count(), TILES_BEFORE_QUERY);
-            let first_tile = item.key_head * key_tiles(params.key_len) + tiles.first;
+            let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32 + tiles.first;
             for turn in 0..=tiles.count() {
                 if turn == query_turn {
-                    let tiles_of_head = padded_queries(params.output.tokens) / WARPGROUP_ROWS;
-                    let first_tile = item.head * tiles_of_head + item.first_query / WARPGROUP_ROWS;
+                    let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(params));
+                    let first_tile = first_tile as u32 + item.first_query / WARPGROUP_ROWS;
                     for warpgroup in 0..warpgroups {
-                        let full = announce(index, warpgroup, query_phase, query_bytes);
+                        let full = announce([index, item.sequence.index()], warpgroup, query_phase, query_bytes);
                         let source = (first_tile + warpgroup) as u64 * query_bytes as u64;
                         let query = base + memory.query + warpgroup * query_bytes;
                         bulk_to_shared(query, params.query + source, query_bytes, full);
@@ -78,7 +84,7 @@ pub unsafe fn produce<V: Values>(params: &AttentionParams, base: u32, signals: S
             index = schedule::claim(params);
         }
         for warpgroup in 0..warpgroups {
-            announce(NO_ITEM, warpgroup, query_phase, 0);
+            announce([NO_ITEM, 0], warpgroup, query_phase, 0);
         }
     }
 }

@@ -3,9 +3,7 @@
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
-use sage_layout::tile::{
-    CTA_QUERIES, KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, key_tiles, padded_queries, query_tile_bytes,
-};
+use sage_layout::tile::{CTA_QUERIES, KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes};
 use simt::wgmma::{self, Descriptor};
 use simt::{global, math, shared, thread, warp};
 
@@ -13,6 +11,8 @@ use super::pipeline::{Position, Signal, Signals};
 use super::producer::NO_ITEM;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::Scores;
+use crate::quantize::query_key::key_head_of;
+use crate::sequences::Sequences;
 
 /// Channels of a 32-byte step of the INT8 product.
 const STEP_BYTES: u32 = 32;
@@ -68,7 +68,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// For all methods: the barriers are initialised, the operands as the parameters say, and the whole warpgroup calls
     /// them. Here: the last item's queries were released.
     #[inline(always)]
-    pub unsafe fn next_item(&mut self) -> Option<WorkItem> {
+    pub unsafe fn next_item<S: Sequences>(&mut self) -> Option<WorkItem<S>> {
         // SAFETY: the producer writes the item's index before it signals, and again only after all four warps released
         // their queries, by which time each has its own copy.
         let index = unsafe {
@@ -76,12 +76,65 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
             warp::broadcast(shared::load_u32(self.base + self.memory.items + 4 * self.index))
         };
         self.query_phase ^= 1;
-        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index, CTA_QUERIES))
+        // SAFETY: likewise; the sequence is one of the table's.
+        let sequence = |_| unsafe {
+            let index = match S::RAGGED {
+                true => warp::broadcast(shared::load_u32(self.base + self.memory.sequences + 4 * self.index)),
+                false => 0,
+            };
+            S::of_index(&self.params.sequences, index).same_in_all_lanes()
+        };
+        if index == NO_ITEM {
+            return None;
+        }
+        let item = WorkItem::nth(self.params, index, CTA_QUERIES, sequence);
+        if S::RAGGED {
+            // SAFETY: the place is the warp's own, which all lanes read for the last time before they met.
+            unsafe {
+                if self.lane == 0 {
+                    shared::store_u32x4(self.own_item(), [item.head, item.first_query, item.sequence.index(), 0]);
+                }
+                warp::sync_warp();
+            }
+        }
+        Some(item)
+    }
+
+    /// Where the warp keeps the item of a ragged batch.
+    #[inline(always)]
+    fn own_item(&self) -> u32 {
+        self.base + self.memory.own_items + 16 * (4 * self.index + self.warp)
+    }
+
+    /// The item that [`next_item`](Self::next_item) gave: of a ragged batch looked up again, rather than kept in registers.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn again<S: Sequences>(&self, item: WorkItem<S>) -> WorkItem<S> {
+        if !S::RAGGED {
+            return item;
+        }
+        // SAFETY: the place is the warp's own; the sequence is one of the table's.
+        unsafe {
+            let [head, first_query, index, _] = shared::load_u32x4(self.own_item()).map(warp::broadcast);
+            warp::sync_warp();
+            let sequence = S::of_index(&self.params.sequences, index).same_in_all_lanes();
+            WorkItem { head, key_head: key_head_of(head, self.params.heads_per_key_head), first_query, sequence }
+        }
+    }
+
+    /// The lane, of a ragged batch unknown to the compiler: what follows from it is computed at an item's end rather than kept
+    /// in registers all the time.
+    #[inline(always)]
+    pub fn lane_at_the_end<S: Sequences>(&self) -> u32 {
+        if S::RAGGED { math::opaque(self.lane) % warp::LANES } else { self.lane }
     }
 
     /// First query of the warp.
     #[inline(always)]
-    pub fn first_row(&self, item: WorkItem) -> u32 {
+    pub fn first_row<S>(&self, item: WorkItem<S>) -> u32 {
         item.first_query + self.index * WARPGROUP_ROWS + self.warp * WARP_ROWS
     }
 
@@ -97,11 +150,10 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn query_scale(&self, item: WorkItem) -> f32 {
-        let row = item.head as u64 * padded_queries(self.params.output.tokens) as u64
-            + (item.first_query + self.index * WARPGROUP_ROWS) as u64;
-        let place = row / WARPGROUP_ROWS as u64 * QUERY_SCALES_PER_TILE as u64
-            + (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
+    pub unsafe fn query_scale<S: Sequences>(&self, item: WorkItem<S>) -> f32 {
+        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(self.params));
+        let tile = first_tile + (item.first_query / WARPGROUP_ROWS + self.index) as u64;
+        let place = tile * QUERY_SCALES_PER_TILE as u64 + (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
         // SAFETY: scales hold a row for each query tile.
         unsafe { global::load_f32(self.params.query_scale + 4 * place) }
     }
@@ -112,9 +164,9 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn key_scale(&self, item: WorkItem, tile: u32) -> f32 {
+    pub unsafe fn key_scale<S: Sequences>(&self, item: WorkItem<S>, tile: u32) -> f32 {
         // there are under 2²⁸ tiles: 32 bits hold the index of a scale, and are one register
-        let tile = item.key_head * key_tiles(self.params.key_len) + tile;
+        let tile = item.sequence.first_key_tile(item.key_head, S::key_places(self.params)) as u32 + tile;
         let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
         unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
@@ -180,7 +232,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn release_tiles_before(&mut self, item: WorkItem) {
+    pub unsafe fn release_tiles_before<S: Sequences>(&mut self, item: WorkItem<S>) {
         let (before, _) = self.unused_tiles(item);
         // SAFETY: forwarded contract.
         unsafe { self.release_next_tiles(before) }
@@ -192,7 +244,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn release_item(&mut self, item: WorkItem) {
+    pub unsafe fn release_item<S: Sequences>(&mut self, item: WorkItem<S>) {
         let (_, after) = self.unused_tiles(item);
         // SAFETY: forwarded contract.
         unsafe {
@@ -203,7 +255,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
 
     /// How many of the item's tiles come before and after those that this warpgroup needs.
     #[inline(always)]
-    fn unused_tiles(&self, item: WorkItem) -> (u32, u32) {
+    fn unused_tiles<S: Sequences>(&self, item: WorkItem<S>) -> (u32, u32) {
         // opaque, or what is computed here is kept in registers from one call to the next
         let item = WorkItem { first_query: math::opaque(item.first_query), ..item };
         let (of_item, tiles) = (item.key_tiles(self.params), item.warpgroup_key_tiles(self.params, self.index));

@@ -1,0 +1,338 @@
+//! Whether all sequences of a call are equally long, and what follows for places in memory.
+//!
+//! [`Uniform`] ones need no numbers of their own: everything is in the kernel's parameters. A [`Ragged`] batch's are in a table
+//! (`sage_layout::sequence`). Kernels are generic over the two, so that the first pays nothing for the second.
+
+use sage_layout::params::{AttentionParams, SequencesParams, TensorView};
+use sage_layout::sequence::{Sequence, first_part, sequence_at};
+use sage_layout::tile::{
+    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, SEGMENT_KEYS, WARPGROUP_ROWS, key_tiles, padded_queries, segments,
+};
+use sage_layout::visibility::Band;
+use simt::{global, math, warp};
+
+/// An item's sequence. Heads are counted over batches and heads of uniform sequences, and of a ragged batch over heads.
+pub trait Sequences: Copy {
+    /// Whether lengths differ.
+    const RAGGED: bool;
+
+    /// Its queries; `uniform` if all are equally long, likewise in what follows.
+    fn queries(self, uniform: u32) -> u32;
+    /// Its keys.
+    fn keys(self, uniform: u32) -> u32;
+    /// Its key tiles.
+    fn key_tiles(self, uniform: u32) -> u32;
+    /// Its segments.
+    fn segments(self, uniform: u32) -> u32;
+    /// Which keys its queries see.
+    fn visible(self, params: &AttentionParams) -> Band;
+
+    /// Index of its first query tile over all heads, each of which has `places`.
+    fn first_query_tile(self, head: u64, places: u32) -> u64;
+    /// Index of its first key tile over all heads.
+    fn first_key_tile(self, head: u32, places: u32) -> u64;
+    /// Index of its first segment over all heads.
+    fn first_segment(self, head: u32, places: u32) -> u64;
+    /// Index, over all heads, of what there is once for a head and sequence.
+    fn row(self, head: u32, sequences: &SequencesParams) -> u32;
+    /// Index of the sequence among those of a head.
+    fn index(self) -> u32;
+
+    /// Elements from a tensor's beginning to its head's first query.
+    fn query_offset(self, tensor: &TensorView, head: u32) -> i64;
+    /// Elements from a tensor's beginning to its head's first key.
+    fn key_offset(self, tensor: &TensorView, head: u32) -> i64;
+    /// Elements of the log-sum-exp before its head's first query.
+    fn log_sum_exp_offset(self, params: &AttentionParams, head: u32) -> u64;
+
+    /// Places for CTAs of `queries` queries, of a head.
+    fn cta_places(params: &AttentionParams, queries: u32) -> u32;
+    /// Places for query tiles, of a head.
+    fn query_places(params: &AttentionParams) -> u32;
+    /// Places for key tiles, of a head.
+    fn key_places(params: &AttentionParams) -> u32;
+    /// Places for segments, of a head.
+    fn segment_places(params: &AttentionParams) -> u32;
+    /// Place of its first CTA of `queries` queries.
+    fn first_cta(self, queries: u32) -> u32;
+    /// The sequence that a place for CTAs of `queries` queries may be of.
+    ///
+    /// # Safety
+    ///
+    /// The parameters' table is there.
+    unsafe fn of_cta(params: &AttentionParams, place: u32, queries: u32) -> Self;
+    /// The sequence of an index.
+    ///
+    /// # Safety
+    ///
+    /// The parameters' table is there, and has the index.
+    unsafe fn of_index(sequences: &SequencesParams, index: u32) -> Self;
+    /// The same, which is then known to be the same in all lanes of the warp. They must all be here.
+    fn same_in_all_lanes(self) -> Self;
+}
+
+/// All sequences are equally long.
+#[derive(Clone, Copy)]
+pub struct Uniform;
+
+/// A sequence among others of other lengths.
+#[derive(Clone, Copy)]
+pub struct Ragged {
+    /// Which.
+    pub index: u32,
+    /// Where, and how long.
+    pub sequence: Sequence,
+}
+
+#[inline(always)]
+fn uniform_offset(tensor: &TensorView, head: u32) -> i64 {
+    let (batch, head) = math::div_rem(head, tensor.heads);
+    batch as i64 * tensor.strides.batch + head as i64 * tensor.strides.head
+}
+
+impl Sequences for Uniform {
+    const RAGGED: bool = false;
+
+    #[inline(always)]
+    fn queries(self, uniform: u32) -> u32 {
+        uniform
+    }
+
+    #[inline(always)]
+    fn keys(self, uniform: u32) -> u32 {
+        uniform
+    }
+
+    #[inline(always)]
+    fn key_tiles(self, uniform: u32) -> u32 {
+        uniform
+    }
+
+    #[inline(always)]
+    fn segments(self, uniform: u32) -> u32 {
+        uniform
+    }
+
+    #[inline(always)]
+    fn visible(self, params: &AttentionParams) -> Band {
+        params.visible
+    }
+
+    #[inline(always)]
+    fn first_query_tile(self, head: u64, places: u32) -> u64 {
+        head * places as u64
+    }
+
+    #[inline(always)]
+    fn first_key_tile(self, head: u32, places: u32) -> u64 {
+        head as u64 * places as u64
+    }
+
+    #[inline(always)]
+    fn first_segment(self, head: u32, places: u32) -> u64 {
+        head as u64 * places as u64
+    }
+
+    #[inline(always)]
+    fn row(self, head: u32, _: &SequencesParams) -> u32 {
+        head
+    }
+
+    #[inline(always)]
+    fn index(self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn query_offset(self, tensor: &TensorView, head: u32) -> i64 {
+        uniform_offset(tensor, head)
+    }
+
+    #[inline(always)]
+    fn key_offset(self, tensor: &TensorView, head: u32) -> i64 {
+        uniform_offset(tensor, head)
+    }
+
+    #[inline(always)]
+    fn log_sum_exp_offset(self, params: &AttentionParams, head: u32) -> u64 {
+        head as u64 * params.output.tokens as u64
+    }
+
+    #[inline(always)]
+    fn cta_places(params: &AttentionParams, queries: u32) -> u32 {
+        // opaque, or it is kept in registers from one item to the next
+        math::opaque(params.output.tokens).div_ceil(queries)
+    }
+
+    #[inline(always)]
+    fn query_places(params: &AttentionParams) -> u32 {
+        padded_queries(params.output.tokens) / WARPGROUP_ROWS
+    }
+
+    #[inline(always)]
+    fn key_places(params: &AttentionParams) -> u32 {
+        key_tiles(params.key_len)
+    }
+
+    #[inline(always)]
+    fn segment_places(params: &AttentionParams) -> u32 {
+        // opaque, likewise
+        segments(math::opaque(params.key_len))
+    }
+
+    #[inline(always)]
+    fn first_cta(self, _: u32) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn of_cta(_: &AttentionParams, _: u32, _: u32) -> Self {
+        Self
+    }
+
+    #[inline(always)]
+    unsafe fn of_index(_: &SequencesParams, _: u32) -> Self {
+        Self
+    }
+
+    #[inline(always)]
+    fn same_in_all_lanes(self) -> Self {
+        self
+    }
+}
+
+impl Sequences for Ragged {
+    const RAGGED: bool = true;
+
+    #[inline(always)]
+    fn queries(self, _: u32) -> u32 {
+        self.sequence.queries
+    }
+
+    #[inline(always)]
+    fn keys(self, _: u32) -> u32 {
+        self.sequence.keys
+    }
+
+    #[inline(always)]
+    fn key_tiles(self, _: u32) -> u32 {
+        key_tiles(self.sequence.keys)
+    }
+
+    #[inline(always)]
+    fn segments(self, _: u32) -> u32 {
+        segments(self.sequence.keys)
+    }
+
+    #[inline(always)]
+    fn visible(self, params: &AttentionParams) -> Band {
+        let Sequence { queries, keys, .. } = self.sequence;
+        let shift = if params.from_last_key != 0 { keys as i32 - queries as i32 } else { 0 };
+        params.visible.shifted(shift, keys)
+    }
+
+    #[inline(always)]
+    fn first_query_tile(self, head: u64, places: u32) -> u64 {
+        head * places as u64 + (self.first_cta(CTA_QUERIES) * CONSUMER_WARPGROUPS) as u64
+    }
+
+    #[inline(always)]
+    fn first_key_tile(self, head: u32, places: u32) -> u64 {
+        head as u64 * places as u64 + first_part(self.sequence.key_start, self.index, KEY_TILE) as u64
+    }
+
+    #[inline(always)]
+    fn first_segment(self, head: u32, places: u32) -> u64 {
+        head as u64 * places as u64 + first_part(self.sequence.key_start, self.index, SEGMENT_KEYS) as u64
+    }
+
+    #[inline(always)]
+    fn row(self, head: u32, sequences: &SequencesParams) -> u32 {
+        head * sequences.count + self.index
+    }
+
+    #[inline(always)]
+    fn index(self) -> u32 {
+        self.index
+    }
+
+    #[inline(always)]
+    fn query_offset(self, tensor: &TensorView, head: u32) -> i64 {
+        self.offset(tensor, head, self.sequence.query_start)
+    }
+
+    #[inline(always)]
+    fn key_offset(self, tensor: &TensorView, head: u32) -> i64 {
+        self.offset(tensor, head, self.sequence.key_start)
+    }
+
+    #[inline(always)]
+    fn log_sum_exp_offset(self, params: &AttentionParams, head: u32) -> u64 {
+        let [of_head, of_sequence] = params.log_sum_exp_strides;
+        head as u64 * of_head + self.index as u64 * of_sequence + self.sequence.query_start as u64
+    }
+
+    #[inline(always)]
+    fn cta_places(params: &AttentionParams, _: u32) -> u32 {
+        math::div_rem(params.items, params.output.heads).0
+    }
+
+    #[inline(always)]
+    fn query_places(params: &AttentionParams) -> u32 {
+        params.sequences.query_places * CONSUMER_WARPGROUPS
+    }
+
+    #[inline(always)]
+    fn key_places(params: &AttentionParams) -> u32 {
+        params.sequences.key_places
+    }
+
+    #[inline(always)]
+    fn segment_places(params: &AttentionParams) -> u32 {
+        params.sequences.segment_places
+    }
+
+    #[inline(always)]
+    fn first_cta(self, queries: u32) -> u32 {
+        first_part(self.sequence.query_start, self.index, queries)
+    }
+
+    #[inline(always)]
+    unsafe fn of_cta(params: &AttentionParams, place: u32, queries: u32) -> Self {
+        let sequences = &params.sequences;
+        // SAFETY: forwarded contract; the search asks for sequences of the table.
+        unsafe {
+            let start = |index| global::load_written_u32(entry(sequences, index));
+            Self::of_index(sequences, sequence_at(place, sequences.count, queries, start))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn of_index(sequences: &SequencesParams, index: u32) -> Self {
+        // one by one: what is not used is not loaded
+        let word = |word: u64| {
+            // SAFETY: forwarded contract.
+            unsafe { global::load_written_u32(entry(sequences, index) + 4 * word) }
+        };
+        Self { index, sequence: Sequence::from_words([0, 1, 2, 3].map(word)) }
+    }
+
+    #[inline(always)]
+    fn same_in_all_lanes(self) -> Self {
+        Self { sequence: Sequence::from_words(self.sequence.words().map(warp::broadcast)), ..self }
+    }
+}
+
+/// Where a sequence stands in the table, its first query first.
+#[inline(always)]
+pub fn entry(sequences: &SequencesParams, index: u32) -> u64 {
+    sequences.table + index as u64 * Sequence::BYTES as u64
+}
+
+impl Ragged {
+    #[inline(always)]
+    fn offset(self, tensor: &TensorView, head: u32, start: u32) -> i64 {
+        let strides = &tensor.strides;
+        self.index as i64 * strides.batch + head as i64 * strides.head + start as i64 * strides.token
+    }
+}

@@ -1,0 +1,119 @@
+//! Sequences of different lengths in the SIMT executor: no mistake under any schedule, codes and scales as of each sequence
+//! alone, and attention near the CPU engine.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use sage_tests::simt::check_batch;
+use sage_tests::tensor::Inputs;
+use sage_tests::varlen::Batch;
+use sageattention::simt::{Execution, Options, Schedule};
+use sageattention::{
+    AttentionOptions, CausalAlign, ComputeCapability, DType, Mask, PvMode, ScoreInputs, SequenceLengths, TensorLayout,
+};
+
+const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
+
+const MASKS: [Mask; 3] =
+    [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
+
+fn check(batch: &Batch, options: &AttentionOptions, execution: &Options, seed: u64) {
+    match batch.problem.dtype {
+        DType::F16 => check_batch(HOPPER, batch, options, execution, &Inputs::<f16>::random(&batch.problem, seed)),
+        _ => check_batch(HOPPER, batch, options, execution, &Inputs::<bf16>::random(&batch.problem, seed)),
+    }
+}
+
+/// In each mode, with each mask.
+fn each() -> impl Iterator<Item = AttentionOptions> {
+    PvMode::ALL.into_iter().flat_map(|pv_mode| {
+        MASKS.map(|mask| AttentionOptions { pv_mode, mask, return_lse: true, ..Default::default() })
+    })
+}
+
+#[test]
+fn packed() {
+    let sequences = [[200, 130], [0, 50], [1, 129], [70, 0], [64, 64], [0, 0], [193, 300]];
+    for (index, options) in each().enumerate() {
+        let (dtype, head_dim) = if index % 2 == 0 { (DType::F16, 64) } else { (DType::Bf16, 128) };
+        let batch = Batch::packed(dtype, &sequences, [2, 1, head_dim]);
+        check(&batch, &options, &Options::new(Schedule::Random(index as u64)), 1);
+    }
+}
+
+#[test]
+fn padded() {
+    for (index, options) in each().enumerate() {
+        let layout = if index % 2 == 0 { TensorLayout::Hnd } else { TensorLayout::Nhd };
+        let batch = Batch::padded(layout, DType::F16, [100, 300], &[300, 0, 1, 128, 129], [2, 2, 64]);
+        check(&batch, &options, &Options::new(Schedule::Random(index as u64)), 2);
+    }
+}
+
+/// Many CTAs that all wait for the table, and for each other's statistics.
+#[test]
+fn every_schedule() {
+    let batch = Batch::packed(DType::F16, &[[100, 200], [30, 10], [50, 140]], [2, 2, 64]);
+    for schedule in Schedule::with((0..4).map(Schedule::Random)) {
+        for pv_mode in PvMode::ALL {
+            let options = AttentionOptions { pv_mode, return_lse: true, ..Default::default() };
+            check(&batch, &options, &Options::new(schedule), 3);
+        }
+    }
+}
+
+/// Segments of several sequences, and more of them than threads write the table with.
+#[test]
+fn segments_and_many_sequences() {
+    let options = AttentionOptions { return_lse: true, ..Default::default() };
+    let batch = Batch::packed(DType::F16, &[[20, 1100], [3, 5], [10, 2100]], [1, 1, 64]);
+    check(&batch, &options, &Options::new(Schedule::InOrder), 4);
+    let many: Vec<[usize; 2]> = (0..150).map(|index| [index % 3, index % 4]).collect();
+    check(&Batch::packed(DType::Bf16, &many, [1, 1, 64]), &options, &Options::new(Schedule::InOrder), 5);
+}
+
+/// Lengths that make no sense are cut to what the tensors hold: nothing else is read or written, and all CTAs end.
+#[test]
+fn nonsense() {
+    let problem = Batch::packed(DType::F16, &[[40, 50], [20, 150], [0, 10]], [1, 1, 64]).problem;
+    let inputs = Inputs::<f16>::random(&problem, 6);
+    let options = AttentionOptions { return_lse: true, ..Default::default() };
+    for (cu_seqlens_q, cu_seqlens_k, expected) in [
+        ([0, 1 << 30, -5, 30], [0, 50, 200, 210], [[0, 0, 60, 50], [60, 50, 0, 150], [60, 200, 0, 10]]),
+        ([i32::MIN, 7, 3, 10], [5, 0, 600, 2], [[0, 5, 7, 0], [7, 5, 0, 205], [7, 210, 3, 0]]),
+        ([-1; 4], [i32::MAX; 4], [[0, 210, 0, 0]; 3]),
+    ] {
+        let lengths = SequenceLengths::Packed { cu_seqlens_q: &cu_seqlens_q[..], cu_seqlens_k: &cu_seqlens_k[..] };
+        let more = ScoreInputs { lengths, ..Default::default() };
+        let execution = Options::new(Schedule::Random(0));
+        let result = Execution::of_gpu(HOPPER, &problem, &options, inputs.slices(), &more, &execution);
+        let result = result.unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{lengths:?}", kernel.symbol()));
+        let table: Vec<u32> = bytemuck::pod_collect_to_vec(&result.workspace("sequences").expect("a ragged batch"));
+        assert_eq!(table, expected.concat(), "{lengths:?}");
+    }
+}
+
+proptest! {
+    // the same calls every time, so that one that fails does so again
+    #![proptest_config(ProptestConfig {
+        cases: 24, failure_persistence: None, rng_seed: RngSeed::Fixed(0), ..Default::default()
+    })]
+
+    #[test]
+    fn random_batches(
+        sequences in prop::collection::vec((0usize..220, 0usize..300), 1..5),
+        heads in prop::sample::select(vec![[1, 1], [2, 1], [4, 2]]),
+        head_dim in prop::sample::select(vec![64, 128, 40, 72]),
+        mask in prop::sample::select(MASKS.to_vec()),
+        [f16, smooth_k, smooth_v, return_lse]: [bool; 4],
+        seed: u64,
+    ) {
+        let sequences: Vec<_> = sequences.into_iter().map(|(queries, keys)| [queries, keys]).collect();
+        // tensors have some token
+        prop_assume!(sequences.iter().any(|[queries, _]| *queries > 0) && sequences.iter().any(|[_, keys]| *keys > 0));
+        let pv_mode = if f16 { PvMode::F16 } else { PvMode::Fp8 };
+        let options = AttentionOptions { pv_mode, mask, smooth_k, smooth_v, return_lse, ..Default::default() };
+        let batch = Batch::packed(DType::F16, &sequences, [heads[0], heads[1], head_dim]);
+        check(&batch, &options, &Options::new(Schedule::Random(seed)), seed);
+    }
+}
