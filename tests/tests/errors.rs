@@ -359,7 +359,7 @@ fn sinks() {
     let slice = vec![f16::ONE; 25600];
     let call = |asked_for, sinks: Option<&[f32]>| {
         let options = AttentionOptions { sinks: asked_for, ..Default::default() };
-        attention_with(Device::Cpu, problem(), options, [&slice; 3], ScoreInputs { sinks })
+        attention_with(Device::Cpu, problem(), options, [&slice; 3], ScoreInputs { sinks, ..Default::default() })
     };
     for (asked_for, sinks, words) in [
         (true, None, "sinks is None, the options ask for it; it is needed if they do, and allowed only then"),

@@ -70,7 +70,7 @@ proptest! {
         let without = attend(&problem, &options, &inputs);
         let sinks = sinks.map(|sink| f32::from(sink) / 8.0);
         let with = AttentionOptions { sinks: true, ..options };
-        let with = run(Device::Cpu, problem, with, &inputs, ScoreInputs { sinks: Some(&sinks) });
+        let with = run(Device::Cpu, problem, with, &inputs, ScoreInputs { sinks: Some(&sinks), ..Default::default() });
         let (output, log_sum_exps) = (with.output, with.log_sum_exp.expect("asked for"));
         for (row, (log_sum_exp, before)) in log_sum_exps.into_iter().zip(without.log_sum_exp).enumerate() {
             let sink = f64::from(sinks[row / query_len]);
@@ -119,7 +119,9 @@ fn extreme_sinks() {
         let plain = AttentionOptions { pv_mode, pv_accum, mask, return_lse: true, ..Default::default() };
         assert!(element_types((pv_mode, pv_accum)).contains(&DType::F16));
         let options = AttentionOptions { sinks: true, ..plain };
-        let with = |sink: f32| run(device, problem, options, &inputs, ScoreInputs { sinks: Some(&[sink; 2]) });
+        let with = |sink: f32| {
+            run(device, problem, options, &inputs, ScoreInputs { sinks: Some(&[sink; 2]), ..Default::default() })
+        };
         assert_eq!(with(f32::NEG_INFINITY), run(device, problem, plain, &inputs, ScoreInputs::default()));
         for sink in [300.0, 1e6, 3e38] {
             let result = with(sink);
