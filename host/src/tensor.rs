@@ -189,6 +189,11 @@ impl AttentionProblem {
         [self.batch, self.query_heads, self.query_len, self.head_dim]
     }
 
+    /// `[batch, query_heads, query_len, key_len]`: the shape of the logits.
+    pub fn score_shape(&self) -> [usize; 4] {
+        [self.batch, self.query_heads, self.query_len, self.key_len]
+    }
+
     /// `[batch, key_heads, key_len, head_dim]`: the shape of key and value.
     pub fn key_shape(&self) -> [usize; 4] {
         [self.batch, self.key_heads, self.key_len, self.head_dim]

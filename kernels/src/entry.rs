@@ -17,6 +17,7 @@ use crate::{
             product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
         },
         hopper,
+        modifier::{Modified, Unmodified},
     },
     quantize,
 };
@@ -55,16 +56,28 @@ macro_rules! program {
         quantize::quantize::<$element, $head_dim, true>
     };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 64, 36>>
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 64, 36>>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 128, 68>>
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 128, 68>>
     };
     (AttentionF16, 64, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 64, 32>>
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 64, 32>>
     };
     (AttentionF16, 128, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 128, 64>>
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 128, 64>>
+    };
+    (AttentionModified, 64, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, Modified, 64, 36>>
+    };
+    (AttentionModified, 128, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, Modified, 128, 68>>
+    };
+    (AttentionModifiedF16, 64, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Modified, 64, 32>>
+    };
+    (AttentionModifiedF16, 128, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Modified, 128, 64>>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, $head_dim>
@@ -172,7 +185,7 @@ macro_rules! define_launch {
                 // Hopper's blocks claim work from each other; those of the quantizer also wait for each other
                 blocks: match kernel.family() {
                     Family::Quantize | Family::QuantizeSmoothed => Blocks::Together,
-                    Family::Attention | Family::AttentionF16 => Blocks::InOrder,
+                    family if family.is_hoppers() => Blocks::InOrder,
                     _ => Blocks::Parallel,
                 },
             };

@@ -6,6 +6,7 @@
 //! | [`mod@quantize`] | the codes and scales that the GPU makes, bit for bit, in row-major order |
 //! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
 //! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers, summed as a mode says |
+//! | [`modify`] | soft cap, bias and boolean mask of a row of scores |
 //! | [`simd`] | their inner loops, for each instruction set |
 //! | [`view`] | rows of a caller's tensor |
 //!
@@ -14,6 +15,7 @@
 
 pub(crate) mod attend;
 pub(crate) mod exact;
+pub(crate) mod modify;
 pub(crate) mod quantize;
 pub(crate) mod simd;
 pub(crate) mod tiles;

@@ -5,6 +5,7 @@ use super::driver::cuda;
 use super::module::{self, Function};
 use crate::error::Error;
 use crate::kernels::{self, Call};
+use crate::options::{AttentionOptions, Bias, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
 use crate::tensor::{DType, extent};
 use crate::workspace;
@@ -31,8 +32,14 @@ pub struct GpuBuffers {
     /// f32 `[batch, query_heads, query_len]`, contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
     pub log_sum_exp: Option<u64>,
     /// f32 `[query_heads]`, contiguous, a multiple of 4 bytes: what [`ScoreInputs::sinks`](crate::ScoreInputs::sinks) says; with
-    /// [`AttentionOptions::sinks`](crate::AttentionOptions::sinks), and only then.
+    /// [`AttentionOptions::sinks`], and only then.
     pub sinks: Option<u64>,
+    /// `[batch, query_heads, query_len, key_len]` in the type and strides of [`AttentionOptions::bias`], a multiple of an element's
+    /// bytes; with that option, and only then.
+    pub bias: Option<u64>,
+    /// u8 `[batch, query_heads, query_len, key_len]` in the strides of [`AttentionOptions::boolean_mask`]; with that option, and only
+    /// then.
+    pub boolean_mask: Option<u64>,
     /// Memory that is the call's own until its work on the stream is done. A multiple of 256 bytes.
     pub workspace: u64,
     /// The workspace's size, at least [`AttentionPlan::workspace_bytes`].
@@ -122,7 +129,7 @@ impl AttentionPlan {
     /// # Errors
     ///
     /// Addresses that are null or not aligned, a workspace that is too small, a log-sum-exp buffer without `return_lse`
-    /// or the reverse, sinks without the option or the reverse.
+    /// or the reverse, sinks, a bias or a boolean mask without the option or the reverse.
     pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
         let problem = self.problem();
         let bytes = |shape, strides| extent(shape, strides).expect("checked by the plan") * DType::BYTES as u64;
@@ -146,6 +153,17 @@ impl AttentionPlan {
         let sinks = wanted("sinks", self.options().sinks, buffers.sinks)?;
         if let Some(address) = sinks {
             check_address("sinks", address, problem.query_heads as u64 * 4, 4)?;
+        }
+        let AttentionOptions { bias, boolean_mask, .. } = *self.options();
+        let extent = |strides: ScoreStrides| strides.extent(problem.score_shape()).expect("checked by the plan");
+        let address = wanted("bias", bias.is_some(), buffers.bias)?;
+        if let (Some(Bias { dtype, strides }), Some(address)) = (bias, address) {
+            let bytes = u64::from(dtype.bytes());
+            check_address("bias", address, extent(strides) * bytes, bytes)?;
+        }
+        let address = wanted("boolean_mask", boolean_mask.is_some(), buffers.boolean_mask)?;
+        if let (Some(strides), Some(address)) = (boolean_mask, address) {
+            check_address("boolean_mask", address, extent(strides), 1)?;
         }
         let needed = self.workspace_bytes();
         if buffers.workspace_bytes < needed {

@@ -21,26 +21,40 @@ pub struct Modes {
     pub value: PvMode,
     /// Where those products are added up.
     pub accumulator: PvAccum,
+    /// Whether scores are modified before the softmax: soft cap, bias, boolean mask.
+    pub modified_scores: bool,
 }
 
 impl Modes {
     /// Modes without smoothed queries.
     pub const fn new(query_key: QkMode, value: PvMode, accumulator: PvAccum) -> Self {
-        Self { query_key, smooth_query: false, value, accumulator }
+        Self { query_key, smooth_query: false, value, accumulator, modified_scores: false }
     }
 
     /// The same with smoothed queries.
     pub const fn with_smoothed_queries(self) -> Self {
         Self { smooth_query: true, ..self }
     }
+
+    /// The same with scores modified.
+    pub const fn with_modified_scores(self) -> Self {
+        Self { modified_scores: true, ..self }
+    }
 }
 
 /// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
 impl fmt::Display for Modes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { query_key, smooth_query, value, accumulator } = self;
+        let Self { query_key, smooth_query, value, accumulator, modified_scores } = self;
         let smoothed = if *smooth_query { " with smoothed queries" } else { "" };
-        write!(formatter, "{} Q·Kᵀ{smoothed}, {} P·V in {}", query_key.name(), value.name(), accumulator.name())
+        let modified = if *modified_scores { ", scores capped, biased or masked" } else { "" };
+        write!(
+            formatter,
+            "{} Q·Kᵀ{smoothed}{modified}, {} P·V in {}",
+            query_key.name(),
+            value.name(),
+            accumulator.name()
+        )
     }
 }
 
@@ -49,6 +63,9 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
     (Family::Attention, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::AttentionF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
+    (Family::AttentionModified, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).with_modified_scores()),
+    (Family::AttentionModified, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).with_modified_scores()),
+    (Family::AttentionModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores()),
     (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
     (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16)),
     (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32)),
@@ -174,8 +191,13 @@ pub fn all_modes() -> impl Iterator<Item = Modes> {
     QkMode::ALL.into_iter().flat_map(|query_key| {
         [false, true].into_iter().flat_map(move |smooth_query| {
             PvMode::ALL.into_iter().flat_map(move |value| {
-                let with = move |&accumulator| Modes { smooth_query, ..Modes::new(query_key, value, accumulator) };
-                PvAccum::of(value).iter().map(with)
+                PvAccum::of(value).iter().flat_map(move |&accumulator| {
+                    [false, true].map(|modified_scores| Modes {
+                        smooth_query,
+                        modified_scores,
+                        ..Modes::new(query_key, value, accumulator)
+                    })
+                })
             })
         })
     })
@@ -268,6 +290,20 @@ mod tests {
     }
 
     #[test]
+    fn hopper_modifies_scores_with_both_kinds_of_values() {
+        let modified: Vec<_> = modes(HOPPER, 64, ElementType::Bf16).filter(|modes| modes.modified_scores).collect();
+        assert_eq!(
+            modified,
+            [
+                FP8,
+                Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32),
+                Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)
+            ]
+            .map(Modes::with_modified_scores)
+        );
+    }
+
+    #[test]
     fn turing_multiplies_f16_values_alone() {
         let turing = ComputeCapability::new(7, 5);
         let accumulators: Vec<_> = modes(turing, 128, ElementType::F16).map(|modes| modes.accumulator).collect();
@@ -298,7 +334,9 @@ mod tests {
     fn every_mode_runs_on_ada_and_later() {
         for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
             for head_dim in NATIVE_HEAD_DIMS {
-                assert_eq!(modes(gpu, head_dim, ElementType::F16).count(), all_modes().count(), "{gpu}");
+                let unmodified = |modes: &Modes| !modes.modified_scores;
+                let served = modes(gpu, head_dim, ElementType::F16).filter(unmodified).count();
+                assert_eq!(served, all_modes().filter(unmodified).count(), "{gpu}");
             }
         }
         for gpu in capabilities() {
@@ -313,6 +351,8 @@ mod tests {
         assert_eq!(modes.to_string(), "int4 Q·Kᵀ, fp8 P·V in fp32+fp16");
         let modes = Modes { smooth_query: true, ..modes };
         assert_eq!(modes.to_string(), "int4 Q·Kᵀ with smoothed queries, fp8 P·V in fp32+fp16");
-        assert_eq!(all_modes().count(), 24);
+        let modes = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores();
+        assert_eq!(modes.to_string(), "int8 Q·Kᵀ, scores capped, biased or masked, 16-bit P·V in fp32");
+        assert_eq!(all_modes().count(), 48);
     }
 }

@@ -60,6 +60,10 @@ define_family! {
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
     AttentionF16: [Architecture::Sm90a];
+    /// [`Attention`](Self::Attention) with scores modified: soft cap, bias, boolean mask.
+    AttentionModified: [Architecture::Sm90a];
+    /// [`AttentionF16`](Self::AttentionF16) with scores modified.
+    AttentionModifiedF16: [Architecture::Sm90a];
     /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
     MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16.
@@ -113,6 +117,16 @@ impl Family {
     /// The quantizer that goes with an attention family.
     pub const fn quantizer(self) -> Self {
         if self.smooths_queries() { Self::QuantizeSmoothed } else { Self::Quantize }
+    }
+
+    /// Whether its kernels are Hopper's own attention kernels, which claim items.
+    pub const fn is_hoppers(self) -> bool {
+        matches!(self, Self::Attention | Self::AttentionF16 | Self::AttentionModified | Self::AttentionModifiedF16)
+    }
+
+    /// Whether its kernels modify scores: soft cap, bias, boolean mask.
+    pub const fn modifies_scores(self) -> bool {
+        matches!(self, Self::AttentionModified | Self::AttentionModifiedF16)
     }
 
     /// Whether its kernels take smoothed queries.
@@ -182,6 +196,14 @@ macro_rules! for_each_kernel {
             AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
             AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
             AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
+            AttentionModifiedD64F16 = "sage_attention_hopper_modified_d64_f16": AttentionModified, 64, F16;
+            AttentionModifiedD64Bf16 = "sage_attention_hopper_modified_d64_bf16": AttentionModified, 64, Bf16;
+            AttentionModifiedD128F16 = "sage_attention_hopper_modified_d128_f16": AttentionModified, 128, F16;
+            AttentionModifiedD128Bf16 = "sage_attention_hopper_modified_d128_bf16": AttentionModified, 128, Bf16;
+            AttentionModifiedF16D64F16 = "sage_attention_hopper_modified_f16_d64_f16": AttentionModifiedF16, 64, F16;
+            AttentionModifiedF16D64Bf16 = "sage_attention_hopper_modified_f16_d64_bf16": AttentionModifiedF16, 64, Bf16;
+            AttentionModifiedF16D128F16 = "sage_attention_hopper_modified_f16_d128_f16": AttentionModifiedF16, 128, F16;
+            AttentionModifiedF16D128Bf16 = "sage_attention_hopper_modified_f16_d128_bf16": AttentionModifiedF16, 128, Bf16;
             MmaF16F32D64F16 = "sage_attention_mma_f16_f32_d64_f16": MmaF16F32, 64, F16;
             MmaF16F32D64Bf16 = "sage_attention_mma_f16_f32_d64_bf16": MmaF16F32, 64, Bf16;
             MmaF16F32D128F16 = "sage_attention_mma_f16_f32_d128_f16": MmaF16F32, 128, F16;
@@ -323,7 +345,7 @@ impl Kernel {
             Family::Quantize | Family::QuantizeSmoothed => {
                 crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
             }
-            Family::Attention | Family::AttentionF16 => (1 + CONSUMER_WARPGROUPS) * 128,
+            family if family.is_hoppers() => (1 + CONSUMER_WARPGROUPS) * 128,
             _ => MMA_WARPS * 32,
         }
     }
@@ -334,7 +356,7 @@ impl Kernel {
         match self.family() {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             Family::Quantize | Family::QuantizeSmoothed => 1024 / self.threads(),
-            Family::Attention | Family::AttentionF16 => 1,
+            family if family.is_hoppers() => 1,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
@@ -354,7 +376,7 @@ impl Kernel {
     }
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
-    /// more do not fit. The budgets (`kernels/budgets`) say how many.
+    /// more do not fit; in Hopper's kernels that modify scores, what is kept for an item beside the addresses of biases does not. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         !matches!(
             self.family(),
@@ -371,8 +393,8 @@ impl Kernel {
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
             Family::Quantize | Family::QuantizeSmoothed => QuantizeShared::new(self.head_dim()).bytes,
-            Family::Attention => AttentionShared::fp8(self.head_dim()).bytes,
-            Family::AttentionF16 => AttentionShared::f16(self.head_dim()).bytes,
+            Family::Attention | Family::AttentionModified => AttentionShared::fp8(self.head_dim()).bytes,
+            Family::AttentionF16 | Family::AttentionModifiedF16 => AttentionShared::f16(self.head_dim()).bytes,
             family => {
                 let key_row_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
                 let shared = MmaShared::new(self.head_dim(), key_row_bytes, family.value_bytes(), family.stages());
@@ -386,7 +408,7 @@ impl Kernel {
         match self.family() {
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
-            Family::Attention | Family::AttentionF16 => 1,
+            family if family.is_hoppers() => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             _ => 2,
         }
