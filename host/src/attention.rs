@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
-use crate::options::{AttentionOptions, ScoreInputs};
+use crate::options::{AttentionOptions, Bias, ScoreInputs, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
 use crate::tensor::{AttentionProblem, SequenceLengths, Strides, extent};
 
@@ -42,7 +42,8 @@ pub fn attention<T: Element>(
     attention_with(device, problem, options, [query, key, value], ScoreInputs::default())
 }
 
-/// [`attention()`] with what else the problem or the options ask for: lengths of the sequences, sinks.
+/// [`attention()`] with what else the problem or the options ask for: lengths of the sequences, sinks, a bias, a boolean
+/// mask.
 ///
 /// ```
 /// use half::f16;
@@ -63,8 +64,8 @@ pub fn attention<T: Element>(
 ///
 /// # Errors
 ///
-/// As [`attention()`]; [`Error::ScoreInput`] for inputs that are there and not asked for, or the reverse, and [`Error::Sink`];
-/// [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::LengthsCount`] for too many or too few, and
+/// As [`attention()`]; [`Error::ScoreInput`] for inputs that are there and not asked for, or the reverse, of another type or too
+/// short; [`Error::Sink`] and [`Error::BiasElement`]; [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::LengthsCount`] for too many or too few, and
 /// [`Error::LengthsValue`] if they are out of order.
 pub fn attention_with<T: Element>(
     device: Device,
@@ -138,7 +139,28 @@ fn check_score_inputs<'a>(plan: &AttentionPlan, inputs: ScoreInputs<'a>) -> Resu
         return Err(Error::Sink { head, got: sinks.map_or(f32::NAN, |sinks| sinks[head]) });
     }
     cpu::check_lengths(&plan.resolved, inputs.lengths)?;
-    Ok(ScoreInputs { sinks, ..inputs })
+    let shape = plan.problem().score_shape();
+    let elements = |strides: ScoreStrides| strides.extent(shape).expect("checked by the plan") as usize;
+    let options = plan.options();
+    let bias = wanted("bias", options.bias.is_some(), inputs.bias)?;
+    if let (Some(bias), Some(Bias { dtype, strides })) = (bias, options.bias) {
+        let (got, needed) = (bias.len(), elements(strides));
+        if bias.dtype() != dtype {
+            return Err(Error::BiasType { got: bias.dtype(), expected: dtype });
+        }
+        if got < needed {
+            return Err(Error::SliceTooShort { tensor: "bias", got, needed });
+        }
+        let is_bad = |index: &usize| bias.get(*index).is_nan() || bias.get(*index) == f32::INFINITY;
+        if let Some(index) = (0..needed).find(is_bad) {
+            return Err(Error::BiasElement { index, got: bias.get(index) });
+        }
+    }
+    let boolean_mask = wanted("boolean_mask", options.boolean_mask.is_some(), inputs.boolean_mask)?;
+    if let (Some(boolean_mask), Some(strides)) = (boolean_mask, options.boolean_mask) {
+        at_least("boolean_mask", boolean_mask, elements(strides))?;
+    }
+    Ok(ScoreInputs { sinks, bias, boolean_mask, lengths: inputs.lengths })
 }
 
 /// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
@@ -199,6 +221,8 @@ fn attend_on_gpu(
         None => None,
     };
     let sinks = score_inputs.sinks.map(|sinks| upload("sinks", bytemuck::cast_slice(sinks))).transpose()?;
+    let bias = score_inputs.bias.map(|bias| upload("bias", bias.bytes())).transpose()?;
+    let boolean_mask = score_inputs.boolean_mask.map(|mask| upload("boolean_mask", mask)).transpose()?;
     let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
     let buffers = GpuBuffers {
         query: query.address(),
@@ -208,6 +232,8 @@ fn attend_on_gpu(
         log_sum_exp: device_log_sum_exp.as_ref().map(DeviceMemory::address),
         sinks: sinks.as_ref().map(DeviceMemory::address),
         lengths: lengths.as_ref().map(|_, lengths| lengths.address()),
+        bias: bias.as_ref().map(DeviceMemory::address),
+        boolean_mask: boolean_mask.as_ref().map(DeviceMemory::address),
         workspace: workspace.address(),
         workspace_bytes: workspace.bytes() as u64,
     };

@@ -2,7 +2,7 @@
 //!
 //! Every message names the argument, what it got and what is allowed.
 
-use crate::options::{PvAccum, PvMode};
+use crate::options::{BiasType, PvAccum, PvMode};
 use crate::tensor::{DType, Lengths};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::Modes;
@@ -114,6 +114,12 @@ pub enum Unsupported {
         dtype: DType,
         /// The sums that go with the two.
         allowed: &'static [PvAccum],
+    },
+    /// A soft cap that caps nothing, or everything.
+    #[error("soft_cap is {got}; it must be finite and positive")]
+    SoftCap {
+        /// The options' cap.
+        got: f32,
     },
     /// A softmax scale that makes no softmax.
     #[error("softmax_scale is {got}; it must be finite and positive")]
@@ -271,6 +277,22 @@ pub enum Error {
         argument: &'static str,
         /// Whether the options ask for it.
         wanted: bool,
+    },
+    /// A bias of another type than the options say.
+    #[error("bias holds {got:?}, the options' bias is {expected:?}; they must be the same")]
+    BiasType {
+        /// The slice's element type.
+        got: BiasType,
+        /// The options' element type.
+        expected: BiasType,
+    },
+    /// An element of a bias that makes no softmax.
+    #[error("bias[{index}] is {got}; allowed are finite numbers, and -inf to hide a key")]
+    BiasElement {
+        /// Index in the slice.
+        index: usize,
+        /// The element.
+        got: f32,
     },
     /// A head's sink that makes no softmax.
     #[error("sinks[{head}] is {got}; allowed are finite numbers, and -inf for a head that has none")]

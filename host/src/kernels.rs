@@ -8,15 +8,17 @@
 
 use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::{CausalAlign, Mask, QkMode};
-use crate::plan::{AttentionPlan, Places, Resolved};
+use crate::options::{CausalAlign, Mask, QkMode, ScoreStrides};
+use crate::plan::{AttentionPlan, Places, Resolved, modifies_scores};
 use crate::tensor::{DType, Lengths, SequenceLengths, Strides};
 use crate::workspace::{Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
 use sage_layout::kernel::{Family, Kernel};
-use sage_layout::params::{Address, AttentionParams, Params, QuantizeParams, SequencesParams, TensorView};
+use sage_layout::params::{
+    Address, AttentionParams, Modifiers, Params, QuantizeParams, ScoreView, SequencesParams, TensorView,
+};
 use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use sage_layout::tile;
@@ -47,6 +49,7 @@ pub(crate) fn modes(resolved: &Resolved) -> Modes {
         value: options.pv_mode,
         accumulator: options.pv_accum,
         ragged: resolved.is_ragged(),
+        modified_scores: modifies_scores(options),
     }
 }
 
@@ -170,7 +173,11 @@ impl Call<'_> {
             key_scale: self.address(workspace.key_scales),
             value_scale: 0,
             value_mean_codes: 0,
-            log_sum_exp_shift: self.address_if(workspace.log_sum_exp_shift),
+            // capped scores are not smoothed any more
+            log_sum_exp_shift: match resolved.options.soft_cap {
+                None => self.address_if(workspace.log_sum_exp_shift),
+                Some(_) => 0,
+            },
             log_sum_exp: self.buffers.log_sum_exp.unwrap_or(0),
             sinks: self.buffers.sinks.unwrap_or(0),
             claimed_items: self.address(workspace.counters) + 4 * counter::ATTENTION_CLAIMS,
@@ -188,6 +195,7 @@ impl Call<'_> {
             from_last_key: from_last_key.into(),
             sequences: self.sequences(),
             log_sum_exp_strides: self.log_sum_exp_strides(),
+            modifiers: self.modifiers(),
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {
@@ -205,6 +213,27 @@ impl Call<'_> {
             }
         };
         launch(self.attention, [items.min(resident), 1, 1], params.into())
+    }
+
+    /// What is done to scores.
+    fn modifiers(&self) -> Modifiers {
+        let options = self.plan.options();
+        let view = |address: Option<Address>, strides: Option<ScoreStrides>| match (address, strides) {
+            (Some(address), Some(ScoreStrides { batch, head, query, key })) => {
+                ScoreView { address, batch, head, query, key }
+            }
+            _ => ScoreView::default(),
+        };
+        let soft_cap = options.soft_cap.unwrap_or(0.0);
+        Modifiers {
+            soft_cap,
+            inverse_soft_cap: 1.0 / soft_cap,
+            score_shift: self.address_if(self.plan.workspace.log_sum_exp_shift),
+            bias: view(self.buffers.bias, options.bias.map(|bias| bias.strides)),
+            boolean_mask: view(self.buffers.boolean_mask, options.boolean_mask),
+            bias_type: options.bias.map_or(0, |bias| bias.dtype as u32),
+            padding: 0,
+        }
     }
 
     /// Without a mask all items are equally long, and in a window nearly so; then those that share keys best run together. Else, and
@@ -307,6 +336,12 @@ mod tests {
             "a T4 has no kernels for int8 Q·Kᵀ, 16-bit P·V in fp32; it has them for none with bf16, with f16 for int8 Q·Kᵀ, \
              16-bit P·V in fp32; int8 Q·Kᵀ, 16-bit P·V in fp16; int8 Q·Kᵀ, 16-bit P·V in fp16+fp32"
         );
+        let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 64, 64]);
+        let options = AttentionOptions { soft_cap: Some(30.0), pv_mode: PvMode::F16, ..Default::default() };
+        let plan = AttentionPlan::new(problem, options).expect("a plan for some GPU");
+        let message = none("an A100".to_owned(), ComputeCapability::new(8, 0), &plan).to_string();
+        let words = "an A100 has no kernels for int8 Q·Kᵀ, scores capped, biased or masked, 16-bit P·V in fp32; it has them for";
+        assert!(message.starts_with(words), "{message}");
         let message = on_turing(DType::F16, PvMode::Fp8);
         assert!(message.contains("fp8 P·V in fp32; it has them for int8 Q·Kᵀ, 16-bit P·V in fp32;"), "{message}");
     }

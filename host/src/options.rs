@@ -2,9 +2,11 @@
 
 pub use sage_layout::architecture::ComputeCapability;
 pub use sage_layout::mode::{PvAccum, PvMode, QkMode};
+pub use sage_layout::params::BiasType;
 pub use sage_layout::scale::Granularity as QuantGranularity;
 
 use crate::tensor::SequenceLengths;
+use half::{bf16, f16};
 use sage_layout::dispatch::{self, Defaults};
 
 /// How queries and keys line up, where there are more of the one than of the other.
@@ -39,6 +41,68 @@ pub enum Mask {
         /// Which key is the query's own.
         align: CausalAlign,
     },
+}
+
+/// Distances, in elements, between neighbours of a tensor that has an element for each logit. 0 repeats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ScoreStrides {
+    /// From one batch to the next.
+    pub batch: i64,
+    /// From one query head to the next.
+    pub head: i64,
+    /// From one query to the next.
+    pub query: i64,
+    /// From one key to the next.
+    pub key: i64,
+}
+
+impl ScoreStrides {
+    /// Of a tensor `[batch, query_heads, query_len, key_len]` of these sizes, contiguous.
+    pub fn contiguous([_, heads, queries, keys]: [usize; 4]) -> Self {
+        let [heads, queries, keys] = [heads, queries, keys].map(|size| size as i64);
+        Self { batch: heads * queries * keys, head: queries * keys, query: keys, key: 1 }
+    }
+
+    /// Of one of these sizes, of which those that are 1 stand for all.
+    pub fn broadcast(sizes @ [batch, heads, queries, keys]: [usize; 4]) -> Self {
+        let strides = Self::contiguous(sizes);
+        let unless_one = |size: usize, stride: i64| if size == 1 { 0 } else { stride };
+        Self {
+            batch: unless_one(batch, strides.batch),
+            head: unless_one(heads, strides.head),
+            query: unless_one(queries, strides.query),
+            key: unless_one(keys, strides.key),
+        }
+    }
+
+    /// Where an element lies.
+    pub(crate) fn offset(&self, [batch, head, query, key]: [usize; 4]) -> usize {
+        let places = [(batch, self.batch), (head, self.head), (query, self.query), (key, self.key)];
+        places.into_iter().map(|(index, stride)| index * stride as usize).sum()
+    }
+
+    /// Each axis with its stride.
+    pub(crate) fn axes(&self) -> [(&'static str, i64); 4] {
+        [("batch", self.batch), ("head", self.head), ("query", self.query), ("key", self.key)]
+    }
+
+    /// Elements that a tensor of this shape reaches over; `None` if their bytes can't be counted.
+    pub(crate) fn extent(&self, shape: [usize; 4]) -> Option<u64> {
+        let mut last: u64 = 0;
+        for (size, (_, stride)) in shape.into_iter().zip(self.axes()) {
+            last = last.checked_add((size as u64 - 1).checked_mul(u64::try_from(stride).ok()?)?)?;
+        }
+        (last < 1 << 61).then_some(last + 1)
+    }
+}
+
+/// What a bias is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bias {
+    /// Its elements' type.
+    pub dtype: BiasType,
+    /// Where they are.
+    pub strides: ScoreStrides,
 }
 
 /// Options of an attention call. `AttentionOptions::default()` is SageAttention2's default on Hopper, with values smoothed too.
@@ -78,6 +142,17 @@ pub struct AttentionOptions {
     /// [`GpuBuffers::sinks`](crate::GpuBuffers::sinks)). A query that sees no key has zeros and its head's sink as log-sum-exp.
     /// Default: none.
     pub sinks: bool,
+    /// A soft cap: logits become `soft_cap · tanh(logit / soft_cap)` after `softmax_scale`, before bias and masks; finite and
+    /// positive. Default: none.
+    pub soft_cap: Option<f32>,
+    /// A bias: a number for each logit, `[batch, query_heads, query_len, key_len]`, added after scale and cap, in natural units; it
+    /// comes with the call ([`ScoreInputs::bias`] or [`GpuBuffers::bias`](crate::GpuBuffers::bias)). Finite or −∞, which hides a key;
+    /// what is below −10²⁹ may hide it too. Default: none.
+    pub bias: Option<Bias>,
+    /// A boolean mask: a byte for each logit, `[batch, query_heads, query_len, key_len]`, not 0 where the query sees the key, if `mask`
+    /// shows it too; it comes with the call ([`ScoreInputs::boolean_mask`] or
+    /// [`GpuBuffers::boolean_mask`](crate::GpuBuffers::boolean_mask)). Default: none.
+    pub boolean_mask: Option<ScoreStrides>,
     /// Also return the natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, f32.
     /// Default: no.
     pub return_lse: bool,
@@ -96,6 +171,9 @@ impl Default for AttentionOptions {
             mask: Mask::None,
             softmax_scale: None,
             sinks: false,
+            soft_cap: None,
+            bias: None,
+            boolean_mask: None,
             return_lse: false,
         }
     }
@@ -109,6 +187,59 @@ pub struct ScoreInputs<'a> {
     pub sinks: Option<&'a [f32]>,
     /// How long the sequences are, of the problem's kind ([`Lengths`](crate::Lengths)).
     pub lengths: SequenceLengths<&'a [i32]>,
+    /// See [`AttentionOptions::bias`].
+    pub bias: Option<BiasSlice<'a>>,
+    /// See [`AttentionOptions::boolean_mask`].
+    pub boolean_mask: Option<&'a [u8]>,
+}
+
+/// A bias in host memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BiasSlice<'a> {
+    /// In binary16.
+    F16(&'a [f16]),
+    /// In bfloat16.
+    Bf16(&'a [bf16]),
+    /// In binary32.
+    F32(&'a [f32]),
+}
+
+impl BiasSlice<'_> {
+    /// The type of its elements.
+    pub fn dtype(&self) -> BiasType {
+        match self {
+            Self::F16(_) => BiasType::F16,
+            Self::Bf16(_) => BiasType::Bf16,
+            Self::F32(_) => BiasType::F32,
+        }
+    }
+
+    /// Its elements.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F16(elements) => elements.len(),
+            Self::Bf16(elements) => elements.len(),
+            Self::F32(elements) => elements.len(),
+        }
+    }
+
+    /// An element.
+    pub(crate) fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F16(elements) => elements[index].to_f32(),
+            Self::Bf16(elements) => elements[index].to_f32(),
+            Self::F32(elements) => elements[index],
+        }
+    }
+
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F16(elements) => bytemuck::cast_slice(elements),
+            Self::Bf16(elements) => bytemuck::cast_slice(elements),
+            Self::F32(elements) => bytemuck::cast_slice(elements),
+        }
+    }
 }
 
 impl AttentionOptions {

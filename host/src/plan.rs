@@ -58,10 +58,16 @@ impl Resolved {
         start as usize..end as usize
     }
 
-    /// Whether what smoothed keys take out of every logit of a row is needed: for the log-sum-exp, and because a sink is as it was
-    /// before.
+    /// Whether what smoothed keys take out of every logit of a row is needed: for the log-sum-exp, and because sinks and a soft cap
+    /// are about logits as they were before.
     pub(crate) fn has_log_sum_exp_shift(&self) -> bool {
-        self.options.smooth_k && (self.options.return_lse || self.options.sinks)
+        let options = &self.options;
+        options.smooth_k && (options.return_lse || options.sinks || options.soft_cap.is_some())
+    }
+
+    /// Whether scores are modified before the softmax.
+    pub(crate) fn modifies_scores(&self) -> bool {
+        modifies_scores(&self.options)
     }
 
     /// Bytes of a key tile and its value tile.
@@ -277,10 +283,30 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         let AttentionOptions { pv_accum, pv_mode, .. } = *options;
         return Err(Unsupported::PvAccum { pv_accum, pv_mode, dtype: problem.dtype, allowed });
     }
+    let bias = options.bias.map(|bias| bias.strides);
+    for (tensor, strides) in [("bias", bias), ("boolean_mask", options.boolean_mask)] {
+        let Some(strides) = strides else { continue };
+        for (axis, got) in strides.axes() {
+            if got < 0 {
+                return Err(Unsupported::NegativeStride { tensor, axis, got });
+            }
+        }
+        if strides.extent(problem.score_shape()).is_none() {
+            return Err(Unsupported::TooFar { tensor });
+        }
+    }
+    if let Some(got) = options.soft_cap.filter(|cap| !(cap.is_normal() && *cap > 0.0)) {
+        return Err(Unsupported::SoftCap { got });
+    }
     match options.softmax_scale {
         Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),
         _ => Ok(()),
     }
+}
+
+/// Whether scores are modified before the softmax.
+pub(crate) fn modifies_scores(options: &AttentionOptions) -> bool {
+    options.soft_cap.is_some() || options.bias.is_some() || options.boolean_mask.is_some()
 }
 
 /// An input that is there if the options ask for it, and only then.
@@ -304,6 +330,9 @@ fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     at_most("query_heads * (queries / 128 + batch)", query_ctas, MAX_TILES)?;
     at_most("key_heads * (keys / 128 + batch)", places(key_heads, key_len, tile::KEY_TILE), MAX_TILES)?;
     match options {
+        AttentionOptions { soft_cap: Some(_), .. } => Err(Unsupported::Lengths { option: "soft_cap", lengths }),
+        AttentionOptions { bias: Some(_), .. } => Err(Unsupported::Lengths { option: "bias", lengths }),
+        AttentionOptions { boolean_mask: Some(_), .. } => Err(Unsupported::Lengths { option: "boolean_mask", lengths }),
         AttentionOptions { smooth_q: true, .. } => Err(Unsupported::Lengths { option: "smooth_q", lengths }),
         AttentionOptions { qk_mode: QkMode::Int4, .. } => Err(Unsupported::Lengths { option: "qk_mode Int4", lengths }),
         _ => Ok(()),

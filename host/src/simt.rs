@@ -73,6 +73,8 @@ impl Execution {
         let (query, key, value) = (upload("query", query), upload("key", key), upload("value", value));
         let sinks = score_inputs.sinks.map(|sinks| memory.upload("sinks", bytemuck::cast_slice(sinks)));
         let lengths = score_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
+        let bias = score_inputs.bias.map(|bias| memory.upload("bias", bias.bytes()));
+        let boolean_mask = score_inputs.boolean_mask.map(|mask| memory.upload("boolean_mask", mask));
         let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
@@ -80,7 +82,19 @@ impl Execution {
         let log_sum_exp = options.return_lse.then(|| memory.allocate("log_sum_exp", lse_bytes));
         let workspace_bytes = plan.workspace_bytes();
         let workspace = memory.allocate("workspace", workspace_bytes as usize);
-        let buffers = GpuBuffers { query, key, value, output, log_sum_exp, sinks, lengths, workspace, workspace_bytes };
+        let buffers = GpuBuffers {
+            query,
+            key,
+            value,
+            output,
+            log_sum_exp,
+            sinks,
+            lengths,
+            bias,
+            boolean_mask,
+            workspace,
+            workspace_bytes,
+        };
 
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();

@@ -293,6 +293,11 @@ impl AttentionProblem {
         [self.batches(), self.query_heads, self.query_len, self.head_dim]
     }
 
+    /// `[batch, query_heads, query_len, key_len]`: the shape of the logits.
+    pub fn score_shape(&self) -> [usize; 4] {
+        [self.batches(), self.query_heads, self.query_len, self.key_len]
+    }
+
     /// `[batch, key_heads, key_len, head_dim]`: the shape of key and value. The batch is 1 with [`Lengths::Packed`].
     pub fn key_shape(&self) -> [usize; 4] {
         [self.batches(), self.key_heads, self.key_len, self.head_dim]

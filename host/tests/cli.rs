@@ -86,6 +86,7 @@ impl Numbers {
             Dtype::F16 => values.flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
             Dtype::BF16 => values.flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
             Dtype::F32 => values.flat_map(|value| value.to_le_bytes()).collect(),
+            Dtype::U8 => values.map(|&value| value as u8).collect(),
             Dtype::I32 => values.flat_map(|&value| (value as i32).to_le_bytes()).collect(),
             other => panic!("no test needs {other:?}"),
         }
@@ -295,6 +296,36 @@ fn sinks_are_read() {
 }
 
 #[test]
+fn masks_and_biases_are_read() {
+    let folder = Folder::new();
+    let [q, k, v] = [1, 2, 3].map(|seed| Numbers::noise(Dtype::F16, &[2, 2, 30, 64], seed));
+    let numbers = |dtype, shape: &[usize], value: fn(usize) -> f32| {
+        let values = (0..shape.iter().product()).map(value).collect();
+        Numbers { dtype, shape: shape.to_vec(), values }
+    };
+    // of each row of 30, the first ten
+    let mask = numbers(Dtype::U8, &[30, 30], |index| f32::from(u8::from(index % 30 < 10)));
+    let bias = numbers(Dtype::F16, &[2, 1, 1, 30], |index| if index % 30 < 10 { 0.0 } else { f32::NEG_INFINITY });
+    let wrong = numbers(Dtype::F32, &[3, 30, 30], |_| 0.0);
+    let tensors = [("q", &q), ("k", &k), ("v", &v), ("mask", &mask), ("bias", &bias), ("wrong", &wrong)];
+    let (input, output) = (folder.file("in.safetensors", &tensors), folder.path("out.safetensors"));
+    let result = |options: &[&str]| {
+        succeed(&[&["attend", &input, &output, "--device", "cpu"], options].concat());
+        Numbers::read(&output, "o").values
+    };
+    let (plain, masked) = (result(&[]), result(&["--mask", "mask"]));
+    assert_ne!(plain, masked);
+    assert_eq!(masked, result(&["--bias", "bias"]));
+    assert_eq!(masked, result(&["--bias", "bias", "--mask", "mask"]));
+    let words = ["bias `wrong` has shape [3, 30, 30]; it must be [2, 2, 30, 30], [batch, heads, queries, keys]"];
+    fail(&["attend", &input, &output, "--bias", "wrong"], &words);
+    fail(&["attend", &input, &output, "--mask", "bias"], &["mask `bias` holds F16; allowed are BOOL and U8"]);
+    fail(&["attend", &input, &output, "--soft-cap", "-1"], &["--soft-cap is -1; it must be finite and positive"]);
+    let (table, _) = succeed(&["compare", &input, "--mask", "mask", "--soft-cap", "2", "--device", "cpu"]);
+    assert!(table.contains("all"), "{table}");
+}
+
+#[test]
 fn options_are_heeded() {
     let folder = Folder::new();
     let input = operands(&folder, [Dtype::F16; 3], [&[1, 1, 300, 64]; 3]);
@@ -317,6 +348,7 @@ fn options_are_heeded() {
         &["--pv-accum", "f32+f16"],
         &["--scale", "0.5"],
         &["--causal"],
+        &["--soft-cap", "0.5"],
         &["--window-left", "20"],
         &["--window-right", "20"],
     ] {

@@ -19,6 +19,7 @@ use crate::{
             product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
         },
         hopper,
+        modifier::{Modified, Unmodified},
     },
     quantize,
     sequences::{Ragged, Uniform},
@@ -67,28 +68,40 @@ macro_rules! program {
         quantize::quantize::<$element, Uniform, $head_dim, true>
     };
     (Attention, 64, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 64, 36>, Uniform>
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 64, 36>, Uniform>
     };
     (AttentionRagged, 64, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 64, 36>, Ragged>
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 64, 36>, Ragged>
     };
     (Attention, 128, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 128, 68>, Uniform>
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 128, 68>, Uniform>
     };
     (AttentionRagged, 128, $element:ident) => {
-        hopper::attention::<hopper::E4m3Values<$element, 128, 68>, Ragged>
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 128, 68>, Ragged>
     };
     (AttentionF16, 64, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 64, 32>, Uniform>
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 64, 32>, Uniform>
     };
     (AttentionF16Ragged, 64, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 64, 32>, Ragged>
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 64, 32>, Ragged>
     };
     (AttentionF16, 128, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 128, 64>, Uniform>
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 128, 64>, Uniform>
     };
     (AttentionF16Ragged, 128, $element:ident) => {
-        hopper::attention::<hopper::HalfValues<$element, 128, 64>, Ragged>
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 128, 64>, Ragged>
+    };
+    (AttentionModified, 64, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, Modified, 64, 36>, Uniform>
+    };
+    (AttentionModified, 128, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, Modified, 128, 68>, Uniform>
+    };
+    (AttentionModifiedF16, 64, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Modified, 64, 32>, Uniform>
+    };
+    (AttentionModifiedF16, 128, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Modified, 128, 64>, Uniform>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>

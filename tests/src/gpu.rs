@@ -108,6 +108,8 @@ pub struct Call<T> {
     log_sum_exp: Option<Guarded>,
     sinks: Option<Guarded>,
     lengths: SequenceLengths<Guarded>,
+    bias: Option<Guarded>,
+    boolean_mask: Option<Guarded>,
     workspace: Guarded,
 }
 
@@ -161,6 +163,7 @@ impl<T: Element> Call<T> {
         let poisoned = |bytes| Guarded::poisoned(gpu, bytes, poison, &stream);
         let score_tensors = ScoreTensors::of(problem, options);
         let sinks = score_tensors.sinks.as_deref().map(bytemuck::cast_slice);
+        let held = |bytes: Option<&[u8]>| bytes.map(|bytes| Guarded::holding(gpu, bytes, poison, &stream)).transpose();
         let lse = || poisoned(plan.log_sum_exp_len() * size_of::<f32>());
         Ok(Self {
             prepared: match architecture {
@@ -172,7 +175,9 @@ impl<T: Element> Call<T> {
             value: upload(&inputs.value)?,
             output: poisoned(span(problem.output_strides, query_shape(problem)) * size_of::<T>())?,
             log_sum_exp: options.return_lse.then(lse).transpose()?,
-            sinks: sinks.map(|sinks| Guarded::holding(gpu, sinks, poison, &stream)).transpose()?,
+            sinks: held(sinks)?,
+            bias: held(score_tensors.bias_bytes())?,
+            boolean_mask: held(score_tensors.boolean_mask.as_deref())?,
             lengths: lengths
                 .try_map(|_, lengths| Guarded::holding(gpu, bytemuck::cast_slice(lengths), poison, &stream))?,
             workspace: poisoned(plan.workspace_bytes() as usize)?,
@@ -191,6 +196,8 @@ impl<T: Element> Call<T> {
             log_sum_exp: self.log_sum_exp.as_ref().map(Guarded::address),
             sinks: self.sinks.as_ref().map(Guarded::address),
             lengths: self.lengths.as_ref().map(|_, lengths| lengths.address()),
+            bias: self.bias.as_ref().map(Guarded::address),
+            boolean_mask: self.boolean_mask.as_ref().map(Guarded::address),
             workspace: self.workspace.address(),
             workspace_bytes: self.prepared.plan().workspace_bytes(),
         }

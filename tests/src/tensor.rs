@@ -1,7 +1,11 @@
 //! Host tensors of any strides, and random ones.
 
+use half::{bf16, f16};
 use sageattention::testing::{self, ExactOutput};
-use sageattention::{AttentionOptions, AttentionProblem, Element, ScoreInputs, SequenceLengths, Strides};
+use sageattention::{
+    AttentionOptions, AttentionProblem, BiasSlice, BiasType, Element, ScoreInputs, ScoreStrides, SequenceLengths,
+    Strides,
+};
 
 /// Random numbers for tests: the same seed gives the same numbers everywhere (SplitMix64).
 #[derive(Clone, Debug)]
@@ -139,18 +143,71 @@ impl<T: Element> Inputs<T> {
 pub struct ScoreTensors {
     /// A sink of each head.
     pub sinks: Option<Vec<f32>>,
+    /// A bias of each score, as far as its strides reach.
+    pub bias: Option<Vec<f32>>,
+    /// The same in 16 bits, if it is.
+    half_bias: Vec<f16>,
+    bfloat_bias: Vec<bf16>,
+    bias_type: BiasType,
+    /// Whether each score counts.
+    pub boolean_mask: Option<Vec<u8>>,
 }
 
 impl ScoreTensors {
     /// Sinks below, among and far above the scores, and none.
     pub fn of(problem: &AttentionProblem, options: &AttentionOptions) -> Self {
         let sink = |head: usize| [0.5, 4.0, -3.0, 200.0, f32::NEG_INFINITY][head % 5];
-        Self { sinks: options.sinks.then(|| (0..problem.query_heads).map(sink).collect()) }
+        let mut random = Random(17);
+        let elements = |strides: ScoreStrides| {
+            let axes = problem.score_shape().into_iter().zip([strides.batch, strides.head, strides.query, strides.key]);
+            1 + axes.map(|(size, stride)| (size - 1) * stride as usize).sum::<usize>()
+        };
+        // some far below all scores, and some of those −∞
+        let mut bias_element = |_| match random.bits() % 8 {
+            0 => f32::NEG_INFINITY,
+            1 => -30.0 * random.normal().abs(),
+            _ => 2.0 * random.normal(),
+        };
+        let bias: Option<Vec<f32>> =
+            options.bias.map(|bias| (0..elements(bias.strides)).map(&mut bias_element).collect());
+        let bias_type = options.bias.map_or(BiasType::F32, |bias| bias.dtype);
+        let narrow = bias.as_deref().unwrap_or_default();
+        let half_bias = narrow.iter().copied().map(f16::from_f32).collect();
+        let bfloat_bias = narrow.iter().copied().map(bf16::from_f32).collect();
+        // whole stretches of keys, so that there are tiles and rows of which nothing counts
+        let mask_element =
+            |index: usize| u8::from(!(index / 37).is_multiple_of(3) && (index / 1000).is_multiple_of(2)) << (index % 8);
+        let boolean_mask = options.boolean_mask.map(|strides| (0..elements(strides)).map(mask_element).collect());
+        let sinks = options.sinks.then(|| (0..problem.query_heads).map(sink).collect());
+        Self { sinks, bias, half_bias, bfloat_bias, bias_type, boolean_mask }
     }
 
     /// As the library's functions take them.
     pub fn inputs(&self) -> ScoreInputs<'_> {
-        ScoreInputs { sinks: self.sinks.as_deref(), ..Default::default() }
+        ScoreInputs {
+            sinks: self.sinks.as_deref(),
+            bias: self.bias_slice(),
+            boolean_mask: self.boolean_mask.as_deref(),
+            ..Default::default()
+        }
+    }
+
+    fn bias_slice(&self) -> Option<BiasSlice<'_>> {
+        let bias = self.bias.as_deref()?;
+        Some(match self.bias_type {
+            BiasType::F16 => BiasSlice::F16(&self.half_bias),
+            BiasType::Bf16 => BiasSlice::Bf16(&self.bfloat_bias),
+            BiasType::F32 => BiasSlice::F32(bias),
+        })
+    }
+
+    /// The bias's bytes, in its type.
+    pub fn bias_bytes(&self) -> Option<&[u8]> {
+        self.bias_slice().map(|bias| match bias {
+            BiasSlice::F16(elements) => bytemuck::cast_slice(elements),
+            BiasSlice::Bf16(elements) => bytemuck::cast_slice(elements),
+            BiasSlice::F32(elements) => bytemuck::cast_slice(elements),
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, DType, Error, Gpu, GpuBuffers, PreparedPlan, PvMode, QkMode,
-    SequenceLengths, TensorLayout,
+    TensorLayout,
 };
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -238,7 +238,7 @@ fn buffers(prepared: &PreparedPlan) -> GpuBuffers {
         output: place(4),
         log_sum_exp: prepared.plan().options().return_lse.then(|| place(5)),
         sinks: prepared.plan().options().sinks.then(|| place(7)),
-        lengths: SequenceLengths::Uniform,
+        ..Default::default()
         workspace: place(6),
         workspace_bytes: prepared.plan().workspace_bytes(),
     }

@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 use sage_layout::dispatch::Modes;
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Error, Gpu,
-    GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity, ScoreInputs, Strides, TensorDesc, TensorLayout,
-    Unsupported, attention, attention_with, devices, supports,
+    AttentionOptions, AttentionPlan, AttentionProblem, Bias, BiasSlice, BiasType, CausalAlign, ComputeCapability,
+    DType, Device, Error, Gpu, GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity, ScoreInputs, ScoreStrides,
+    Strides, TensorDesc, TensorLayout, Unsupported, attention, attention_with, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -386,6 +386,68 @@ fn sinks() {
 }
 
 #[test]
+fn soft_caps_biases_and_masks() {
+    for (got, words) in [(0.0, "0"), (-2.0, "-2"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let options = AttentionOptions { soft_cap: Some(got), ..Default::default() };
+        assert_eq!(
+            supports(&problem(), &options).expect_err(words).to_string(),
+            format!("soft_cap is {words}; it must be finite and positive")
+        );
+    }
+    let strides = ScoreStrides::contiguous(problem().score_shape());
+    let bias = |strides| AttentionOptions { bias: Some(Bias { dtype: BiasType::F32, strides }), ..Default::default() };
+    assert_refused(
+        problem(),
+        bias(ScoreStrides { query: -1, ..strides }),
+        "bias's query stride is -1; strides must not be negative",
+    );
+    let mask = |strides| AttentionOptions { boolean_mask: Some(strides), ..Default::default() };
+    assert_refused(
+        problem(),
+        mask(ScoreStrides { key: i64::MAX, ..strides }),
+        "boolean_mask's shape and strides span more than 2^63 bytes; the last element's address must be a number",
+    );
+
+    let slice = vec![f16::ONE; 25600];
+    let call = |options, score_inputs| attention_with(Device::Cpu, problem(), options, [&slice; 3], score_inputs);
+    let numbers = |last| [vec![0.0; 39_999], vec![last]].concat();
+    let (good, nan, short) = (numbers(f32::NEG_INFINITY), numbers(f32::NAN), vec![0u8; 39_999]);
+    let none = ScoreInputs::default();
+    for (options, score_inputs, words) in [
+        (bias(strides), none, "bias is None, the options ask for it; it is needed if they do, and allowed only then"),
+        (
+            bias(strides),
+            ScoreInputs { bias: Some(BiasSlice::F32(&nan)), ..none },
+            "bias[39999] is NaN; allowed are finite numbers, and -inf to hide a key",
+        ),
+        (
+            bias(strides),
+            ScoreInputs { bias: Some(BiasSlice::F16(&slice)), ..none },
+            "bias holds F16, the options' bias is F32; they must be the same",
+        ),
+        (
+            bias(strides),
+            ScoreInputs { bias: Some(BiasSlice::F32(&good[1..])), ..none },
+            "bias has 39999 elements; its shape and strides need at least 40000",
+        ),
+        (
+            mask(strides),
+            ScoreInputs { boolean_mask: Some(&short), ..none },
+            "boolean_mask has 39999 elements; its shape and strides need at least 40000",
+        ),
+        (
+            AttentionOptions::default(),
+            ScoreInputs { boolean_mask: Some(&short), ..none },
+            "boolean_mask is there, the options do not ask for it; it is needed if they do, and allowed only then",
+        ),
+    ] {
+        assert_eq!(call(options, score_inputs).expect_err(words).to_string(), words);
+    }
+    assert!(call(bias(strides), ScoreInputs { bias: Some(BiasSlice::F32(&good)), ..none }).is_ok());
+    assert!(call(mask(ScoreStrides::default()), ScoreInputs { boolean_mask: Some(&[0]), ..none }).is_ok());
+}
+
+#[test]
 fn device_buffers() -> Result<(), Error> {
     let plain = AttentionPlan::new(problem(), AttentionOptions::default())?;
     let with_lse = AttentionPlan::new(problem(), AttentionOptions { return_lse: true, ..Default::default() })?;
@@ -441,6 +503,28 @@ fn device_buffers() -> Result<(), Error> {
         (&with_sinks, Some(0), "sinks's device address is null; it must be the address of 16 bytes"),
     ] {
         assert_eq!(plan.check_buffers(&GpuBuffers { sinks, ..enough }).expect_err(words).to_string(), words);
+    }
+    let strides = ScoreStrides::contiguous(problem().score_shape());
+    let bias = Some(Bias { dtype: BiasType::Bf16, strides });
+    let modified = AttentionOptions { bias, boolean_mask: Some(strides), ..Default::default() };
+    let modified = AttentionPlan::new(problem(), modified)?;
+    let enough = GpuBuffers { bias: Some(0x6002), boolean_mask: Some(0x7001), ..good };
+    assert_eq!(modified.check_buffers(&enough), Ok(()));
+    for (buffers, words) in [
+        (
+            GpuBuffers { bias: Some(0x6001), ..enough },
+            "bias's device address is 0x6001; it must be a multiple of 2 bytes",
+        ),
+        (
+            GpuBuffers { bias: Some(0), ..enough },
+            "bias's device address is null; it must be the address of 80000 bytes",
+        ),
+        (
+            GpuBuffers { boolean_mask: None, ..enough },
+            "boolean_mask is None, the options ask for it; it is needed if they do, and allowed only then",
+        ),
+    ] {
+        assert_eq!(modified.check_buffers(&buffers).expect_err(words).to_string(), words);
     }
     assert_eq!(
         with_lse.check_buffers(&good).expect_err("no buffer").to_string(),

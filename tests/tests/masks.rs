@@ -7,11 +7,14 @@ mod common {
 use common::options::any_options;
 use half::f16;
 use proptest::prelude::*;
-use sage_tests::modes::{PV_MODES, element_types};
-use sage_tests::tensor::{Inputs, attend};
+use proptest::test_runner::RngSeed;
+use sage_tests::modes::{MASKS, PV_MODES, element_types};
+use sage_tests::simt;
+use sage_tests::tensor::{Inputs, attend, exact};
+use sageattention::simt::{Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, DType, Device, Mask, PvMode, ScoreInputs,
-    TensorLayout, attention_with,
+    AttentionOptions, AttentionOutput, AttentionProblem, Bias, BiasSlice, BiasType, CausalAlign, ComputeCapability,
+    DType, Device, Mask, PvMode, ScoreInputs, ScoreStrides, TensorLayout, attention_with,
 };
 
 const ALIGNMENTS: [CausalAlign; 2] = [CausalAlign::TopLeft, CausalAlign::BottomRight];
@@ -83,6 +86,177 @@ proptest! {
                 prop_assert!((got - expected).abs() < 1e-3 * (0.1 + expected.abs()), "{} {}", got, expected);
             }
         }
+    }
+}
+
+/// Strides of an element for each score, with some axes repeated, and gaps between the others.
+fn any_score_strides() -> impl Strategy<Value = fn([usize; 4]) -> ScoreStrides> {
+    prop::sample::select(vec![
+        ScoreStrides::contiguous,
+        |[_, _, queries, keys]: [usize; 4]| ScoreStrides::broadcast([1, 1, queries, keys]),
+        |[_, _, _, keys]: [usize; 4]| ScoreStrides::broadcast([1, 1, 1, keys]),
+        |[batch, heads, _, keys]: [usize; 4]| ScoreStrides::broadcast([batch, heads, 1, keys]),
+        // queries are the adjacent ones
+        |[_, heads, queries, keys]: [usize; 4]| ScoreStrides {
+            batch: (heads * (queries * keys + 3)) as i64,
+            head: (queries * keys + 3) as i64,
+            query: 1,
+            key: queries as i64,
+        },
+        |[_, _, _, keys]: [usize; 4]| ScoreStrides { batch: 0, head: 7, query: keys as i64 + 5, key: 2 },
+    ])
+}
+
+const BIAS_TYPES: [BiasType; 3] = [BiasType::F16, BiasType::Bf16, BiasType::F32];
+
+/// What is done to scores, as the options say it; with all masks, and sinks.
+fn any_modifiers(shape: [usize; 4]) -> impl Strategy<Value = AttentionOptions> {
+    let bias = (any_score_strides(), prop::sample::select(&BIAS_TYPES[..]));
+    let bias = prop::option::of(bias.prop_map(move |(strides, dtype)| Bias { dtype, strides: strides(shape) }));
+    let boolean_mask = prop::option::of(any_score_strides().prop_map(move |strides| strides(shape)));
+    let soft_cap = prop::option::of(prop::sample::select(vec![2.0f32, 15.0, 50.0]));
+    let flags = any::<[bool; 3]>();
+    (bias, boolean_mask, soft_cap, prop::sample::select(&MASKS[..]), flags).prop_map(
+        |(bias, boolean_mask, soft_cap, mask, [sinks, smooth_k, smooth_v])| AttentionOptions {
+            bias,
+            boolean_mask,
+            soft_cap,
+            mask,
+            sinks,
+            smooth_k,
+            smooth_v,
+            return_lse: true,
+            ..Default::default()
+        },
+    )
+}
+
+fn any_modified_problem() -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
+    let head_dim = prop::sample::select(vec![64, 128, 40]);
+    let layout = prop::sample::select(vec![TensorLayout::Hnd, TensorLayout::Nhd]);
+    let heads = prop::sample::select(vec![(1, 1), (2, 1), (4, 2)]);
+    (1..3usize, heads, 1..220usize, 1..300usize, head_dim, layout).prop_flat_map(
+        |(batch, (query_heads, key_heads), query_len, key_len, head_dim, layout)| {
+            let shape = [batch, query_heads, query_len, head_dim];
+            let problem = AttentionProblem::cross(layout, DType::F16, shape, [key_heads, key_len]);
+            any_modifiers(problem.score_shape()).prop_map(move |options| (problem, options))
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    /// In every mode, against exact attention.
+    #[test]
+    fn modified_scores_are_near_exact((problem, options) in any_modified_problem(), mode in prop::sample::select(&PV_MODES[..]), smooth_q: bool, seed: u64) {
+        let options = AttentionOptions { pv_mode: mode.0, pv_accum: mode.1, smooth_q, ..options };
+        let inputs = Inputs::<f16>::random(&problem, seed);
+        let (exact, result) = (exact(&problem, &options, &inputs), attend(&problem, &options, &inputs));
+        let is_exact = |row: usize| !exact.log_sum_exp[row].is_finite();
+        let width = problem.head_dim;
+        let (mut error, mut all) = (0.0, 0.0);
+        for (row, (&got, &expected)) in result.log_sum_exp.iter().zip(&exact.log_sum_exp).enumerate() {
+            let outputs = result.output[row * width..][..width].iter().zip(&exact.output[row * width..][..width]);
+            if is_exact(row) {
+                prop_assert!(f64::from(got) == expected && outputs.clone().all(|(&got, _)| got == 0.0), "row {}", row);
+            } else {
+                // logits of unsmoothed keys are .03 off, a bias in bf16 is rounded in both
+                prop_assert!((f64::from(got) - expected).abs() < 0.3, "row {}: {}, exactly {}", row, got, expected);
+            }
+            for (got, expected) in outputs {
+                error += (got - expected).abs();
+                all += expected.abs();
+            }
+        }
+        let limit = 0.15 + 1.0 / (exact.output.len() as f64).sqrt();
+        prop_assert!(error <= limit * all, "{} of {}", error, all);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, rng_seed: RngSeed::Fixed(0), ..Default::default() })]
+
+    /// The kernels that modify scores, near the CPU engine.
+    #[test]
+    fn modified_scores_in_the_executor((problem, options) in any_modified_problem(), pv_mode in prop::sample::select(&PvMode::ALL[..]), seed: u64, schedule in 0u64..1000) {
+        let options = AttentionOptions { pv_mode, ..options };
+        prop_assume!(options.soft_cap.is_some() || options.bias.is_some() || options.boolean_mask.is_some());
+        let inputs = Inputs::<f16>::random(&problem, seed);
+        simt::check(ComputeCapability::new(9, 0), &problem, &options, &Options::new(Schedule::Random(schedule)), &inputs);
+    }
+}
+
+/// More than a segment and a flush; windows that begin within.
+#[test]
+fn modified_scores_of_many_segments() {
+    for (mask, smooth_v) in [
+        (Mask::None, true),
+        (Mask::Window { left: Some(4700), right: None, align: CausalAlign::BottomRight }, true),
+        (Mask::None, false),
+    ] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 5300]);
+        let bias = Bias { dtype: BiasType::F16, strides: ScoreStrides::contiguous(problem.score_shape()) };
+        let options = AttentionOptions {
+            mask,
+            smooth_v,
+            smooth_k: false,
+            bias: Some(bias),
+            soft_cap: Some(60.0),
+            return_lse: true,
+            ..Default::default()
+        };
+        for inputs in [Inputs::<f16>::random(&problem, 8), Inputs::rising(&problem, 9)] {
+            simt::check(ComputeCapability::new(9, 0), &problem, &options, &Options::new(Schedule::InOrder), &inputs);
+        }
+    }
+}
+
+/// A bias of −∞ is a boolean mask, and no bias is 0, to the bit; rows of which nothing counts are zeros.
+#[test]
+fn minus_infinity_hides() {
+    let problem = problem(150, 330);
+    let inputs = Inputs::<f16>::random(&problem, 5);
+    let strides = ScoreStrides::contiguous(problem.score_shape());
+    let shows =
+        |index: usize| index / 330 % 7 != 3 && (index / 41).is_multiple_of(2) && !(128..300).contains(&(index % 330));
+    let boolean_mask: Vec<u8> = (0..2 * 150 * 330).map(|index| u8::from(shows(index)) << (index % 8)).collect();
+    let bias: Vec<f32> = boolean_mask.iter().map(|&byte| if byte == 0 { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let half: Vec<f16> = bias.iter().copied().map(f16::from_f32).collect();
+    for (device, pv_mode) in
+        [Device::Cpu, Device::Simt].into_iter().flat_map(|device| PvMode::ALL.map(|mode| (device, mode)))
+    {
+        let options = AttentionOptions { pv_mode, return_lse: true, ..Default::default() };
+        let with_mask = AttentionOptions { boolean_mask: Some(strides), ..options };
+        let with_mask = run(
+            device,
+            problem,
+            with_mask,
+            &inputs,
+            ScoreInputs { boolean_mask: Some(&boolean_mask), ..Default::default() },
+        );
+        for (dtype, bias) in [(BiasType::F32, BiasSlice::F32(&bias)), (BiasType::F16, BiasSlice::F16(&half))] {
+            let with_bias = AttentionOptions { bias: Some(Bias { dtype, strides }), ..options };
+            let with_bias =
+                run(device, problem, with_bias, &inputs, ScoreInputs { bias: Some(bias), ..Default::default() });
+            assert_eq!(with_bias, with_mask, "{device}, {pv_mode:?}");
+        }
+        for row in (0..2 * 150).filter(|row| row % 7 == 3) {
+            assert!(with_mask.output[64 * row..][..64].iter().all(|&element| element == f16::ZERO));
+            assert_eq!(with_mask.log_sum_exp.as_ref().expect("asked for")[row], f32::NEG_INFINITY);
+        }
+        let causal: Vec<u8> = (0..150 * 330).map(|index| u8::from(index % 330 <= index / 330)).collect();
+        let as_mask = AttentionOptions { boolean_mask: Some(ScoreStrides::broadcast([1, 1, 150, 330])), ..options };
+        let as_mask =
+            run(device, problem, as_mask, &inputs, ScoreInputs { boolean_mask: Some(&causal), ..Default::default() });
+        let mask = Mask::CausalAligned(CausalAlign::TopLeft);
+        let causal = run(device, problem, AttentionOptions { mask, ..options }, &inputs, ScoreInputs::default());
+        let difference = |(a, b): (&f16, &f16)| (a.to_f64() - b.to_f64()).abs();
+        let difference: f64 = as_mask.output.iter().zip(&causal.output).map(difference).sum();
+        assert!(
+            difference < 0.03 * causal.output.iter().map(|element| element.to_f64().abs()).sum::<f64>(),
+            "{device}: {difference}"
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use sage_layout::scale::{self, E4M3_MAX, KEY_SCALES_PER_TILE};
 use sage_layout::tile::{KEY_CHUNK, SEGMENT_TILES, key_tiles, padded_queries, query_blocks, segments};
 
+use super::modify::modify_octaves;
 use super::quantize::{BLOCK, MAX_WIDTH, QUERY_TILE, Quantized, TILE, nth_row, quantize, read_keys, score_bias};
 use super::simd::{InstructionSet, Matrix, ProbabilityFormat, QUAD, ROWS};
 use super::view::{self, View};
@@ -247,6 +248,9 @@ impl<T: Element> Operands<'_, T> {
         let query_block = batch_head * query_blocks(problem.query_len as u32) as usize + first / BLOCK;
         let query_mean = nth_row(&quantized.query_means, query_block, width);
 
+        let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
+        let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
+
         scratch.reset();
         for tile in tiles.clone() {
             let tile_index = key_head * tile_count + tile;
@@ -284,7 +288,19 @@ impl<T: Element> Operands<'_, T> {
                     let (Some(probabilities), false) = (probabilities, visible.is_empty()) else { continue };
                     let dots = &scratch.dots[row - block];
                     let query_scale = self.query_scale(batch_head, first + row);
-                    let max = instructions.scores(dots, &key_scales, query_scale, bias, visible, probabilities);
+                    let mut max =
+                        instructions.scores(dots, &key_scales, query_scale, bias, visible.clone(), probabilities);
+                    if plan.modifies_scores() {
+                        let place = [batch_head / problem.query_heads, batch_head % problem.query_heads, first + row];
+                        let keys = tile * TILE + visible.start..tile * TILE + visible.end;
+                        let shift = shifts.get(row).copied().unwrap_or(0.0);
+                        let scores = &mut probabilities[visible];
+                        max = modify_octaves(plan, self.score_inputs, place, keys, shift, scores);
+                        if max == f32::NEG_INFINITY {
+                            probabilities.fill(0.0);
+                            continue;
+                        }
+                    }
                     let state = &mut scratch.rows[row];
                     if max > state.reference {
                         let factor = (state.reference - max).exp2();
@@ -317,8 +333,8 @@ impl<T: Element> Operands<'_, T> {
             }
         }
         let scales = quantized.value_scales.get(key_head * width..).and_then(|scales| scales.get(..width));
-        let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
-        let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
+        // capped scores are not smoothed any more
+        let shifts = if plan.options.soft_cap.is_some() { &[] } else { shifts };
         let output_mean = nth_row(&quantized.output_mean, key_head, width);
         let head = batch_head % problem.query_heads;
         let sink = self.score_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use sage_layout::tile::{KEY_TILE, MAX_HEAD_DIM};
 
+use super::modify::modify;
 use super::simd::{self, InstructionSet, Matrix};
 use super::view::View;
 use crate::element::Element;
@@ -133,9 +134,11 @@ impl Operands {
             let scores = &mut scores[row * keys..(row + 1) * keys];
             scores[..visible.start].fill(0.0);
             scores[visible.end..].fill(0.0);
-            let seen = &mut scores[visible];
+            let seen = &mut scores[visible.clone()];
+            modify(plan, score_inputs, [batch, head, first + row], visible, seen);
             let max = seen.iter().copied().fold(sink, f64::max);
             if max == f64::NEG_INFINITY {
+                seen.fill(0.0);
                 continue;
             }
             for score in seen.iter_mut() {

@@ -7,6 +7,7 @@
 //! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
 //! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers, summed as a mode says |
 //! | [`mod@sequences`] | both for sequences of different lengths, each of which is a call of its own |
+//! | [`modify`] | soft cap, bias and boolean mask of a row of scores |
 //! | [`simd`] | their inner loops, for each instruction set |
 //! | [`view`] | rows of a caller's tensor |
 //!
@@ -15,6 +16,7 @@
 
 pub(crate) mod attend;
 pub(crate) mod exact;
+pub(crate) mod modify;
 pub(crate) mod quantize;
 pub(crate) mod sequences;
 pub(crate) mod simd;

@@ -5,6 +5,7 @@ use super::driver::cuda;
 use super::module::{self, Function};
 use crate::error::Error;
 use crate::kernels::{self, Call};
+use crate::options::{AttentionOptions, Bias, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
 use crate::tensor::{DType, SequenceLengths, extent};
 use crate::workspace;
@@ -32,10 +33,16 @@ pub struct GpuBuffers {
     /// contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
     pub log_sum_exp: Option<u64>,
     /// f32 `[query_heads]`, contiguous, a multiple of 4 bytes: what [`ScoreInputs::sinks`](crate::ScoreInputs::sinks) says; with
-    /// [`AttentionOptions::sinks`](crate::AttentionOptions::sinks), and only then.
+    /// [`AttentionOptions::sinks`], and only then.
     pub sinks: Option<u64>,
     /// Addresses of the sequences' lengths, of the problem's kind; i32, multiples of 4 bytes.
     pub lengths: SequenceLengths<u64>,
+    /// `[batch, query_heads, query_len, key_len]` in the type and strides of [`AttentionOptions::bias`], a multiple of an element's
+    /// bytes; with that option, and only then.
+    pub bias: Option<u64>,
+    /// u8 `[batch, query_heads, query_len, key_len]` in the strides of [`AttentionOptions::boolean_mask`]; with that option, and only
+    /// then.
+    pub boolean_mask: Option<u64>,
     /// Memory that is the call's own until its work on the stream is done. A multiple of 256 bytes.
     pub workspace: u64,
     /// The workspace's size, at least [`AttentionPlan::workspace_bytes`].
@@ -45,18 +52,24 @@ pub struct GpuBuffers {
 impl GpuBuffers {
     /// Every address, and what messages call it.
     fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let Self { query, key, value, output, sinks, log_sum_exp, lengths, workspace, workspace_bytes: _ } = *self;
-        let lengths = match lengths {
-            SequenceLengths::Uniform => [None; 2],
-            SequenceLengths::PaddedKeys { kv_lens } => [Some(("kv_lens", kv_lens)), None],
-            SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
-                [Some(("cu_seqlens_q", cu_seqlens_q)), Some(("cu_seqlens_k", cu_seqlens_k))]
-            }
+        let Self { query, key, value, output, workspace, workspace_bytes: _, .. } = *self;
+        let Self { log_sum_exp, sinks, bias, boolean_mask, lengths, .. } = *self;
+        let [kv_lens, cu_seqlens_q, cu_seqlens_k] = match lengths {
+            SequenceLengths::Uniform => [None; 3],
+            SequenceLengths::PaddedKeys { kv_lens } => [Some(kv_lens), None, None],
+            SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => [None, Some(cu_seqlens_q), Some(cu_seqlens_k)],
         };
         let always = [("query", query), ("key", key), ("value", value), ("output", output), ("workspace", workspace)];
-        let asked_for = [("sinks", sinks), ("log_sum_exp", log_sum_exp)];
-        let asked_for = asked_for.into_iter().filter_map(|(name, address)| Some((name, address?)));
-        always.into_iter().chain(asked_for).chain(lengths.into_iter().flatten())
+        let asked_for = [
+            ("log_sum_exp", log_sum_exp),
+            ("sinks", sinks),
+            ("bias", bias),
+            ("boolean_mask", boolean_mask),
+            ("kv_lens", kv_lens),
+            ("cu_seqlens_q", cu_seqlens_q),
+            ("cu_seqlens_k", cu_seqlens_k),
+        ];
+        always.into_iter().chain(asked_for.into_iter().filter_map(|(name, address)| Some((name, address?))))
     }
 }
 
@@ -143,7 +156,7 @@ impl AttentionPlan {
     /// # Errors
     ///
     /// Addresses that are null or not aligned, a workspace that is too small, a log-sum-exp buffer without `return_lse`
-    /// or the reverse, sinks without the option or the reverse.
+    /// or the reverse, sinks, a bias or a boolean mask without the option or the reverse.
     pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
         let problem = self.problem();
         let bytes = |shape, strides| extent(shape, strides).expect("checked by the plan") * DType::BYTES as u64;
@@ -180,6 +193,17 @@ impl AttentionPlan {
                 check_lengths("cu_seqlens_q", cu_seqlens_q, problem.batch + 1)?;
                 check_lengths("cu_seqlens_k", cu_seqlens_k, problem.batch + 1)?;
             }
+        }
+        let AttentionOptions { bias, boolean_mask, .. } = *self.options();
+        let extent = |strides: ScoreStrides| strides.extent(problem.score_shape()).expect("checked by the plan");
+        let address = wanted("bias", bias.is_some(), buffers.bias)?;
+        if let (Some(Bias { dtype, strides }), Some(address)) = (bias, address) {
+            let bytes = u64::from(dtype.bytes());
+            check_address("bias", address, extent(strides) * bytes, bytes)?;
+        }
+        let address = wanted("boolean_mask", boolean_mask.is_some(), buffers.boolean_mask)?;
+        if let (Some(strides), Some(address)) = (boolean_mask, address) {
+            check_address("boolean_mask", address, extent(strides), 1)?;
         }
         let needed = self.workspace_bytes();
         if buffers.workspace_bytes < needed {

@@ -23,12 +23,14 @@ pub struct Modes {
     pub accumulator: PvAccum,
     /// Whether sequences differ in length.
     pub ragged: bool,
+    /// Whether scores are modified before the softmax: soft cap, bias, boolean mask.
+    pub modified_scores: bool,
 }
 
 impl Modes {
     /// Modes without smoothed queries.
     pub const fn new(query_key: QkMode, value: PvMode, accumulator: PvAccum) -> Self {
-        Self { query_key, smooth_query: false, value, accumulator, ragged: false }
+        Self { query_key, smooth_query: false, value, accumulator, ragged: false, modified_scores: false }
     }
 
     /// The same with smoothed queries.
@@ -40,15 +42,22 @@ impl Modes {
     pub const fn ragged(self) -> Self {
         Self { ragged: true, ..self }
     }
+
+    /// The same with scores modified.
+    pub const fn with_modified_scores(self) -> Self {
+        Self { modified_scores: true, ..self }
+    }
 }
 
 /// As `int8 Q·Kᵀ, fp8 P·V in fp32+fp16`.
 impl fmt::Display for Modes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { query_key, smooth_query, value, accumulator, ragged } = self;
+        let Self { query_key, smooth_query, value, accumulator, ragged, modified_scores } = self;
         let smoothed = if *smooth_query { " with smoothed queries" } else { "" };
+        let modified = if *modified_scores { ", scores capped, biased or masked" } else { "" };
         let ragged = if *ragged { ", lengths that differ" } else { "" };
-        write!(formatter, "{} Q·Kᵀ{smoothed}, {} P·V in {}{ragged}", query_key.name(), value.name(), accumulator.name())
+        let [query_key, value, accumulator] = [query_key.name(), value.name(), accumulator.name()];
+        write!(formatter, "{query_key} Q·Kᵀ{smoothed}{modified}, {value} P·V in {accumulator}{ragged}")
     }
 }
 
@@ -60,6 +69,9 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::AttentionRagged, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).ragged()),
     (Family::AttentionRagged, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).ragged()),
     (Family::AttentionF16Ragged, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).ragged()),
+    (Family::AttentionModified, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).with_modified_scores()),
+    (Family::AttentionModified, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).with_modified_scores()),
+    (Family::AttentionModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores()),
     (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)),
     (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16)),
     (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32)),
@@ -180,19 +192,21 @@ pub fn modes(gpu: ComputeCapability, padded_head_dim: u32, element: ElementType)
     all_modes().filter(is_served)
 }
 
-/// Every combination of modes. Queries are smoothed, and codes INT4, where all sequences are equally long.
+/// Every combination of modes. Queries are smoothed, codes INT4, and scores modified, where all sequences are equally long.
 pub fn all_modes() -> impl Iterator<Item = Modes> {
     let of_values = || {
         PvMode::ALL.into_iter().flat_map(|value| {
             PvAccum::of(value).iter().map(move |&accumulator| Modes::new(QkMode::Int8, value, accumulator))
         })
     };
-    let uniform = QkMode::ALL.into_iter().flat_map(move |query_key| {
-        [false, true]
-            .into_iter()
-            .flat_map(move |smooth_query| of_values().map(move |modes| Modes { query_key, smooth_query, ..modes }))
-    });
-    uniform.chain(of_values().map(Modes::ragged))
+    let uniform = move || {
+        QkMode::ALL.into_iter().flat_map(move |query_key| {
+            [false, true]
+                .into_iter()
+                .flat_map(move |smooth_query| of_values().map(move |modes| Modes { query_key, smooth_query, ..modes }))
+        })
+    };
+    uniform().chain(uniform().map(Modes::with_modified_scores)).chain(of_values().map(Modes::ragged))
 }
 
 #[cfg(test)]
@@ -206,6 +220,10 @@ mod tests {
 
     const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
     const FP8: Modes = Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32);
+
+    fn is_uniform_and_unmodified(modes: &Modes) -> bool {
+        !modes.ragged && !modes.modified_scores
+    }
 
     fn capabilities() -> impl Iterator<Item = ComputeCapability> {
         let newer = [(9, 9), (12, 5), (13, 0), (20, 3)].map(|(major, minor)| ComputeCapability::new(major, minor));
@@ -285,10 +303,26 @@ mod tests {
     #[test]
     fn hopper_takes_ragged_batches() {
         let ragged: Vec<_> = modes(HOPPER, 128, ElementType::F16).filter(|modes| modes.ragged).collect();
-        let own = families(Architecture::Sm90a).filter(|(_, modes)| !modes.ragged).map(|(_, modes)| modes.ragged());
+        let own = families(Architecture::Sm90a)
+            .filter(|(_, modes)| is_uniform_and_unmodified(modes))
+            .map(|(_, modes)| modes.ragged());
         assert_eq!(ragged, own.collect::<Vec<_>>());
         let first = choices(HOPPER, FP8.ragged(), 64, ElementType::F16).next().expect("the Hopper kernel");
         assert_eq!((first.quantize, first.attention), (Kernel::QuantizeRaggedD64F16, Kernel::AttentionRaggedD64F16));
+    }
+
+    #[test]
+    fn hopper_modifies_scores_with_both_kinds_of_values() {
+        let modified: Vec<_> = modes(HOPPER, 64, ElementType::Bf16).filter(|modes| modes.modified_scores).collect();
+        assert_eq!(
+            modified,
+            [
+                FP8,
+                Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32),
+                Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)
+            ]
+            .map(Modes::with_modified_scores)
+        );
     }
 
     #[test]
@@ -323,10 +357,14 @@ mod tests {
     fn every_mode_runs_on_ada_and_later() {
         for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
             for head_dim in NATIVE_HEAD_DIMS {
-                let served = modes(gpu, head_dim, ElementType::F16).filter(|modes| !modes.ragged);
+                let served = modes(gpu, head_dim, ElementType::F16).filter(is_uniform_and_unmodified);
                 let is_plain_int8 = |modes: &Modes| modes.query_key == QkMode::Int8 && !modes.smooth_query;
-                let all = all_modes().filter(|modes| !modes.ragged && (head_dim <= 128 || is_plain_int8(modes)));
-                assert_eq!(served.count(), all.count(), "{gpu}");
+                let all = all_modes().filter(is_uniform_and_unmodified);
+                assert_eq!(
+                    served.count(),
+                    all.filter(|modes| head_dim <= 128 || is_plain_int8(modes)).count(),
+                    "{gpu}"
+                );
             }
         }
         for gpu in capabilities() {
@@ -345,6 +383,8 @@ mod tests {
             modes.ragged().to_string(),
             "int4 Q·Kᵀ with smoothed queries, fp8 P·V in fp32+fp16, lengths that differ"
         );
-        assert_eq!(all_modes().count(), 24 + 6);
+        let modes = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores();
+        assert_eq!(modes.to_string(), "int8 Q·Kᵀ, scores capped, biased or masked, 16-bit P·V in fp32");
+        assert_eq!(all_modes().count(), 24 + 24 + 6);
     }
 }

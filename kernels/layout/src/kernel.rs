@@ -66,6 +66,10 @@ define_family! {
     AttentionRagged: [Architecture::Sm90a];
     /// [`AttentionF16`](Self::AttentionF16) for sequences of different lengths.
     AttentionF16Ragged: [Architecture::Sm90a];
+    /// [`Attention`](Self::Attention) with scores modified: soft cap, bias, boolean mask.
+    AttentionModified: [Architecture::Sm90a];
+    /// [`AttentionF16`](Self::AttentionF16) with scores modified.
+    AttentionModifiedF16: [Architecture::Sm90a];
     /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
     MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16.
@@ -127,7 +131,20 @@ impl Family {
 
     /// Whether its kernels are Hopper's, whose CTAs take items until none is left.
     pub const fn is_persistent(self) -> bool {
-        matches!(self, Self::Attention | Self::AttentionF16 | Self::AttentionRagged | Self::AttentionF16Ragged)
+        matches!(
+            self,
+            Self::Attention
+                | Self::AttentionF16
+                | Self::AttentionRagged
+                | Self::AttentionF16Ragged
+                | Self::AttentionModified
+                | Self::AttentionModifiedF16
+        )
+    }
+
+    /// Whether its kernels modify scores: soft cap, bias, boolean mask.
+    pub const fn modifies_scores(self) -> bool {
+        matches!(self, Self::AttentionModified | Self::AttentionModifiedF16)
     }
 
     /// Whether its kernels take smoothed queries.
@@ -211,6 +228,14 @@ macro_rules! for_each_kernel {
             AttentionF16RaggedD64Bf16 = "sage_attention_hopper_f16_ragged_d64_bf16": AttentionF16Ragged, 64, Bf16;
             AttentionF16RaggedD128F16 = "sage_attention_hopper_f16_ragged_d128_f16": AttentionF16Ragged, 128, F16;
             AttentionF16RaggedD128Bf16 = "sage_attention_hopper_f16_ragged_d128_bf16": AttentionF16Ragged, 128, Bf16;
+            AttentionModifiedD64F16 = "sage_attention_hopper_modified_d64_f16": AttentionModified, 64, F16;
+            AttentionModifiedD64Bf16 = "sage_attention_hopper_modified_d64_bf16": AttentionModified, 64, Bf16;
+            AttentionModifiedD128F16 = "sage_attention_hopper_modified_d128_f16": AttentionModified, 128, F16;
+            AttentionModifiedD128Bf16 = "sage_attention_hopper_modified_d128_bf16": AttentionModified, 128, Bf16;
+            AttentionModifiedF16D64F16 = "sage_attention_hopper_modified_f16_d64_f16": AttentionModifiedF16, 64, F16;
+            AttentionModifiedF16D64Bf16 = "sage_attention_hopper_modified_f16_d64_bf16": AttentionModifiedF16, 64, Bf16;
+            AttentionModifiedF16D128F16 = "sage_attention_hopper_modified_f16_d128_f16": AttentionModifiedF16, 128, F16;
+            AttentionModifiedF16D128Bf16 = "sage_attention_hopper_modified_f16_d128_bf16": AttentionModifiedF16, 128, Bf16;
             MmaF16F32D64F16 = "sage_attention_mma_f16_f32_d64_f16": MmaF16F32, 64, F16;
             MmaF16F32D64Bf16 = "sage_attention_mma_f16_f32_d64_bf16": MmaF16F32, 64, Bf16;
             MmaF16F32D128F16 = "sage_attention_mma_f16_f32_d128_f16": MmaF16F32, 128, F16;
@@ -406,7 +431,7 @@ impl Kernel {
     }
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
-    /// more do not fit. The budgets (`kernels/budgets`) say how many.
+    /// more do not fit; in Hopper's kernels that modify scores, what is kept for an item beside the addresses of biases does not. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         let family = self.family();
         !(family.quantizes() || family.is_persistent() || matches!(family, Family::TuringF16F32 | Family::TuringF16F16))
@@ -416,8 +441,12 @@ impl Kernel {
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
             family if family.quantizes() => QuantizeShared::new(self.head_dim()).bytes,
-            Family::Attention | Family::AttentionRagged => AttentionShared::fp8(self.head_dim()).bytes,
-            Family::AttentionF16 | Family::AttentionF16Ragged => AttentionShared::f16(self.head_dim()).bytes,
+            Family::Attention | Family::AttentionRagged | Family::AttentionModified => {
+                AttentionShared::fp8(self.head_dim()).bytes
+            }
+            Family::AttentionF16 | Family::AttentionF16Ragged | Family::AttentionModifiedF16 => {
+                AttentionShared::f16(self.head_dim()).bytes
+            }
             family => {
                 let key_row_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
                 let shared = MmaShared::new(self.head_dim(), key_row_bytes, family.value_bytes(), family.stages());

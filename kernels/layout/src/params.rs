@@ -140,6 +140,65 @@ pub struct QuantizeParams {
     pub sequences: SequencesParams,
 }
 
+/// A tensor of the caller with an element for each score: `[batch, query head, query, key]`. Strides count elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ScoreView {
+    /// First element; 0 if there is none.
+    pub address: Address,
+    /// From one batch to the next.
+    pub batch: i64,
+    /// From one query head to the next.
+    pub head: i64,
+    /// From one query to the next.
+    pub query: i64,
+    /// From one key to the next.
+    pub key: i64,
+}
+
+/// The type of a bias's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum BiasType {
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary32.
+    F32,
+}
+
+impl BiasType {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// What is done to scores before the softmax, in this order.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Modifiers {
+    /// Scores become `soft_cap · tanh(score / soft_cap)`, in natural units; 0 for no cap.
+    pub soft_cap: f32,
+    /// 1 / `soft_cap`.
+    pub inverse_soft_cap: f32,
+    /// f32 `[batch · heads][padded queries]`: what smoothed keys took out of a row's scores, in natural units, and the cap needs; 0
+    /// for nothing.
+    pub score_shift: Address,
+    /// Added to scores, in natural units.
+    pub bias: ScoreView,
+    /// u8: scores count where it is not 0.
+    pub boolean_mask: ScoreView,
+    /// The bias's [`BiasType`].
+    pub bias_type: u32,
+    /// Nothing.
+    pub padding: u32,
+}
+
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
 ///
 /// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
@@ -203,6 +262,8 @@ pub struct AttentionParams {
     pub sequences: SequencesParams,
     /// Elements of `log_sum_exp` from one head to the next, and from a sequence to the next beyond its queries.
     pub log_sum_exp_strides: [u64; 2],
+    /// For the families that modify scores ([`Family::modifies_scores`]).
+    pub modifiers: Modifiers,
 }
 
 /// The parameters of some kernel.
@@ -252,7 +313,10 @@ const _: () = {
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
     assert!(offset_of!(QuantizeParams, sequences) == 336);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
-    assert!(size_of::<AttentionParams>() == 312 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 104 && offset_of!(Modifiers, bias) == 16);
+    assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 96);
+    assert!(offset_of!(AttentionParams, modifiers) == 312);
+    assert!(size_of::<AttentionParams>() == 416 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140

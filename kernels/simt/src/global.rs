@@ -18,6 +18,22 @@ macro_rules! loads {
     )* };
 }
 
+macro_rules! conditional_loads {
+    ($($load:ident $type:ty, $bytes:literal;)*) => { $(
+        #[doc = concat!("Loads ", $bytes, " bytes that no kernel in flight writes, without a branch, or gives 0 (`@p ld.global.nc`).")]
+        ///
+        /// # Safety
+        ///
+        #[doc = concat!("On the condition, the address must be readable global memory, a multiple of ", $bytes, ".")]
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $load(condition: bool, address: u64) -> $type {
+            // SAFETY: forwarded contract.
+            unsafe { arch::global::$load(condition, address) }
+        }
+    )* };
+}
+
 macro_rules! written_loads {
     ($($load:ident $type:ty, $bytes:literal;)*) => { $(
         #[doc = concat!("Loads ", $bytes, " bytes that this launch may have written (`ld.global`).")]
@@ -146,6 +162,12 @@ loads! {
     load_f32 f32, "4";
     load_f32x2 [f32; 2], "8";
     load_u32x4 [u32; 4], "16";
+}
+
+conditional_loads! {
+    load_u8_if u8, "1";
+    load_u16_if u16, "2";
+    load_f32_if f32, "4";
 }
 
 written_loads! {

@@ -73,6 +73,15 @@ fn both_rows(ends: [i32; 2]) -> u32 {
 pub struct ChunkMask(u32);
 
 impl ChunkMask {
+    /// Every register counts.
+    pub const ALL: Self = Self(!0);
+
+    /// Hides accumulator register `element` on a condition.
+    #[inline(always)]
+    pub fn hide_if(&mut self, element: usize, condition: bool) {
+        self.0 &= !((condition as u32) << element);
+    }
+
     /// Whether accumulator register `element` counts.
     #[inline(always)]
     pub fn shows(&self, element: usize) -> bool {

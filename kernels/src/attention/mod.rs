@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`schedule`] | which queries a CTA takes, and which keys they see |
 //! | [`mask`] | which scores of a register tile count |
+//! | [`modifier`] | what is done to scores before |
 //! | [`softmax`] | probabilities from scores, without knowing the row maximum |
 //! | [`epilogue`] | the output's way to memory |
 //! | [`hopper`] | the kernels for compute capability 9.0 |
@@ -13,5 +14,6 @@ pub mod ampere;
 pub mod epilogue;
 pub mod hopper;
 pub mod mask;
+pub mod modifier;
 pub mod schedule;
 pub mod softmax;

@@ -12,6 +12,7 @@ use sage_layout::scale::E4M3_MAX;
 use simt::{convert, math, warp};
 
 use super::mask::ChunkMask;
+use super::modifier::{ChunkScores, Score};
 use crate::element::Element;
 
 /// Scores of 64 queries and 64 keys: this lane's part of 32 registers.
@@ -217,11 +218,11 @@ impl RowMaxima {
 
     /// Takes in a chunk's accumulator registers from `first` on, an even one.
     #[inline(always)]
-    pub fn include(&mut self, scores: &[i32], first: usize, visible: Visible) {
+    pub fn include<S: Score>(&mut self, scores: &[S], first: usize, visible: Visible) {
         // as f32, which the exponentials take: of integers and f32, one kind is kept in registers
         for (element, &score) in (first..).zip(scores) {
             let largest = &mut self.0[element / 2 % 2];
-            *largest = largest.max(if visible.shows(element) { score as f32 } else { f32::NEG_INFINITY });
+            *largest = largest.max(if visible.shows(element) { score.to_f32() } else { f32::NEG_INFINITY });
         }
     }
 
@@ -251,28 +252,27 @@ impl OnlineSoftmax {
 
     /// Probabilities against the stale reference, and whether any lane of the warp saw one saturate.
     ///
-    /// `scale` turns this lane's integer scores into base-2 scores.
     #[inline(always)]
-    pub fn probabilities<P: Probabilities>(&self, scores: &Scores, scale: f32, visible: Visible) -> (P, bool) {
-        let probabilities: P = self.exponentials(scores, scale, visible);
+    pub fn probabilities<P: Probabilities, S: Score>(&self, scores: &ChunkScores<S, 32>) -> (P, bool) {
+        let probabilities: P = self.exponentials(scores);
         (probabilities, warp::any(probabilities.saturated()))
     }
 
     /// Takes the true row maxima of `scores` into the reference. Returns the probabilities against it, and what
     /// everything accumulated so far must be multiplied by.
     #[inline(always)]
-    pub fn rebase<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> (P, [f32; 2]) {
-        let rescale = self.raise_reference::<P>(scores, scale, visible);
-        (self.exponentials(scores, scale, visible), rescale)
+    pub fn rebase<P: Probabilities, S: Score>(&mut self, scores: &ChunkScores<S, 32>) -> (P, [f32; 2]) {
+        let rescale = self.raise_reference::<P, S>(scores);
+        (self.exponentials(scores), rescale)
     }
 
     /// Takes the true row maxima of `scores` into the reference. Returns what everything accumulated so far must be
     /// multiplied by.
     #[inline(always)]
-    pub fn raise_reference<P: Probabilities>(&mut self, scores: &Scores, scale: f32, visible: Visible) -> [f32; 2] {
+    pub fn raise_reference<P: Probabilities, S: Score>(&mut self, scores: &ChunkScores<S, 32>) -> [f32; 2] {
         let mut largest = RowMaxima::new();
-        largest.include(scores, 0, visible);
-        self.raise_to::<P>(largest, scale)
+        largest.include(&scores.scores, 0, scores.visible);
+        self.raise_to::<P>(largest, scores.scale)
     }
 
     /// The same, if the maxima are known.
@@ -292,7 +292,8 @@ impl OnlineSoftmax {
 
     /// `2^(score · scale + offset)`.
     #[inline(always)]
-    fn exponentials<P: Probabilities>(&self, scores: &Scores, scale: f32, visible: Visible) -> P {
+    fn exponentials<P: Probabilities, S: Score>(&self, scores: &ChunkScores<S, 32>) -> P {
+        let ChunkScores { scores, scale, visible } = *scores;
         let mut probabilities = P::ZERO;
         for group in 0..4 {
             let scores = core::array::from_fn(|index| scores[8 * group + index]);
@@ -303,9 +304,9 @@ impl OnlineSoftmax {
 
     /// `2^(score · scale + offset + bias)` for keys `16 · group` on. Biases are of the lane's four columns.
     #[inline(always)]
-    pub fn exponentials_of_group<P: Probabilities>(
+    pub fn exponentials_of_group<P: Probabilities, S: Score>(
         &self,
-        scores: &[i32; 8],
+        scores: &[S; 8],
         group: usize,
         scale: f32,
         bias: Option<[f32; 4]>,
@@ -314,7 +315,7 @@ impl OnlineSoftmax {
     ) {
         let mut values = [0.0; 8];
         for (index, value) in values.iter_mut().enumerate() {
-            let mut exponent = math::fma(scores[index] as f32, scale, self.offset[index / 2 % 2]);
+            let mut exponent = math::fma(scores[index].to_f32(), scale, self.offset[index / 2 % 2]);
             if let Some(bias) = bias {
                 exponent += bias[index / 4 * 2 + index % 2];
             }

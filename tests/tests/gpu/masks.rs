@@ -1,11 +1,13 @@
-//! Windows and sinks, near the CPU engine.
+//! Windows, sinks, soft caps, biases and boolean masks, near the CPU engine.
 
 use crate::{DTYPES, LAYOUTS, compare, modes, pick, with_element, with_lse};
 use half::f16;
 use sage_tests::gpu::{assert_near, attend, attend_with, gpu};
 use sage_tests::modes::{MASKS, PV_MODES, QK_MODES, element_types};
 use sage_tests::tensor::{Inputs, exact};
-use sageattention::{Architecture, AttentionOptions, AttentionProblem, CausalAlign, Mask, PvMode};
+use sageattention::{
+    Architecture, AttentionOptions, AttentionProblem, Bias, BiasType, CausalAlign, Mask, PvMode, ScoreStrides,
+};
 
 #[test]
 fn every_mask_and_sinks() {
@@ -71,6 +73,46 @@ fn windows_of_the_mma_kernels() {
                     let result = attend_with(gpu, Some(architecture), &problem, &options, &inputs);
                     assert_near(&result, &expected, shape[3], pv_mode, format_args!("{architecture:?}\n{problem:?}\n{options:?}"));
                 });
+            }
+        }
+    }
+}
+
+/// Hopper's kernels that modify scores.
+#[test]
+fn modified_scores() {
+    let Some(gpu) = gpu() else { return };
+    if gpu.capability().major != 9 {
+        return;
+    }
+    let lengths = [(1, 1), (1, 1000), (200, 77), (333, 333), (193, 128), (700, 2051), (64, 5300)];
+    for (index, (query_len, key_len)) in lengths.into_iter().enumerate() {
+        for head_dim in [64, 128, 40] {
+            for number in 0..12 {
+                let dtype = pick(&DTYPES, index + number);
+                let shape = [2, 4, query_len, head_dim];
+                let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, shape, [2, key_len]);
+                let strides = [
+                    ScoreStrides::contiguous(problem.score_shape()),
+                    ScoreStrides::broadcast([1, 1, query_len, key_len]),
+                    ScoreStrides::broadcast([2, 4, 1, key_len]),
+                    ScoreStrides { batch: 0, head: 3, query: 1, key: query_len as i64 + 1 },
+                ];
+                let bias = Bias {
+                    dtype: pick(&[BiasType::F16, BiasType::Bf16, BiasType::F32], number),
+                    strides: pick(&strides, number),
+                };
+                let options = AttentionOptions {
+                    mask: pick(&MASKS, index + number),
+                    sinks: number % 4 == 1,
+                    soft_cap: (number % 3 != 1).then_some(pick(&[2.0, 30.0], number / 2)),
+                    bias: (number % 3 != 0).then_some(bias),
+                    boolean_mask: (number % 2 == 0).then_some(pick(&strides, number / 2)),
+                    smooth_k: number % 5 != 4,
+                    smooth_v: number % 7 != 6,
+                    ..with_lse()
+                };
+                compare(gpu, &problem, &options, 56);
             }
         }
     }

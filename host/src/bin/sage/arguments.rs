@@ -49,6 +49,9 @@ pub struct OptionArguments {
     /// What query · key is multiplied by before the softmax [default: head_dim^-½]
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
+    /// Cap logits softly: they become cap · tanh(logit / cap)
+    #[arg(long, value_name = "CAP", allow_negative_numbers = true)]
+    soft_cap: Option<f32>,
     /// What else is in the file
     #[command(flatten)]
     pub score: ScoreArguments,
@@ -62,6 +65,12 @@ pub struct ScoreArguments {
     /// Name of a tensor [heads]: a logit of each query head that only the softmax's denominator has
     #[arg(long, value_name = "NAME")]
     pub sinks: Option<String>,
+    /// Name of a tensor [batch, heads, queries, keys], or one that can be broadcast to it, that is added to the logits
+    #[arg(long, value_name = "NAME")]
+    pub bias: Option<String>,
+    /// Name of such a tensor of BOOL or U8: what is 0 is hidden
+    #[arg(long, value_name = "NAME")]
+    pub mask: Option<String>,
 }
 
 /// How to compute it.
@@ -91,7 +100,7 @@ pub struct ModeArguments {
 }
 
 impl OptionArguments {
-    /// The library's options, without log-sum-exp.
+    /// The library's options, without log-sum-exp and what comes with the call.
     pub fn options(&self) -> AttentionOptions {
         AttentionOptions {
             mask: match (self.causal, self.window_left, self.window_right) {
@@ -104,7 +113,7 @@ impl OptionArguments {
                 (Some(Some(align)), ..) => Mask::CausalAligned(align.into()),
             },
             softmax_scale: self.scale,
-            sinks: self.score.sinks.is_some(),
+            soft_cap: self.soft_cap,
             ..self.modes.options()
         }
     }
@@ -295,6 +304,9 @@ pub fn explain(error: Error) -> anyhow::Error {
         ),
         Error::Unsupported(Unsupported::SoftmaxScale { got }) => {
             anyhow::anyhow!("--scale is {got}; it must be finite and positive")
+        }
+        Error::Unsupported(Unsupported::SoftCap { got }) => {
+            anyhow::anyhow!("--soft-cap is {got}; it must be finite and positive")
         }
         Error::Unsupported(Unsupported::PvAccum { pv_accum, pv_mode, dtype, allowed }) => {
             let mode = match pv_mode {

@@ -48,7 +48,7 @@ fn attend<T: Element>(
     slices: &[Vec<T>; 3],
     score_tensors: &ScoreTensors,
 ) -> Result<Vec<Tensor>> {
-    let options = AttentionOptions { return_lse: arguments.lse, ..arguments.options.options() };
+    let options = AttentionOptions { return_lse: arguments.lse, ..score_tensors.options(arguments.options.options()) };
     let device = arguments.device.resolve();
     let slices = slices.each_ref().map(Vec::as_slice);
     let call = Call::new(operands.problem, options, slices, score_tensors).map_err(explain)?;

@@ -19,8 +19,8 @@ pub struct Call<'a, T> {
     key: &'a [T],
     value: &'a [T],
     score_tensors: &'a ScoreTensors,
-    /// Of the query heads.
-    first_head: usize,
+    /// The first batch and query head of the tensors.
+    first: [usize; 2],
 }
 
 impl<'a, T: Element> Call<'a, T> {
@@ -33,7 +33,7 @@ impl<'a, T: Element> Call<'a, T> {
     ) -> Result<Self, Error> {
         let problem = head_major(problem);
         AttentionPlan::new(problem, options)?;
-        Ok(Self { problem, options, query, key, value, score_tensors, first_head: 0 })
+        Ok(Self { problem, options, query, key, value, score_tensors, first: [0; 2] })
     }
 
     /// What is computed.
@@ -64,7 +64,7 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn run(&self, device: Device) -> Result<AttentionOutput<T>, Error> {
         let inputs = [self.query, self.key, self.value];
-        attention_with(device, self.problem, self.options, inputs, self.score_tensors.inputs(self.first_head))
+        attention_with(device, self.problem, self.options, inputs, self.score_tensors.inputs(self.first))
     }
 
     /// Attention in f64, on the same 16-bit tensors: the output is `[batch, query_heads, query_len, head_dim]`.
@@ -74,7 +74,7 @@ impl<'a, T: Element> Call<'a, T> {
         let mut whole = Vec::new();
         for step in steps {
             let inputs = [step.query, step.key, step.value];
-            let score_inputs = step.score_tensors.inputs(step.first_head);
+            let score_inputs = step.score_tensors.inputs(step.first);
             let ExactOutput { output, .. } = testing::exact_with(&step.problem, &step.options, inputs, &score_inputs);
             whole.extend(output);
             progress.advance();
@@ -107,7 +107,7 @@ impl<'a, T: Element> Call<'a, T> {
                 }),
                 options: self.options,
                 score_tensors: self.score_tensors,
-                first_head: first * ratio,
+                first: [batch, first * ratio],
             }
         };
         (0..batch)

@@ -49,7 +49,8 @@ fn compare<T: Element>(
 ) -> Result<()> {
     let device = arguments.device.resolve();
     let slices = slices.each_ref().map(Vec::as_slice);
-    let call = Call::new(operands.problem, arguments.options.options(), slices, score_tensors).map_err(explain)?;
+    let call = Call::new(operands.problem, score_tensors.options(arguments.options.options()), slices, score_tensors)
+        .map_err(explain)?;
     let AttentionOutput { output, .. } = call.attention(device).map_err(explain)?;
     let output: Vec<f64> = output.into_iter().map(|element| element.to_f32().into()).collect();
     let [_, heads, tokens, head_dim] = call.problem().query_shape();

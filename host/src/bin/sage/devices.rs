@@ -31,14 +31,19 @@ pub fn run(out: &mut impl Write) -> Result<()> {
     rows.push(["auto".to_owned(), "what runs if no device is named".to_owned(), Device::auto().to_string()]);
     table::write(out, ["device", "what", "state"].map(Column::Left), &rows)?;
 
-    writeln!(out, "\nThere are kernels for these GPUs and options; of several kernels the default takes the first.")?;
-    let columns = ["compute capability", "GPUs", "kernels", "Q·Kᵀ", "fp8 P·V in", "16-bit P·V in", "default"];
+    writeln!(
+        out,
+        "\nThere are kernels for these GPUs and options; of several kernels the default takes the first. \
+         Scores are modified by a soft cap, a bias or a boolean mask."
+    )?;
+    let columns =
+        ["compute capability", "GPUs", "kernels", "Q·Kᵀ", "fp8 P·V in", "16-bit P·V in", "scores modified", "default"];
     Ok(table::write(out, columns.map(Column::Left), &dispatch::GPUS.map(|(gpu, names)| support(gpu, names)))?)
 }
 
 /// What runs on a GPU: compute capability, names, kernels, types of queries and keys, accumulators of both types of
-/// values, default.
-fn support(gpu: ComputeCapability, names: &str) -> [String; 7] {
+/// values, which values soft caps, biases and boolean masks go with, default.
+fn support(gpu: ComputeCapability, names: &str) -> [String; 8] {
     let default = dispatch::defaults(gpu).modes;
     let mut modes: Vec<_> = dispatch::modes(gpu, HEAD_DIM, ElementType::F16).collect();
     modes.sort_by_key(|modes| *modes != default);
@@ -57,6 +62,8 @@ fn support(gpu: ComputeCapability, names: &str) -> [String; 7] {
         )
     };
     let query_key = QkMode::ALL.into_iter().filter(|one| modes.iter().any(|modes| modes.query_key == *one));
+    let modified =
+        PvMode::ALL.into_iter().filter(|one| modes.iter().any(|modes| modes.modified_scores && modes.value == *one));
     [
         gpu.to_string(),
         names.to_owned(),
@@ -64,6 +71,7 @@ fn support(gpu: ComputeCapability, names: &str) -> [String; 7] {
         listed(query_key.map(QkMode::name)),
         accumulators(PvMode::Fp8),
         accumulators(PvMode::F16),
+        listed(modified.map(PvMode::name)),
         format!("{} P·V in {}", default.value.name(), default.accumulator.name()),
     ]
 }
@@ -107,13 +115,14 @@ mod tests {
 
     #[test]
     fn hopper_runs_its_own_kernels_and_turing_those_for_f16_values() {
-        let [capability, names, kernels, query_key, fp8, half, default] = support(ComputeCapability::new(9, 0), "H100");
+        let [capability, names, kernels, query_key, fp8, half, modified, default] =
+            support(ComputeCapability::new(9, 0), "H100");
         assert_eq!((capability.as_str(), names.as_str()), ("9.0", "H100"));
         assert!(kernels.starts_with("sm_90a"), "{kernels}");
         assert!(query_key.starts_with("int8") && fp8.starts_with("fp32") && half.starts_with("fp32"));
-        assert_eq!(default, "fp8 P·V in fp32");
+        assert_eq!((modified.as_str(), default.as_str()), ("fp8, 16-bit", "fp8 P·V in fp32"));
         let turing = support(ComputeCapability::new(7, 5), "T4");
-        assert_eq!(turing[2..6], ["sm_75", "int8", "–", "fp32, fp16, fp16+fp32"]);
-        assert_eq!(support(ComputeCapability::new(7, 0), "V100")[2..6], ["–"; 4]);
+        assert_eq!(turing[2..7], ["sm_75", "int8", "–", "fp32, fp16, fp16+fp32", "–"]);
+        assert_eq!(support(ComputeCapability::new(7, 0), "V100")[2..7], ["–"; 5]);
     }
 }

@@ -35,6 +35,21 @@ fn join<const BYTES: usize>(words: &[u32]) -> [u8; BYTES] {
 }
 
 #[track_caller]
+pub unsafe fn load_u8_if(condition: bool, address: u64) -> u8 {
+    if condition { u8::from_le_bytes(load(address)) } else { 0 }
+}
+
+#[track_caller]
+pub unsafe fn load_u16_if(condition: bool, address: u64) -> u16 {
+    if condition { u16::from_le_bytes(load(address)) } else { 0 }
+}
+
+#[track_caller]
+pub unsafe fn load_f32_if(condition: bool, address: u64) -> f32 {
+    if condition { f32::from_le_bytes(load(address)) } else { 0.0 }
+}
+
+#[track_caller]
 pub unsafe fn load_u16(address: u64) -> u16 {
     u16::from_le_bytes(load(address))
 }

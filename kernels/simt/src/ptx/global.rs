@@ -3,6 +3,27 @@
 
 use core::arch::asm;
 
+/// A load under a predicate, so that there is no branch around it.
+macro_rules! load_if {
+    ($name:ident $type:ty, $class:ident $register:ty, $instruction:literal, $from:expr) => {
+        #[inline(always)]
+        pub unsafe fn $name(condition: bool, address: u64) -> $type {
+            let value: $register;
+            // SAFETY: the caller's contract is the instruction's.
+            unsafe {
+                asm!("{{ .reg .pred p; setp.ne.u32 p, {condition}, 0; @p ", $instruction, " {value}, [{address}]; }}",
+                    condition = in(reg32) condition as u32, value = inout($class) 0 as $register => value,
+                    address = in(reg64) address, options(pure, readonly, nostack))
+            }
+            $from(value)
+        }
+    };
+}
+
+load_if!(load_u8_if u8, reg32 u32, "ld.global.nc.u8", |value: u32| value as u8);
+load_if!(load_u16_if u16, reg16 u16, "ld.global.nc.b16", |value: u16| value);
+load_if!(load_f32_if f32, reg32 u32, "ld.global.nc.b32", f32::from_bits);
+
 #[inline(always)]
 pub unsafe fn load_u16(address: u64) -> u16 {
     let value;

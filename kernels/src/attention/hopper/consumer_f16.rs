@@ -10,13 +10,14 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE};
 use sage_layout::value_tile;
-use simt::warp;
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
+use simt::{math, warp};
 
 use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
+use crate::attention::modifier::{ChunkScores, Modifier, Score};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
@@ -37,6 +38,14 @@ struct State<const REGISTERS: usize> {
     scale: f32,
 }
 
+impl<const REGISTERS: usize> State<REGISTERS> {
+    /// The scores in its registers.
+    #[inline(always)]
+    fn chunk_scores(&self, visible: Visible) -> ChunkScores<i32, 32> {
+        ChunkScores { scores: self.scores, scale: self.scale, visible }
+    }
+}
+
 /// Attention of every item of this CTA. `REGISTERS` is half of `HEAD_DIM`.
 ///
 /// # Safety
@@ -44,7 +53,7 @@ struct State<const REGISTERS: usize> {
 /// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
 /// say.
 #[inline(always)]
-pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn consume<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     params: &AttentionParams,
     base: u32,
     signals: Signals,
@@ -57,14 +66,14 @@ pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIS
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
         while let Some(item) = warpgroup.next_item::<S>() {
-            attend::<E, S, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
+            attend::<E, M, S, HEAD_DIM, REGISTERS>(&mut warpgroup, item);
         }
     }
 }
 
 /// One item, from its scores to its output.
 #[inline(always)]
-unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+unsafe fn attend<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     warpgroup: &mut Warpgroup<HEAD_DIM>,
     item: WorkItem<S>,
 ) where
@@ -86,7 +95,7 @@ unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS:
             scale: 0.0,
         };
         warpgroup.release_tiles_before(item);
-        if tiles.count() > 0 {
+        if tiles.count() > 0 && !M::MODIFIES {
             warpgroup.wait_tiles(warpgroup.position);
             state.scale = state.query_scale * warpgroup.key_scale(item, tiles.first);
             wgmma::fence();
@@ -96,18 +105,29 @@ unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS:
             wgmma::settle(&mut state.scores);
             let visible = VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane);
             let first = Visible::Some(visible.of_chunk(tiles.first * KEY_TILE));
-            state.softmax.raise_reference::<HalfProbabilities<E>>(&state.scores, state.scale, first);
-
+            state.softmax.raise_reference::<HalfProbabilities<E>, _>(&state.chunk_scores(first));
+        }
+        if tiles.count() > 0 {
             let mut tile = tiles.first;
             while tile < tiles.end {
-                let [whole_end, end] = tiles.runs(tile, tiles.end);
+                let [whole_end, end] = if M::MODIFIES { [tile, tiles.end] } else { tiles.runs(tile, tiles.end) };
                 while tile < whole_end {
                     step::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], None);
                     tile += 1;
                 }
                 let visible = VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane);
                 while tile < end {
-                    step::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, [tile, tiles.end], Some(visible));
+                    if M::MODIFIES {
+                        step_modified::<E, M, S, HEAD_DIM, REGISTERS>(warpgroup, &mut state, item, tile, visible);
+                    } else {
+                        step::<E, S, HEAD_DIM, REGISTERS>(
+                            warpgroup,
+                            &mut state,
+                            item,
+                            [tile, tiles.end],
+                            Some(visible),
+                        );
+                    }
                     tile += 1;
                 }
             }
@@ -133,19 +153,21 @@ unsafe fn step<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: u
 {
     let current = warpgroup.position;
     let next_tile = min(tile + 1, end - 1);
-    let visible = |chunk: u32| match mask {
-        Some(mask) => Visible::Some(mask.of_chunk((2 * tile + chunk) * KEY_CHUNK)),
+    let first_key = tile * KEY_TILE;
+    let visible = |first_key: u32| match mask {
+        Some(mask) => Visible::Some(mask.of_chunk(first_key)),
         None => Visible::All,
     };
-    let (first, second) = (visible(0), visible(1));
+    let (first, second) = (visible(first_key), visible(first_key + KEY_CHUNK));
     let value = value_chunk(warpgroup, current);
 
     // SAFETY: see `attend`.
     unsafe {
         // chunk A; nothing is in flight
-        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, first);
+        let scores = state.chunk_scores(first);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
         if saturated {
-            rebase(state, first, &mut probabilities);
+            rebase(state, &scores, &mut probabilities);
         }
         add_row_sums::<E, REGISTERS>(state, &probabilities);
         wgmma::fence();
@@ -160,11 +182,12 @@ unsafe fn step<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: u
         warpgroup.position.advance();
         let next = if next_tile > tile { warpgroup.position } else { current };
         warpgroup.wait_tiles(next);
-        let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, second);
+        let scores = state.chunk_scores(second);
+        let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
         if saturated {
             wgmma::wait::<0>();
             wgmma::settle(&mut state.output);
-            rebase(state, second, &mut probabilities);
+            rebase(state, &scores, &mut probabilities);
         }
         // behind the branch, over which ptxas does not move it up: before, it would stand above the exponentials
         wgmma::wait::<0>();
@@ -181,6 +204,50 @@ unsafe fn step<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: u
         wgmma::settle(&mut state.output);
         warpgroup.release_tiles(current);
         state.scale = state.query_scale * next_key_scale;
+    }
+}
+
+/// One key tile with modified scores, a chunk at a time. Nothing is in flight while scores are modified, and no chunk's maximum is
+/// known before: the first replaces the reference that there is none.
+#[inline(always)]
+unsafe fn step_modified<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+    warpgroup: &mut Warpgroup<HEAD_DIM>,
+    state: &mut State<REGISTERS>,
+    item: WorkItem<S>,
+    tile: u32,
+    mask: VisibleKeys,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E::Operands>,
+{
+    let position = warpgroup.position;
+    let value = value_chunk(warpgroup, position);
+    // SAFETY: see `attend`.
+    unsafe {
+        warpgroup.wait_tiles(position);
+        state.scale = state.query_scale * warpgroup.key_scale(item, tile);
+        // not unrolled: modifiers are much code
+        for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
+            wgmma::fence();
+            warpgroup.multiply_query_key(&mut state.scores, warpgroup.key_chunk(position, chunk));
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.scores);
+            let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
+            let scores = state.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
+            let scores = M::apply(warpgroup.place(item), first_key, scores);
+            let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
+            if saturated {
+                rebase(state, &scores, &mut probabilities);
+            }
+            add_row_sums::<E, REGISTERS>(state, &probabilities);
+            wgmma::fence();
+            multiply_value(&mut state.output, &probabilities, value.advance(chunk * value_tile::GROUP_BYTES));
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.output);
+        }
+        warpgroup.release_tiles(position);
+        warpgroup.position.advance();
     }
 }
 
@@ -214,13 +281,13 @@ fn add_row_sums<E, const REGISTERS: usize>(state: &mut State<REGISTERS>, probabi
 
 /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
 #[inline(always)]
-fn rebase<E: Element, const REGISTERS: usize>(
+fn rebase<E: Element, S: Score, const REGISTERS: usize>(
     state: &mut State<REGISTERS>,
-    visible: Visible,
+    scores: &ChunkScores<S, 32>,
     probabilities: &mut HalfProbabilities<E>,
 ) {
     let rescale;
-    (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
+    (*probabilities, rescale) = state.softmax.rebase(scores);
     for (index, value) in state.output.iter_mut().enumerate() {
         *value *= rescale[index / 2 % 2];
     }

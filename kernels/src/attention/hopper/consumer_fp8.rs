@@ -25,6 +25,7 @@ use super::pipeline::{Position, Signals};
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
+use crate::attention::modifier::{ChunkScores, Modifier, Score};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
@@ -57,6 +58,14 @@ struct State<const REGISTERS: usize> {
     scale: f32,
 }
 
+impl<const REGISTERS: usize> State<REGISTERS> {
+    /// The scores in its registers.
+    #[inline(always)]
+    fn chunk_scores(&self, visible: Visible) -> ChunkScores<i32, 32> {
+        ChunkScores { scores: self.scores, scale: self.scale, visible }
+    }
+}
+
 /// Attention of every item of this CTA. `REGISTERS` is half of `HEAD_DIM`, and four.
 ///
 /// # Safety
@@ -64,7 +73,7 @@ struct State<const REGISTERS: usize> {
 /// All threads of consumer warpgroup `warpgroup` call it; barriers are initialised; the operands are as the parameters
 /// say.
 #[inline(always)]
-pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn consume<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     params: &AttentionParams,
     base: u32,
     signals: Signals,
@@ -79,7 +88,7 @@ pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIS
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
         while let Some(item) = consumer.warpgroup.next_item::<S>() {
-            consumer.attend::<E, S>(item);
+            consumer.attend::<E, M, S>(item);
         }
     }
 }
@@ -93,7 +102,7 @@ where
 
     /// One item, from its scores to its output.
     #[inline(always)]
-    unsafe fn attend<E: Element, S: Sequences>(&mut self, item: WorkItem<S>) {
+    unsafe fn attend<E: Element, M: Modifier, S: Sequences>(&mut self, item: WorkItem<S>) {
         let params = self.warpgroup.params;
         let tiles = item.warpgroup_key_tiles(params, self.warpgroup.index);
         let first_row = self.warpgroup.first_row(item);
@@ -115,7 +124,7 @@ where
             self.clear_row_sums();
 
             self.warpgroup.release_tiles_before(item);
-            if tiles.count() > 0 {
+            if tiles.count() > 0 && !M::MODIFIES {
                 let visible = VisibleKeys::new(params, item.sequence, first_row, self.warpgroup.lane);
                 let key_scale = self.warpgroup.key_scale(item, tiles.first);
                 self.warpgroup.wait_tiles(self.warpgroup.position);
@@ -127,12 +136,13 @@ where
                 wgmma::settle(&mut state.scores);
                 state.scale = state.query_scale * key_scale;
                 let first = Visible::Some(visible.of_chunk(tiles.first * KEY_TILE));
-                state.softmax.raise_reference::<E4m3Probabilities>(&state.scores, state.scale, first);
-
+                state.softmax.raise_reference::<E4m3Probabilities, _>(&state.chunk_scores(first));
+            }
+            if tiles.count() > 0 {
                 let mut tile = tiles.first;
                 loop {
                     let end = min((tile | last) + 1, tiles.end);
-                    let [whole_end, masked_end] = tiles.runs(tile, end);
+                    let [whole_end, masked_end] = if M::MODIFIES { [tile, end] } else { tiles.runs(tile, end) };
                     while tile < whole_end {
                         self.step(&mut state, item, [tile, tiles.end], None);
                         tile += 1;
@@ -142,7 +152,11 @@ where
                         let visible =
                             VisibleKeys::new(params, item.sequence, math::opaque(first_row), self.warpgroup.lane);
                         while tile < masked_end {
-                            self.step(&mut state, item, [tile, tiles.end], Some(visible));
+                            if M::MODIFIES {
+                                self.step_modified::<M, S>(&mut state, item, tile, visible);
+                            } else {
+                                self.step(&mut state, item, [tile, tiles.end], Some(visible));
+                            }
                             tile += 1;
                         }
                     }
@@ -180,11 +194,12 @@ where
     ) {
         let current = self.warpgroup.position;
         let next_tile = min(tile + 1, end - 1);
-        let visible = |chunk: u32| match mask {
-            Some(mask) => Visible::Some(mask.of_chunk((2 * tile + chunk) * KEY_CHUNK)),
+        let first_key = tile * KEY_TILE;
+        let visible = |first_key: u32| match mask {
+            Some(mask) => Visible::Some(mask.of_chunk(first_key)),
             None => Visible::All,
         };
-        let (first, second) = (visible(0), visible(1));
+        let (first, second) = (visible(first_key), visible(first_key + KEY_CHUNK));
         let value = self.value_chunk(current);
 
         // SAFETY: see `attend`.
@@ -192,9 +207,10 @@ where
             let next_key_scale = self.warpgroup.key_scale(item, next_tile);
 
             // chunk A; nothing is in flight
-            let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, first);
+            let scores = state.chunk_scores(first);
+            let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
             if saturated {
-                self.rebase(state, first, &mut probabilities);
+                self.rebase(state, &scores, &mut probabilities);
             }
             wgmma::fence();
             self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(current, 1));
@@ -208,11 +224,12 @@ where
             self.warpgroup.position.advance();
             let next = if next_tile > tile { self.warpgroup.position } else { current };
             self.warpgroup.wait_tiles(next);
-            let (mut probabilities, saturated) = state.softmax.probabilities(&state.scores, state.scale, second);
+            let scores = state.chunk_scores(second);
+            let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
             wgmma::wait::<0>();
             wgmma::settle(&mut state.output);
             if saturated {
-                self.rebase(state, second, &mut probabilities);
+                self.rebase(state, &scores, &mut probabilities);
             }
             // those of chunk B of the tile before, and of chunk A
             self.empty_row_sums(&mut state.output, tile);
@@ -229,6 +246,48 @@ where
         }
     }
 
+    /// One key tile with modified scores, a chunk at a time. Nothing is in flight while scores are modified, and no chunk's maximum is
+    /// known before: the first replaces the reference that there is none.
+    #[inline(always)]
+    unsafe fn step_modified<M: Modifier, S: Sequences>(
+        &mut self,
+        state: &mut State<REGISTERS>,
+        item: WorkItem<S>,
+        tile: u32,
+        mask: VisibleKeys,
+    ) {
+        let position = self.warpgroup.position;
+        let value = self.value_chunk(position);
+        // SAFETY: see `attend`.
+        unsafe {
+            self.warpgroup.wait_tiles(position);
+            state.scale = state.query_scale * self.warpgroup.key_scale(item, tile);
+            // not unrolled: modifiers are much code
+            for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
+                wgmma::fence();
+                self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(position, chunk));
+                wgmma::commit();
+                wgmma::wait::<0>();
+                wgmma::settle(&mut state.scores);
+                let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
+                let scores = state.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
+                let scores = M::apply(self.warpgroup.place(item), first_key, scores);
+                let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
+                if saturated {
+                    self.rebase(state, &scores, &mut probabilities);
+                }
+                wgmma::fence();
+                Self::multiply_value(&mut state.output, &probabilities, value.advance(chunk * KEY_CHUNK));
+                wgmma::commit();
+                wgmma::wait::<0>();
+                wgmma::settle(&mut state.output);
+            }
+            self.empty_row_sums(&mut state.output, tile);
+            self.warpgroup.release_tiles(position);
+            self.warpgroup.position.advance();
+        }
+    }
+
     /// `output` += probabilities · value for 64 keys.
     #[inline(always)]
     unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
@@ -241,9 +300,14 @@ where
 
     /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
     #[inline(always)]
-    unsafe fn rebase(&self, state: &mut State<REGISTERS>, visible: Visible, probabilities: &mut E4m3Probabilities) {
+    unsafe fn rebase<S: Score>(
+        &self,
+        state: &mut State<REGISTERS>,
+        scores: &ChunkScores<S, 32>,
+        probabilities: &mut E4m3Probabilities,
+    ) {
         let rescale;
-        (*probabilities, rescale) = state.softmax.rebase(&state.scores, state.scale, visible);
+        (*probabilities, rescale) = state.softmax.rebase(scores);
         for (index, value) in state.output.iter_mut().enumerate() {
             *value *= rescale[index / 2 % 2];
         }

@@ -26,6 +26,7 @@ use sage_layout::tile::CONSUMER_WARPGROUPS;
 use simt::wgmma::{E4m3, ValueAccumulator};
 use simt::{barrier, mbarrier, shared, thread, warp};
 
+use crate::attention::modifier::Modifier;
 use crate::element::Element;
 use crate::sequences::Sequences;
 use pipeline::Signals;
@@ -59,13 +60,14 @@ pub trait Values {
     unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32);
 }
 
-/// Values in e4m3. `REGISTERS` is half of `HEAD_DIM`, and four for the row sums.
-pub struct E4m3Values<E, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<E>);
+/// Values in e4m3, with scores modified by `M`. `REGISTERS` is half of `HEAD_DIM`, and four for the row sums.
+pub struct E4m3Values<E, M, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<(E, M)>);
 
-/// Values in the caller's 16-bit type. `REGISTERS` is half of `HEAD_DIM`.
-pub struct HalfValues<E, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<E>);
+/// Values in the caller's 16-bit type, with scores modified by `M`. `REGISTERS` is half of `HEAD_DIM`.
+pub struct HalfValues<E, M, const HEAD_DIM: u32, const REGISTERS: usize>(PhantomData<(E, M)>);
 
-impl<E: Element, const HEAD_DIM: u32, const REGISTERS: usize> Values for E4m3Values<E, HEAD_DIM, REGISTERS>
+impl<E: Element, M: Modifier, const HEAD_DIM: u32, const REGISTERS: usize> Values
+    for E4m3Values<E, M, HEAD_DIM, REGISTERS>
 where
     [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
@@ -88,11 +90,12 @@ where
     #[inline(always)]
     unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe { consumer_fp8::consume::<E, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
+        unsafe { consumer_fp8::consume::<E, M, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
     }
 }
 
-impl<E: Element, const HEAD_DIM: u32, const REGISTERS: usize> Values for HalfValues<E, HEAD_DIM, REGISTERS>
+impl<E: Element, M: Modifier, const HEAD_DIM: u32, const REGISTERS: usize> Values
+    for HalfValues<E, M, HEAD_DIM, REGISTERS>
 where
     [f32; REGISTERS]: ValueAccumulator<E::Operands>,
 {
@@ -105,7 +108,7 @@ where
     #[inline(always)]
     unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe { consumer_f16::consume::<E, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
+        unsafe { consumer_f16::consume::<E, M, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
     }
 }
 

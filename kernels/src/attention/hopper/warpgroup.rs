@@ -9,6 +9,7 @@ use simt::{global, math, shared, thread, warp};
 
 use super::pipeline::{Position, Signal, Signals};
 use super::producer::NO_ITEM;
+use crate::attention::modifier::Place;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::Scores;
 use crate::quantize::query_key::key_head_of;
@@ -136,6 +137,12 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     #[inline(always)]
     pub fn first_row<S>(&self, item: WorkItem<S>) -> u32 {
         item.first_query + self.index * WARPGROUP_ROWS + self.warp * WARP_ROWS
+    }
+
+    /// Where the lane's scores are.
+    #[inline(always)]
+    pub fn place<S>(&self, item: WorkItem<S>) -> Place<'a> {
+        Place { params: self.params, head: item.head, first_row: self.first_row(item), lane: self.lane }
     }
 
     /// Address of the warp's part of shared memory.

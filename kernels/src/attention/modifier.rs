@@ -1,0 +1,204 @@
+//! What is done to scores before the softmax: a soft cap, a bias, a boolean mask.
+
+use core::cmp::min;
+use core::f32::consts::LOG2_E;
+
+use sage_layout::params::{AttentionParams, BiasType, ScoreView};
+use sage_layout::tile::padded_queries;
+use simt::{global, math};
+
+use super::mask::ChunkMask;
+use super::softmax::Visible;
+use crate::element::{Bf16, Element, F16};
+
+/// A score in a register.
+pub trait Score: Copy {
+    /// Its value, exactly.
+    fn to_f32(self) -> f32;
+}
+
+impl Score for i32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+}
+
+impl Score for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// Scores of some accumulator registers, as the softmax takes them.
+#[derive(Clone, Copy)]
+pub struct ChunkScores<S, const N: usize> {
+    /// The scores.
+    pub scores: [S; N],
+    /// Turns them into base-2 scores.
+    pub scale: f32,
+    /// Which of them count.
+    pub visible: Visible,
+}
+
+/// Where a lane's scores are.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Of the kernel.
+    pub params: &'a AttentionParams,
+    /// Index over batches and query heads.
+    pub head: u32,
+    /// First row of the warp's 16.
+    pub first_row: u32,
+    /// Lane of the warp.
+    pub lane: u32,
+}
+
+/// A kind of kernel: whether it modifies scores.
+pub trait Modifier {
+    /// Whether it may.
+    const MODIFIES: bool;
+    /// What scores become.
+    type Score: Score;
+
+    /// The scores of the accumulator registers of the keys from `first_key` on, which `scale` turns into base-2 scores.
+    ///
+    /// # Safety
+    ///
+    /// The operands are as the parameters say.
+    unsafe fn apply<const N: usize>(
+        place: Place,
+        first_key: u32,
+        scores: ChunkScores<i32, N>,
+    ) -> ChunkScores<Self::Score, N>;
+}
+
+/// Scores stay what they are.
+pub struct Unmodified;
+
+/// Scores are modified as the parameters say.
+pub struct Modified;
+
+impl Modifier for Unmodified {
+    const MODIFIES: bool = false;
+    type Score = i32;
+
+    #[inline(always)]
+    unsafe fn apply<const N: usize>(_: Place, _: u32, scores: ChunkScores<i32, N>) -> ChunkScores<i32, N> {
+        scores
+    }
+}
+
+impl Modifier for Modified {
+    const MODIFIES: bool = true;
+    type Score = f32;
+
+    #[inline(always)]
+    unsafe fn apply<const N: usize>(
+        place: Place,
+        first_key: u32,
+        ChunkScores { scores, scale, visible }: ChunkScores<i32, N>,
+    ) -> ChunkScores<f32, N> {
+        let modifiers = &place.params.modifiers;
+        let mut scores: [f32; N] = core::array::from_fn(|index| scores[index] as f32 * scale);
+        let mut mask = match visible {
+            Visible::All => ChunkMask::ALL,
+            Visible::Some(mask) => mask,
+        };
+        // keys that the mask hides may not exist: nothing of them is loaded
+        // SAFETY: forwarded contract.
+        unsafe {
+            if modifiers.soft_cap != 0.0 {
+                place.cap(&mut scores);
+            }
+            if modifiers.bias.address != 0 {
+                let view = &modifiers.bias;
+                let mut add = |index: usize, bias: f32| scores[index] = math::fma(bias, LOG2_E, scores[index]);
+                if modifiers.bias_type == BiasType::F32 as u32 {
+                    place.elements(view, first_key, 4).for_each::<N>(|index, address| {
+                        add(index, global::load_f32_if(mask.shows(index), address));
+                    });
+                } else {
+                    let is_bf16 = modifiers.bias_type == BiasType::Bf16 as u32;
+                    place.elements(view, first_key, 2).for_each::<N>(|index, address| {
+                        let bits = global::load_u16_if(mask.shows(index), address);
+                        add(index, if is_bf16 { Bf16::to_f32(bits) } else { F16::to_f32(bits) });
+                    });
+                }
+            }
+            if modifiers.boolean_mask.address != 0 {
+                place.elements(&modifiers.boolean_mask, first_key, 1).for_each::<N>(|index, address| {
+                    let is_visible = global::load_u8_if(mask.shows(index), address);
+                    mask.hide_if(index, is_visible == 0);
+                });
+            }
+        }
+        ChunkScores { scores, scale: 1.0, visible: Visible::Some(mask) }
+    }
+}
+
+/// Where the elements of a tensor `[batch, heads, query_len, key_len]` are that belong to a lane's accumulator registers.
+struct Elements {
+    /// That of each row and the lane's first key.
+    rows: [u64; 2],
+    /// Bytes from key to key.
+    stride: i64,
+}
+
+impl Elements {
+    /// Calls `f` for `N` registers and their elements' addresses.
+    #[inline(always)]
+    fn for_each<const N: usize>(self, mut f: impl FnMut(usize, u64)) {
+        let Self { mut rows, stride } = self;
+        for group in 0..N / 4 {
+            for part in 0..4 {
+                f(4 * group + part, rows[part / 2].wrapping_add_signed(if part % 2 == 0 { 0 } else { stride }));
+            }
+            rows = rows.map(|row| row.wrapping_add_signed(8 * stride));
+        }
+    }
+}
+
+impl Place<'_> {
+    /// The lane's two rows, or the last one in the place of rows that pad.
+    #[inline(always)]
+    fn rows(&self) -> [u32; 2] {
+        // opaque: see `elements`
+        let row = math::opaque(self.first_row) + math::opaque(self.lane) / 4;
+        let last = math::opaque(self.params.output.tokens) - 1;
+        [row, row + 8].map(|row| min(row, last))
+    }
+
+    /// Of a tensor whose elements are so many bytes.
+    #[inline(always)]
+    fn elements(&self, view: &ScoreView, first_key: u32, bytes: i64) -> Elements {
+        // opaque, or what follows from them is kept in registers from one chunk to the next
+        let (head, lane) = (math::opaque(self.head), math::opaque(self.lane));
+        let (batch, head) = math::div_rem(head, math::opaque(self.params.output.heads));
+        let first_key = first_key + 2 * (lane % 4);
+        let start = batch as i64 * view.batch + head as i64 * view.head + first_key as i64 * view.key;
+        let row = |row: u32| view.address.wrapping_add_signed(bytes * (start + row as i64 * view.query));
+        Elements { rows: self.rows().map(row), stride: bytes * view.key }
+    }
+
+    /// `cap · tanh(score / cap)`, which is `cap − 2 · cap / (1 + exp(2 · score / cap))`. What smoothed keys took out of the scores comes
+    /// back before.
+    #[inline(always)]
+    unsafe fn cap(&self, scores: &mut [f32]) {
+        let modifiers = &self.params.modifiers;
+        let mut shift = [0.0; 2];
+        if modifiers.score_shift != 0 {
+            let head = math::opaque(self.head) as u64 * padded_queries(math::opaque(self.params.output.tokens)) as u64;
+            // SAFETY: the rows are the head's.
+            shift = self
+                .rows()
+                .map(|row| unsafe { global::load_f32(modifiers.score_shift + 4 * (head + row as u64)) } * LOG2_E);
+        }
+        let cap = modifiers.soft_cap * LOG2_E;
+        for (index, score) in scores.iter_mut().enumerate() {
+            let power = math::exp2((*score + shift[index / 2 % 2]) * modifiers.inverse_soft_cap * 2.0);
+            *score = math::fma(-2.0 * cap, math::reciprocal(1.0 + power), cap);
+        }
+    }
+}
