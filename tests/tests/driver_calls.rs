@@ -238,9 +238,9 @@ fn buffers(prepared: &PreparedPlan) -> GpuBuffers {
         output: place(4),
         log_sum_exp: prepared.plan().options().return_lse.then(|| place(5)),
         sinks: prepared.plan().options().sinks.then(|| place(7)),
-        ..Default::default()
         workspace: place(6),
         workspace_bytes: prepared.plan().workspace_bytes(),
+        ..Default::default()
     }
 }
 
