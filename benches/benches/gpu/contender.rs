@@ -7,10 +7,11 @@ use sage_tests::tensor::Random;
 use sageattention::gpu::launch::Part as Kernels;
 use sageattention::gpu::memory::{DeviceMemory, Event, Stream};
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, DType, Error, Gpu, GpuBuffers, Mask, PreparedPlan, TensorLayout,
+    AttentionOptions, AttentionPlan, AttentionProblem, DType, Error, Gpu, GpuBuffers, Mask, PreparedPlan,
+    SequenceLengths, TensorLayout,
 };
 
-use crate::{BURST, Variant, mask};
+use crate::{BURST, MIXED_LENGTHS, Setting, Variant};
 
 /// The tensors of a head dimension. Each length takes the same elements for other sequences.
 pub struct Tensors {
@@ -67,7 +68,7 @@ impl<'a> Contender<'a> {
 
     pub fn peer(tensors: &Tensors, case: &Case, Peer { backend, dtype, .. }: Peer) -> Self {
         let [batch, heads, length, head_dim] = tensors.shape(case.length);
-        let causal = mask(case) == Mask::Causal;
+        let causal = Setting::of(case).mask == Mask::Causal;
         Self::Peer(Request { backend, dtype, batch, heads, length, head_dim, causal, timing: BURST })
     }
 }
@@ -76,6 +77,8 @@ impl<'a> Contender<'a> {
 pub struct Ours<'a> {
     tensors: &'a Tensors,
     prepared: PreparedPlan,
+    /// Of packed sequences.
+    starts: Option<DeviceMemory>,
     workspace: DeviceMemory,
     kernels: Kernels,
     /// About how long a call takes.
@@ -84,12 +87,27 @@ pub struct Ours<'a> {
 
 impl<'a> Ours<'a> {
     fn new(tensors: &'a Tensors, case: &Case, variant: &Variant) -> Result<Self, Error> {
-        let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, tensors.shape(case.length));
-        let options = AttentionOptions { mask: mask(case), ..variant.options() };
+        let setting = Setting::of(case);
+        let mut problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, tensors.shape(case.length));
+        let mut starts = None;
+        if setting.is_mixed {
+            let Tensors { gpu, stream, tokens, heads, head_dim, .. } = tensors;
+            let total = [*tokens, *heads];
+            problem = AttentionProblem::packed(DType::F16, MIXED_LENGTHS.len(), [total[0], total[1], *head_dim], total);
+            let mut end = 0;
+            let ends = MIXED_LENGTHS.map(|length| {
+                end += length as i32;
+                end
+            });
+            let mut memory = DeviceMemory::new(gpu, "cu_seqlens", size_of_val(&ends) + 4)?;
+            memory.write(0, bytemuck::cast_slice(&[&[0], &ends[..]].concat()), stream)?;
+            starts = Some(memory);
+        }
+        let options = AttentionOptions { mask: setting.mask, ..variant.options() };
         let plan = AttentionPlan::new(problem, options)?;
         let prepared = plan.prepare_for(tensors.gpu, variant.architecture)?;
         let workspace = DeviceMemory::new(tensors.gpu, "workspace", plan.workspace_bytes() as usize)?;
-        let mut ours = Self { tensors, prepared, workspace, kernels: Kernels::All, call_ms: f64::INFINITY };
+        let mut ours = Self { tensors, prepared, starts, workspace, kernels: Kernels::All, call_ms: f64::INFINITY };
         // The attention kernel alone needs what the quantization leaves.
         ours.run(1)?;
         ours.kernels = match case.part {
@@ -124,7 +142,12 @@ impl<'a> Ours<'a> {
             key: key.address(),
             value: value.address(),
             output: output.address(),
-            log_sum_exp: None,
+            lengths: match &self.starts {
+                None => SequenceLengths::Uniform,
+                Some(starts) => {
+                    SequenceLengths::Packed { cu_seqlens_q: starts.address(), cu_seqlens_k: starts.address() }
+                }
+            },
             workspace: self.workspace.address(),
             workspace_bytes: self.workspace.bytes() as u64,
             ..Default::default()

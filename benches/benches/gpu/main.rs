@@ -1,7 +1,7 @@
 //! Speed on the GPU: the attention kernel alone, the quantization alone, and the whole call; and how exact it is.
 //!
-//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 channels or 32 of 64. An
-//! operation is a multiplication or an addition of the two matrix products, half of them for a causal mask. For the
+//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 channels, 32 of 64 or 8 of
+//! 256. An operation is a multiplication or an addition of the two matrix products, half of them for a causal mask. For the
 //! quantization, gigabytes are those that it can't do without: each tensor read once, its codes written once.
 //!
 //! Each case is timed in two ways. In *bursts*: after 80 ms of rest and one call to warm up, about 12 ms of calls between
@@ -23,8 +23,8 @@ use sage_measure::{Accuracy, Arguments, Case, Device as Where, Measurement, Mode
 use sage_tests::gpu::attend_with;
 use sage_tests::tensor::Inputs;
 use sageattention::{
-    Architecture, AttentionOptions, AttentionPlan, AttentionProblem, DType, Device, Error as SageError, Gpu, Mask,
-    PvAccum, PvMode, QkMode, TensorLayout, attention, devices, testing,
+    Architecture, AttentionOptions, AttentionPlan, AttentionProblem, CausalAlign, DType, Device, Error as SageError,
+    Gpu, Mask, PvAccum, PvMode, QkMode, TensorLayout, attention, devices, testing,
 };
 
 /// A way to compute attention of ours.
@@ -92,8 +92,56 @@ impl Variant {
 /// Tokens of a batch, all sequences together.
 const TOKENS: usize = 32768;
 /// Head dimension, and how many heads.
-const HEADS: [(usize, usize); 2] = [(128, 16), (64, 32)];
-const MASKS: [(&str, Mask); 2] = [("full", Mask::None), ("causal", Mask::Causal)];
+const HEADS: [(usize, usize); 3] = [(128, 16), (64, 32), (256, 8)];
+
+/// Which keys queries see.
+struct Setting {
+    name: &'static str,
+    mask: Mask,
+    /// The shortest length that is measured, and the longest.
+    lengths: [usize; 2],
+    /// Whether sequences are packed, and of [`MIXED_LENGTHS`].
+    is_mixed: bool,
+    /// Whether peers and all kernels of ours are measured, or the best of ours alone; and how exact they are.
+    is_main: bool,
+}
+
+/// Keys of a sliding window, the query's own among them.
+const WINDOW: usize = 4096;
+/// Lengths of packed sequences: as many tokens as of equally long ones.
+const MIXED_LENGTHS: [usize; 9] = [100, 156, 256, 512, 1024, 2048, 4096, 8192, 16384];
+
+const SETTINGS: &[Setting] = &[
+    Setting { name: "full", mask: Mask::None, lengths: [0, usize::MAX], is_mixed: false, is_main: true },
+    Setting { name: "causal", mask: Mask::Causal, lengths: [0, usize::MAX], is_mixed: false, is_main: true },
+    Setting {
+        name: "window",
+        mask: Mask::Window { left: Some(WINDOW as u32 - 1), right: Some(0), align: CausalAlign::TopLeft },
+        lengths: [2 * WINDOW, usize::MAX],
+        is_mixed: false,
+        is_main: false,
+    },
+    Setting { name: "mixed", mask: Mask::None, lengths: [16384, 16384], is_mixed: true, is_main: false },
+];
+
+impl Setting {
+    fn of(case: &Case) -> &'static Self {
+        SETTINGS.iter().find(|setting| setting.name == case.mask).unwrap_or(&SETTINGS[0])
+    }
+
+    /// Queries and keys that meet, of a head.
+    fn pairs(&self, length: usize) -> f64 {
+        let square = |length: usize| (length * length) as f64;
+        match self.mask {
+            _ if self.is_mixed => MIXED_LENGTHS.into_iter().map(square).sum(),
+            Mask::None => (TOKENS * length) as f64,
+            Mask::Window { .. } => {
+                (TOKENS / length) as f64 * (square(WINDOW) / 2.0 + ((length - WINDOW) * WINDOW) as f64)
+            }
+            _ => (TOKENS * length) as f64 / 2.0,
+        }
+    }
+}
 /// The call whose result is compared with the exact one.
 const ACCURACY_HEADS: usize = 2;
 const ACCURACY_LENGTH: usize = 4096;
@@ -187,21 +235,28 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for (head_dim, _) in HEADS {
-        for (mask, _) in MASKS {
+        for setting in SETTINGS {
             let mut add = |length, part, contender: &str| {
+                let mask = setting.name;
                 cases.push(Case { engine: "gpu", head_dim, mask, length, part, contender: contender.into() });
             };
-            for &length in effort.lengths {
-                for variant in VARIANTS {
+            // of 256 channels there is one kernel for a kind of values, and of sequences that differ none
+            let is_wide = head_dim > 128;
+            let is_main = setting.is_main && !is_wide;
+            let variants = || VARIANTS.iter().filter(move |variant| is_main || variant.architecture.is_none());
+            let [shortest, longest] = setting.lengths;
+            let lengths = effort.lengths.iter().filter(|length| (shortest..=longest).contains(length));
+            for &length in lengths.filter(|_| !(is_wide && setting.is_mixed)) {
+                for variant in variants() {
                     for &part in variant.parts() {
                         add(length, part, variant.name);
                     }
                 }
-                for peer in PEERS.iter().filter(|_| with_peers) {
+                for peer in PEERS.iter().filter(|_| with_peers && is_main) {
                     add(length, Part::Attention, peer.name);
                 }
             }
-            for variant in VARIANTS {
+            for variant in variants().filter(|_| setting.is_main) {
                 add(ACCURACY_LENGTH, Part::Accuracy, variant.name);
             }
         }
@@ -215,11 +270,6 @@ fn variant(case: &Case) -> Option<&'static Variant> {
 
 fn peer(case: &Case) -> Option<Peer> {
     PEERS.into_iter().find(|peer| peer.name == case.contender)
-}
-
-/// The mask that a case names.
-fn mask(case: &Case) -> Mask {
-    MASKS.iter().find(|(name, _)| *name == case.mask).map_or(Mask::None, |(_, mask)| *mask)
 }
 
 /// How long a program waits for its first result: the process's first call, on a GPU that was opened just now.
@@ -257,10 +307,10 @@ impl Bench {
 
     /// Times the cases of a head dimension, and prints a table a mask.
     fn speed(&mut self, mode: Mode, tensors: &Tensors, cases: &[&Case]) -> Result<(), SageError> {
-        for (mask, _) in MASKS {
+        for Setting { name: mask, .. } in SETTINGS {
             let first = self.report.measurements.len();
             for &length in self.effort.lengths {
-                let size = (tensors.head_dim, mask, length);
+                let size = (tensors.head_dim, *mask, length);
                 let of_size = cases.iter().filter(|case| (case.head_dim, case.mask, case.length) == size);
                 self.time(mode, tensors, of_size.copied())?;
             }
@@ -335,7 +385,7 @@ impl Bench {
     }
 
     fn keep(&mut self, tensors: &Tensors, case: &Case, mode: Mode, samples: &[f64]) {
-        let pairs = (TOKENS * tensors.heads * case.length) as f64 * if mask(case) == Mask::None { 1.0 } else { 0.5 };
+        let pairs = tensors.heads as f64 * Setting::of(case).pairs(case.length);
         let operations = (case.part != Part::Quantization).then_some(4.0 * pairs * case.head_dim as f64);
         let bytes = variant(case).filter(|_| case.part == Part::Quantization).map(|variant| {
             let elements = TOKENS * tensors.heads * case.head_dim;
@@ -347,8 +397,8 @@ impl Bench {
     /// Compares results with attention in f64.
     fn accuracy(&mut self, cases: &[&Case]) -> Result<(), SageError> {
         for (head_dim, _) in HEADS {
-            for (mask_name, mask) in MASKS {
-                let same_inputs = cases.iter().filter(|case| (case.head_dim, case.mask) == (head_dim, mask_name));
+            for &Setting { name, mask, .. } in SETTINGS {
+                let same_inputs = cases.iter().filter(|case| (case.head_dim, case.mask) == (head_dim, name));
                 let same_inputs: Vec<_> = same_inputs.filter_map(|case| Some((*case, variant(case)?))).collect();
                 if same_inputs.is_empty() {
                     continue;

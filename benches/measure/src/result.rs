@@ -40,7 +40,7 @@ pub struct Case {
     pub engine: &'static str,
     /// Channels of a head.
     pub head_dim: usize,
-    /// `full` (no mask) or `causal`.
+    /// `full` (no mask), `causal`, `window`, or `mixed` (no mask, sequences of different lengths).
     pub mask: &'static str,
     /// Queries, and keys, of a sequence.
     pub length: usize,

@@ -431,10 +431,14 @@ impl Kernel {
     }
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
-    /// more do not fit; in Hopper's kernels that modify scores, what is kept for an item beside the addresses of biases does not. The budgets (`kernels/budgets`) say how many.
+    /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own. The
+    /// budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         let family = self.family();
-        !(family.quantizes() || family.is_persistent() || matches!(family, Family::TuringF16F32 | Family::TuringF16F16))
+        let hopper_may = family.modifies_scores() || matches!(family, Family::AttentionF16Ragged);
+        !(family.quantizes()
+            || family.is_persistent() && !hopper_may
+            || matches!(family, Family::TuringF16F32 | Family::TuringF16F16))
     }
 
     /// Dynamic shared memory of a launch, in bytes.
