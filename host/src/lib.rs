@@ -91,3 +91,7 @@ pub use tensor::*;
 #[doc = include_str!("../../README.md")]
 #[cfg(doctest)]
 struct Readme;
+
+#[doc = include_str!("../../docs/guide.md")]
+#[cfg(doctest)]
+struct Guide;
