@@ -378,15 +378,12 @@ impl Kernel {
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
     /// more do not fit; in Hopper's kernels that modify scores, what is kept for an item beside the addresses of biases does not. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
-        !matches!(
-            self.family(),
-            Family::Quantize
-                | Family::QuantizeSmoothed
-                | Family::Attention
-                | Family::AttentionF16
-                | Family::TuringF16F32
-                | Family::TuringF16F16
-        )
+        match self.family() {
+            Family::Quantize | Family::QuantizeSmoothed | Family::Attention | Family::AttentionF16 => false,
+            Family::TuringF16F32 => self.head_dim() > 64,
+            Family::TuringF16F16 => false,
+            _ => true,
+        }
     }
 
     /// Dynamic shared memory of a launch, in bytes.
