@@ -62,7 +62,7 @@ pub struct OptionArguments {
 /// Tensors of the file besides query, key and value.
 #[derive(clap::Args)]
 pub struct ScoreArguments {
-    /// Name of a tensor [heads]: a logit of each query head that only the softmax's denominator has
+    /// Name of a tensor of a logit for each query head, which only the softmax's denominator has
     #[arg(long, value_name = "NAME")]
     pub sinks: Option<String>,
     /// Name of a tensor [batch, heads, queries, keys], or one that can be broadcast to it, that is added to the logits
