@@ -434,11 +434,12 @@ impl Kernel {
     /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own. The
     /// budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
-        let family = self.family();
-        let hopper_may = family.modifies_scores() || matches!(family, Family::AttentionF16Ragged);
-        !(family.quantizes()
-            || family.is_persistent() && !hopper_may
-            || matches!(family, Family::TuringF16F32 | Family::TuringF16F16))
+        match self.family() {
+            family if family.quantizes() => false,
+            Family::Attention | Family::AttentionF16 | Family::AttentionRagged | Family::TuringF16F16 => false,
+            Family::TuringF16F32 => self.head_dim() > 64,
+            _ => true,
+        }
     }
 
     /// Dynamic shared memory of a launch, in bytes.
