@@ -261,6 +261,7 @@ impl Call<'_> {
         };
         SequencesParams {
             table: self.address_if(self.plan.workspace.sequences),
+            order: self.address_if(self.plan.workspace.sequence_order),
             query_starts,
             key_starts,
             key_lens,

@@ -48,6 +48,8 @@ pub(crate) struct Workspace {
     pub log_sum_exp_shift: Option<Region>,
     /// Of a ragged batch, the table of [`sage_layout::sequence`].
     pub sequences: Option<Region>,
+    /// The order in which attention takes them.
+    pub sequence_order: Option<Region>,
     /// See [`sage_layout::schedule::counter`].
     pub counters: Region,
     /// All of it.
@@ -114,6 +116,7 @@ impl Workspace {
                 .has_log_sum_exp_shift()
                 .then(|| region([query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
             sequences: resolved.is_ragged().then(|| region([1, sequences, Sequence::BYTES as u64])),
+            sequence_order: resolved.is_ragged().then(|| region([1, sequences, 8])),
             counters: region([1, counters, 4]),
             bytes: 0,
         };
@@ -143,6 +146,7 @@ impl Workspace {
             ("key_mean", self.key_mean),
             ("log_sum_exp_shift", self.log_sum_exp_shift),
             ("sequences", self.sequences),
+            ("sequence_order", self.sequence_order),
             ("counters", Some(self.counters)),
         ];
         queries_and_keys

@@ -4,7 +4,7 @@
 //! (`sage_layout::sequence`). Kernels are generic over the two, so that the first pays nothing for the second.
 
 use sage_layout::params::{AttentionParams, SequencesParams, TensorView};
-use sage_layout::sequence::{Sequence, first_part, sequence_at};
+use sage_layout::sequence::{Sequence, first_part, last_at};
 use sage_layout::tile::{
     CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, SEGMENT_KEYS, WARPGROUP_ROWS, key_tiles, padded_queries, segments,
 };
@@ -53,14 +53,12 @@ pub trait Sequences: Copy {
     fn key_places(params: &AttentionParams) -> u32;
     /// Places for segments, of a head.
     fn segment_places(params: &AttentionParams) -> u32;
-    /// Place of its first CTA of `queries` queries.
-    fn first_cta(self, queries: u32) -> u32;
-    /// The sequence that a place for CTAs of `queries` queries may be of.
+    /// The sequence that a place for CTAs of `queries` queries may be of, and the place of its first.
     ///
     /// # Safety
     ///
-    /// The parameters' table is there.
-    unsafe fn of_cta(params: &AttentionParams, place: u32, queries: u32) -> Self;
+    /// The parameters' table and order are there.
+    unsafe fn of_cta(params: &AttentionParams, place: u32) -> (Self, u32);
     /// The sequence of an index.
     ///
     /// # Safety
@@ -181,13 +179,8 @@ impl Sequences for Uniform {
     }
 
     #[inline(always)]
-    fn first_cta(self, _: u32) -> u32 {
-        0
-    }
-
-    #[inline(always)]
-    unsafe fn of_cta(_: &AttentionParams, _: u32, _: u32) -> Self {
-        Self
+    unsafe fn of_cta(_: &AttentionParams, _: u32) -> (Self, u32) {
+        (Self, 0)
     }
 
     #[inline(always)]
@@ -233,7 +226,8 @@ impl Sequences for Ragged {
 
     #[inline(always)]
     fn first_query_tile(self, head: u64, places: u32) -> u64 {
-        head * places as u64 + (self.first_cta(CTA_QUERIES) * CONSUMER_WARPGROUPS) as u64
+        head * places as u64
+            + (first_part(self.sequence.query_start, self.index, CTA_QUERIES) * CONSUMER_WARPGROUPS) as u64
     }
 
     #[inline(always)]
@@ -293,17 +287,14 @@ impl Sequences for Ragged {
     }
 
     #[inline(always)]
-    fn first_cta(self, queries: u32) -> u32 {
-        first_part(self.sequence.query_start, self.index, queries)
-    }
-
-    #[inline(always)]
-    unsafe fn of_cta(params: &AttentionParams, place: u32, queries: u32) -> Self {
+    unsafe fn of_cta(params: &AttentionParams, place: u32) -> (Self, u32) {
         let sequences = &params.sequences;
-        // SAFETY: forwarded contract; the search asks for sequences of the table.
+        // SAFETY: forwarded contract; the search asks for ranks of the order.
         unsafe {
-            let start = |index| global::load_written_u32(entry(sequences, index));
-            Self::of_index(sequences, sequence_at(place, sequences.count, queries, start))
+            let first_place = |rank| global::load_written_u32(order(sequences, rank));
+            let rank = last_at(place, sequences.count, first_place);
+            let index = global::load_written_u32(order(sequences, rank) + 4);
+            (Self::of_index(sequences, index), first_place(rank))
         }
     }
 
@@ -327,6 +318,12 @@ impl Sequences for Ragged {
 #[inline(always)]
 pub fn entry(sequences: &SequencesParams, index: u32) -> u64 {
     sequences.table + index as u64 * Sequence::BYTES as u64
+}
+
+/// Where attention's order has a rank: the place of the sequence's first CTA, then the sequence.
+#[inline(always)]
+pub fn order(sequences: &SequencesParams, rank: u32) -> u64 {
+    sequences.order + 8 * rank as u64
 }
 
 impl Ragged {

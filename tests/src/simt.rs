@@ -49,6 +49,8 @@ pub fn check_batch<T: Element>(
     let table: Vec<u32> = bytemuck::pod_collect_to_vec(&result.workspace("sequences").expect("a ragged batch"));
     let expected: Vec<u32> = batch.table().into_iter().flat_map(|sequence| sequence.words()).collect();
     assert_eq!(table, expected, "{what}");
+    let order: Vec<u32> = bytemuck::pod_collect_to_vec(&result.workspace("sequence_order").expect("a ragged batch"));
+    assert_eq!(order, batch.order().concat(), "{what}");
     batch.assert_regions(options, inputs, |region| result.workspace(region), &what);
 }
 

@@ -1,6 +1,6 @@
 //! Sequences of different lengths: random ones, and each as a call of its own.
 
-use sage_layout::sequence::{Sequence, first_part};
+use sage_layout::sequence::{MOST_SORTED, Sequence, first_part};
 use sage_layout::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, SEGMENT_KEYS};
 use sageattention::testing::quantize;
 use sageattention::{
@@ -79,6 +79,23 @@ impl Batch {
                 })
                 .collect(),
         }
+    }
+
+    /// The order in which attention takes the sequences: of each, the CTAs before it and its index.
+    pub fn order(&self) -> Vec<[u32; 2]> {
+        let table = self.table();
+        if table.len() as u32 > MOST_SORTED {
+            let place = |index: u32| first_part(table[index as usize].query_start, index, CTA_QUERIES);
+            return (0..table.len() as u32).map(|index| [place(index), index]).collect();
+        }
+        let mut indices: Vec<u32> = (0..table.len() as u32).collect();
+        indices.sort_by_key(|&index| std::cmp::Reverse(table[index as usize].keys));
+        let with_place = indices.into_iter().scan(0, |place, index| {
+            let first = *place;
+            *place += table[index as usize].queries.div_ceil(CTA_QUERIES);
+            Some([first, index])
+        });
+        with_place.collect()
     }
 
     /// The problem and the inputs of one sequence alone, which has queries and keys.

@@ -523,8 +523,8 @@ pub struct AttentionShared {
     pub barriers: u32,
     /// The item that each consumer warpgroup's queries belong to: u32.
     pub items: u32,
-    /// In a ragged batch, its sequence: u32.
-    pub sequences: u32,
+    /// The same of a ragged batch: head, first query and sequence, 16 bytes each.
+    pub ragged_items: u32,
     /// In a ragged batch, what a consumer warp needs at its item's end: 16 bytes each.
     pub own_items: u32,
     /// All of it.
@@ -562,8 +562,8 @@ impl AttentionShared {
         let region = value + PIPELINE_STAGES * value_stride;
         let barriers = region + CTA_QUERIES / WARP_ROWS * region_stride;
         let items = barriers + 8 * Self::BARRIERS;
-        let sequences = items + 4 * CONSUMER_WARPGROUPS;
-        let own_items = (sequences + 4 * CONSUMER_WARPGROUPS).next_multiple_of(16);
+        let ragged_items = (items + 4 * CONSUMER_WARPGROUPS).next_multiple_of(16);
+        let own_items = ragged_items + 16 * CONSUMER_WARPGROUPS;
         Self {
             query,
             key,
@@ -574,7 +574,7 @@ impl AttentionShared {
             region_stride,
             barriers,
             items,
-            sequences,
+            ragged_items,
             own_items,
             bytes: own_items + CTA_QUERIES / WARP_ROWS * 16,
         }

@@ -50,6 +50,9 @@ pub struct TensorView {
 pub struct SequencesParams {
     /// [`Sequence`](crate::sequence::Sequence) `[count]`, which the quantizer writes. 0 if all are equally long.
     pub table: Address,
+    /// u32 `[count][2]`, which the quantizer writes: the order in which `AttentionRagged` and `AttentionF16Ragged` take
+    /// sequences, longest first. Of each, the place of its first 192 queries, and its index.
+    pub order: Address,
     /// i32 `[count + 1]` of the caller: where each packed sequence's queries begin, and the last one's end. 0 for a padded batch.
     pub query_starts: Address,
     /// The same of the keys.
@@ -307,16 +310,16 @@ const _: () = {
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
-    assert!(size_of::<SequencesParams>() == 56 && offset_of!(SequencesParams, count) == 32);
+    assert!(size_of::<SequencesParams>() == 64 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 392 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 400 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
     assert!(offset_of!(QuantizeParams, sequences) == 336);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
     assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 104 && offset_of!(Modifiers, bias) == 16);
     assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 96);
-    assert!(offset_of!(AttentionParams, modifiers) == 312);
-    assert!(size_of::<AttentionParams>() == 416 && offset_of!(AttentionParams, output) == 88);
+    assert!(offset_of!(AttentionParams, modifiers) == 320);
+    assert!(size_of::<AttentionParams>() == 424 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140

@@ -54,14 +54,17 @@ pub const fn places(tokens: u32, sequences: u32, size: u32) -> u32 {
     tokens / size + sequences
 }
 
-/// The sequence that a place may be of: the last one whose first part is not behind it. `start` gives a sequence's start; of
-/// the first one it is not asked.
+/// Sequences up to which attention takes those with the most keys first; more of them are taken as they come. To find a rank
+/// is to look at all others.
+pub const MOST_SORTED: u32 = 1024;
+
+/// The last of `count` whose first place is not behind `place`: the one that the place may be of. Of the first it is not asked.
 #[inline(always)]
-pub fn sequence_at(place: u32, sequences: u32, size: u32, mut start: impl FnMut(u32) -> u32) -> u32 {
-    let (mut found, mut end) = (0, sequences);
+pub fn last_at(place: u32, count: u32, mut first_place: impl FnMut(u32) -> u32) -> u32 {
+    let (mut found, mut end) = (0, count);
     while end - found > 1 {
         let middle = found + (end - found) / 2;
-        if first_part(start(middle), middle, size) <= place {
+        if first_place(middle) <= place {
             found = middle;
         } else {
             end = middle;
@@ -101,7 +104,8 @@ mod tests {
                     assert!(first >= end, "{size} {lengths:?}");
                     end = first + length.div_ceil(size);
                     for place in first..end {
-                        let found = sequence_at(place, sequences, size, |index| starts[index as usize]);
+                        let first = |index| first_part(starts[index as usize], index, size);
+                        let found = last_at(place, sequences, first);
                         assert_eq!(found, index, "{size} {lengths:?} {place}");
                     }
                 }

@@ -25,20 +25,24 @@ pub struct WorkItem<S> {
 
 impl<S: Sequences> WorkItem<S> {
     /// The item of an index, if one has `queries` queries. Items are sorted by groups of heads (`AttentionParams::heads_per_group`), and in a group the
-    /// last queries come first: under a causal mask they see the most keys. `find` gives the sequence of a place for a CTA.
+    /// last queries come first: under a causal mask they see the most keys. In a ragged batch places come in order, longest
+    /// sequences first. `find` gives the sequence of a place, and its first.
     #[inline(always)]
-    pub fn nth(params: &AttentionParams, index: u32, queries: u32, find: impl FnOnce(u32) -> S) -> Self {
+    pub fn nth(params: &AttentionParams, index: u32, queries: u32, find: impl FnOnce(u32) -> (S, u32)) -> Self {
         let ctas = S::cta_places(params, queries);
         let (heads, _) = math::div_rem(params.items, ctas);
         let (group, index) = math::div_rem(index, ctas * params.heads_per_group);
         let first_head = group * params.heads_per_group;
         let (cta, head) = math::div_rem(index, min(params.heads_per_group, heads - first_head));
         let head = first_head + head;
-        let place = ctas - 1 - cta;
-        let sequence = find(place);
+        let place = if S::RAGGED { cta } else { ctas - 1 - cta };
+        let (sequence, first_place) = find(place);
         let first_query = match S::RAGGED {
-            // of a place before the sequence's first, this is more than it has
-            true => place.wrapping_sub(sequence.first_cta(queries)).wrapping_mul(queries),
+            // of a place that is not the sequence's, more than it has
+            true => {
+                let own = sequence.queries(0).div_ceil(queries);
+                own.wrapping_sub(1 + place - first_place).wrapping_mul(queries)
+            }
             false => place * queries,
         };
         Self { head, key_head: key_head_of(head, params.heads_per_key_head), first_query, sequence }

@@ -5,14 +5,14 @@ use core::cmp::{max, min};
 use sage_layout::kernel::{QuantizeShared, threads_per_row};
 use sage_layout::params::QuantizeParams;
 use sage_layout::schedule::{Item, Work, counter};
-use sage_layout::sequence::{Sequence, first_part, sequence_at};
+use sage_layout::sequence::{MOST_SORTED, Sequence, first_part, last_at};
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS, padded_queries};
 use simt::{global, math, shared, thread};
 
 use super::schedule::{WAITING_THREAD, claim};
 use super::{Find, thread_of_item};
-use crate::sequences::{Ragged, Sequences, Uniform, entry};
+use crate::sequences::{Ragged, Sequences, Uniform, entry, order};
 
 impl Find for Uniform {
     #[inline(always)]
@@ -46,6 +46,7 @@ impl Find for Ragged {
                 if thread_of_item() == 0 {
                     global::fetch_add_acq_rel_u32(table_is_there, 1);
                 }
+                write_order::<HEAD_DIM>(params);
                 claim::<HEAD_DIM>(params);
             } else if thread_of_item() == WAITING_THREAD {
                 global::wait_until_u32(table_is_there, 1);
@@ -68,8 +69,8 @@ impl Find for Ragged {
         let place = tile / tiles;
         // SAFETY: the table is there, and this thread waited for it.
         unsafe {
-            let start = |index: u32| global::load_written_u32(entry(sequences, index) + 4 * word);
-            let index = sequence_at(place, sequences.count, size, start);
+            let first = |index| first_part(global::load_written_u32(entry(sequences, index) + 4 * word), index, size);
+            let index = last_at(place, sequences.count, first);
             let found = Self::of_index(sequences, index);
             let sequence = found.sequence;
             let (start, tokens) = match of_queries {
@@ -145,6 +146,37 @@ unsafe fn write_table<const HEAD_DIM: u32>(params: &QuantizeParams) {
         // SAFETY: the entry is this thread's own.
         unsafe { global::store_u32x4(entry(sequences, index), sequence.words()) };
         current = next;
+    }
+}
+
+/// Writes the order in which attention takes sequences: those with the most keys first, so that what is left at the end is
+/// short.
+///
+/// # Safety
+///
+/// As [`write_table`], which all threads have finished.
+#[inline(always)]
+unsafe fn write_order<const HEAD_DIM: u32>(params: &QuantizeParams) {
+    let sequences = &params.sequences;
+    let mut index = thread_of_item();
+    while index < sequences.count {
+        // SAFETY: the table is there; ranks differ, so that the place is this thread's own.
+        unsafe {
+            let Ragged { sequence: own, .. } = Ragged::of_index(sequences, index);
+            let (mut rank, mut place) = (index, first_part(own.query_start, index, CTA_QUERIES));
+            if sequences.count <= MOST_SORTED {
+                (rank, place) = (0, 0);
+                for other in 0..sequences.count {
+                    let Ragged { sequence, .. } = Ragged::of_index(sequences, other);
+                    if sequence.keys > own.keys || (sequence.keys == own.keys && other < index) {
+                        rank += 1;
+                        place += sequence.queries.div_ceil(CTA_QUERIES);
+                    }
+                }
+            }
+            global::store_u32x2(order(sequences, rank), [place, index]);
+        }
+        index += const { TOKEN_LANES * threads_per_row(HEAD_DIM) };
     }
 }
 

@@ -77,7 +77,7 @@ pub unsafe fn attention<
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
     // SAFETY: forwarded contract.
-    let find = |place| unsafe { S::of_cta(params, place, MMA_QUERIES) };
+    let find = |place| unsafe { S::of_cta(params, place) };
     let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES, find);
     if !item.is_there() {
         return;

@@ -34,11 +34,11 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
     // before its first is over), and the sources are whole tiles of the operands.
     unsafe {
         // the item's word is written before the arrival that the warpgroup waits for
-        let announce = |[index, sequence]: [u32; 2], warpgroup: u32, phase: u32, bytes: u32| {
+        let announce = |index: u32, words: [u32; 4], warpgroup: u32, phase: u32, bytes: u32| {
             signals.of(Signal::QueryEmpty(warpgroup)).wait(phase ^ 1);
-            shared::store_u32(base + memory.items + 4 * warpgroup, index);
-            if S::RAGGED {
-                shared::store_u32(base + memory.sequences + 4 * warpgroup, sequence);
+            match S::RAGGED {
+                true => shared::store_u32x4(base + memory.ragged_items + 16 * warpgroup, words),
+                false => shared::store_u32(base + memory.items + 4 * warpgroup, index),
             }
             let full = signals.of(Signal::QueryFull(warpgroup));
             full.arrive_expect_bytes(bytes);
@@ -48,43 +48,43 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
         let warpgroups = math::opaque(CONSUMER_WARPGROUPS);
         let mut index = thread::block_idx_x();
         while index < params.items {
-            let item = WorkItem::nth(params, index, CTA_QUERIES, |place| S::of_cta(params, place, CTA_QUERIES));
-            if !item.is_there() {
-                index = schedule::claim(params);
-                continue;
-            }
-            let tiles = item.key_tiles(params);
-            let query_turn = min(tiles.count(), TILES_BEFORE_QUERY);
-            let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32 + tiles.first;
-            for turn in 0..=tiles.count() {
-                if turn == query_turn {
-                    let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(params));
-                    let first_tile = first_tile as u32 + item.first_query / WARPGROUP_ROWS;
-                    for warpgroup in 0..warpgroups {
-                        let full = announce([index, item.sequence.index()], warpgroup, query_phase, query_bytes);
-                        let source = (first_tile + warpgroup) as u64 * query_bytes as u64;
-                        let query = base + memory.query + warpgroup * query_bytes;
-                        bulk_to_shared(query, params.query + source, query_bytes, full);
+            let item = WorkItem::nth(params, index, CTA_QUERIES, |place| S::of_cta(params, place));
+            if item.is_there() {
+                let tiles = item.key_tiles(params);
+                let query_turn = min(tiles.count(), TILES_BEFORE_QUERY);
+                let first_tile =
+                    item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32 + tiles.first;
+                for turn in 0..=tiles.count() {
+                    if turn == query_turn {
+                        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(params));
+                        let first_tile = first_tile as u32 + item.first_query / WARPGROUP_ROWS;
+                        for warpgroup in 0..warpgroups {
+                            let words = [item.head, item.first_query, item.sequence.index(), 0];
+                            let full = announce(index, words, warpgroup, query_phase, query_bytes);
+                            let source = (first_tile + warpgroup) as u64 * query_bytes as u64;
+                            let query = base + memory.query + warpgroup * query_bytes;
+                            bulk_to_shared(query, params.query + source, query_bytes, full);
+                        }
+                        query_phase ^= 1;
                     }
-                    query_phase ^= 1;
-                }
-                if turn < tiles.count() {
-                    let full = signals.of(Signal::TilesFull(position.stage));
-                    signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
-                    full.arrive_expect_bytes(key_bytes + memory.value_bytes);
-                    let tile = (first_tile + turn) as u64;
-                    let key = base + memory.key + position.stage * key_bytes;
-                    let value = base + memory.value + position.stage * memory.value_stride;
-                    bulk_to_shared(key, params.key + tile * key_bytes as u64, key_bytes, full);
-                    let source = params.value + tile * memory.value_bytes as u64;
-                    bulk_to_shared(value, source, memory.value_bytes, full);
-                    position.advance();
+                    if turn < tiles.count() {
+                        let full = signals.of(Signal::TilesFull(position.stage));
+                        signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
+                        full.arrive_expect_bytes(key_bytes + memory.value_bytes);
+                        let tile = (first_tile + turn) as u64;
+                        let key = base + memory.key + position.stage * key_bytes;
+                        let value = base + memory.value + position.stage * memory.value_stride;
+                        bulk_to_shared(key, params.key + tile * key_bytes as u64, key_bytes, full);
+                        let source = params.value + tile * memory.value_bytes as u64;
+                        bulk_to_shared(value, source, memory.value_bytes, full);
+                        position.advance();
+                    }
                 }
             }
             index = schedule::claim(params);
         }
         for warpgroup in 0..warpgroups {
-            announce([NO_ITEM, 0], warpgroup, query_phase, 0);
+            announce(NO_ITEM, [NO_ITEM; 4], warpgroup, query_phase, 0);
         }
     }
 }

@@ -70,38 +70,48 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// them. Here: the last item's queries were released.
     #[inline(always)]
     pub unsafe fn next_item<S: Sequences>(&mut self) -> Option<WorkItem<S>> {
-        // SAFETY: the producer writes the item's index before it signals, and again only after all four warps released
-        // their queries, by which time each has its own copy.
+        // SAFETY: the producer writes the item before it signals, and again only after all four warps released their queries,
+        // by which time each has its own copy.
         let index = unsafe {
             self.signals.of(Signal::QueryFull(self.index)).wait(self.query_phase);
+            self.query_phase ^= 1;
+            if S::RAGGED {
+                return self.next_ragged_item();
+            }
             warp::broadcast(shared::load_u32(self.base + self.memory.items + 4 * self.index))
         };
-        self.query_phase ^= 1;
-        // SAFETY: likewise; the sequence is one of the table's.
-        let sequence = |_| unsafe {
-            let index = match S::RAGGED {
-                true => warp::broadcast(shared::load_u32(self.base + self.memory.sequences + 4 * self.index)),
-                false => 0,
-            };
-            S::of_index(&self.params.sequences, index).same_in_all_lanes()
-        };
-        if index == NO_ITEM {
-            return None;
-        }
-        let item = WorkItem::nth(self.params, index, CTA_QUERIES, sequence);
-        if S::RAGGED {
-            // SAFETY: the place is the warp's own, which all lanes read for the last time before they met.
-            unsafe {
-                if self.lane == 0 {
-                    shared::store_u32x4(self.own_item(), [item.head, item.first_query, item.sequence.index(), 0]);
-                }
-                warp::sync_warp();
-            }
-        }
-        Some(item)
+        // SAFETY: all sequences are equally long.
+        let sequence = |_| unsafe { (S::of_index(&self.params.sequences, 0), 0) };
+        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index, CTA_QUERIES, sequence))
     }
 
-    /// Where the warp keeps the item of a ragged batch.
+    #[inline(always)]
+    unsafe fn next_ragged_item<S: Sequences>(&mut self) -> Option<WorkItem<S>> {
+        // SAFETY: the item was announced. The warp's own place was read by all lanes for the last time before they met.
+        unsafe {
+            let place = self.base + self.memory.ragged_items + 16 * self.index;
+            let [head, first_query, sequence, _] = shared::load_u32x4(place).map(warp::broadcast);
+            if head == NO_ITEM {
+                return None;
+            }
+            if self.lane == 0 {
+                shared::store_u32x4(self.own_item(), [head, first_query, sequence, self.query_phase]);
+            }
+            warp::sync_warp();
+            let item: WorkItem<S> = self.item_of_words(head, first_query, sequence);
+            Some(WorkItem { sequence: item.sequence.same_in_all_lanes(), ..item })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn item_of_words<S: Sequences>(&self, head: u32, first_query: u32, sequence: u32) -> WorkItem<S> {
+        let key_head = key_head_of(head, self.params.heads_per_key_head);
+        // SAFETY: the sequence is one of the table's.
+        let sequence = unsafe { S::of_index(&self.params.sequences, sequence) };
+        WorkItem { head, key_head, first_query, sequence }
+    }
+
+    /// Where the warp keeps the item of a ragged batch, and the phase of the next one's queries.
     #[inline(always)]
     fn own_item(&self) -> u32 {
         self.base + self.memory.own_items + 16 * (4 * self.index + self.warp)
@@ -113,16 +123,17 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn again<S: Sequences>(&self, item: WorkItem<S>) -> WorkItem<S> {
+    pub unsafe fn again<S: Sequences>(&mut self, item: WorkItem<S>) -> WorkItem<S> {
         if !S::RAGGED {
             return item;
         }
-        // SAFETY: the place is the warp's own; the sequence is one of the table's.
+        // SAFETY: the place is the warp's own.
         unsafe {
-            let [head, first_query, index, _] = shared::load_u32x4(self.own_item()).map(warp::broadcast);
+            let [head, first_query, sequence, query_phase] = shared::load_u32x4(self.own_item());
+            let query_phase = warp::broadcast(query_phase);
             warp::sync_warp();
-            let sequence = S::of_index(&self.params.sequences, index).same_in_all_lanes();
-            WorkItem { head, key_head: key_head_of(head, self.params.heads_per_key_head), first_query, sequence }
+            self.query_phase = query_phase;
+            self.item_of_words(head, first_query, sequence)
         }
     }
 
