@@ -436,7 +436,7 @@ impl Kernel {
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Attention | Family::AttentionF16 | Family::AttentionRagged | Family::TuringF16F16 => false,
+            Family::Attention | Family::AttentionF16 | Family::TuringF16F16 => false,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,
         }
