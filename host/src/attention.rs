@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
-use crate::options::{AttentionOptions, Bias, ScoreInputs, ScoreStrides};
+use crate::options::{AttentionOptions, Bias, CallInputs, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
 use crate::tensor::{AttentionProblem, SequenceLengths, Strides, extent};
 
@@ -39,7 +39,7 @@ pub fn attention<T: Element>(
     key: &[T],
     value: &[T],
 ) -> Result<AttentionOutput<T>, Error> {
-    attention_with(device, problem, options, [query, key, value], ScoreInputs::default())
+    attention_with(device, problem, options, [query, key, value], CallInputs::default())
 }
 
 /// [`attention()`] with what else the problem or the options ask for: lengths of the sequences, sinks, a bias, a boolean
@@ -48,7 +48,7 @@ pub fn attention<T: Element>(
 /// ```
 /// use half::f16;
 /// use sageattention::{
-///     AttentionOptions, AttentionProblem, DType, Device, ScoreInputs, SequenceLengths, attention_with,
+///     AttentionOptions, AttentionProblem, DType, Device, CallInputs, SequenceLengths, attention_with,
 /// };
 ///
 /// // three sequences, 5, 0 and 7 tokens long, one after the other: 12 tokens, 2 heads, 64 channels
@@ -56,7 +56,7 @@ pub fn attention<T: Element>(
 /// let starts = [0, 5, 5, 12];
 /// let lengths = SequenceLengths::Packed { cu_seqlens_q: &starts[..], cu_seqlens_k: &starts[..] };
 /// let tensor = &vec![f16::ONE; 12 * 2 * 64][..];
-/// let more = ScoreInputs { lengths, ..Default::default() };
+/// let more = CallInputs { lengths, ..Default::default() };
 /// let result = attention_with(Device::Cpu, problem, AttentionOptions::default(), [tensor; 3], more)?;
 /// assert_eq!(result.output.len(), 12 * 2 * 64);
 /// # Ok::<(), sageattention::Error>(())
@@ -64,7 +64,7 @@ pub fn attention<T: Element>(
 ///
 /// # Errors
 ///
-/// As [`attention()`]; [`Error::ScoreInput`] for inputs that are there and not asked for, or the reverse, of another type or too
+/// As [`attention()`]; [`Error::CallInput`] for inputs that are there and not asked for, or the reverse, of another type or too
 /// short; [`Error::Sink`] and [`Error::BiasElement`]; [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::LengthsCount`] for too many or too few, and
 /// [`Error::LengthsValue`] if they are out of order.
 pub fn attention_with<T: Element>(
@@ -72,7 +72,7 @@ pub fn attention_with<T: Element>(
     problem: AttentionProblem,
     options: AttentionOptions,
     [query, key, value]: [&[T]; 3],
-    score_inputs: ScoreInputs,
+    call_inputs: CallInputs,
 ) -> Result<AttentionOutput<T>, Error> {
     let _span = tracing::info_span!("attention", %device, ?problem, ?options).entered();
     let plan = AttentionPlan::new(problem, options)?;
@@ -83,9 +83,9 @@ pub fn attention_with<T: Element>(
     let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
     let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
     let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
-    let score_inputs = check_score_inputs(&plan, score_inputs)?;
+    let call_inputs = check_call_inputs(&plan, call_inputs)?;
     check_finite("query", query, problem.query_shape(), problem.query_strides, None)?;
-    let kv_lens = match score_inputs.lengths {
+    let kv_lens = match call_inputs.lengths {
         SequenceLengths::PaddedKeys { kv_lens } => Some(kv_lens),
         _ => None,
     };
@@ -99,12 +99,12 @@ pub fn attention_with<T: Element>(
     match device {
         Device::Cpu => {
             let inputs = [query, key, value];
-            cpu::attend(&plan.resolved, inputs, &score_inputs, &mut output, log_sum_exp.as_deref_mut())?;
+            cpu::attend(&plan.resolved, inputs, &call_inputs, &mut output, log_sum_exp.as_deref_mut())?;
         }
         Device::Gpu(ordinal) => {
             let slices = [query, key, value].map(bytemuck::cast_slice);
             let output = bytemuck::cast_slice_mut(&mut output);
-            attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, &score_inputs, output, log_sum_exp.as_deref_mut())?;
+            attend_on_gpu(&plan, Gpu::open(ordinal)?, slices, &call_inputs, output, log_sum_exp.as_deref_mut())?;
         }
         #[cfg(feature = "simt")]
         Device::Simt => {
@@ -113,9 +113,8 @@ pub fn attention_with<T: Element>(
             }
             let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
             let execution = crate::simt::Options::new(schedule);
-            let result =
-                crate::simt::Execution::new(&problem, &options, [query, key, value], &score_inputs, &execution)
-                    .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
+            let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &call_inputs, &execution)
+                .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
             result.copy_output(&mut output);
             if let Some(log_sum_exp) = &mut log_sum_exp {
                 log_sum_exp.copy_from_slice(&result.log_sum_exp());
@@ -131,7 +130,7 @@ fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Resul
 }
 
 /// The other inputs, if they are as the options say.
-fn check_score_inputs<'a>(plan: &AttentionPlan, inputs: ScoreInputs<'a>) -> Result<ScoreInputs<'a>, Error> {
+fn check_call_inputs<'a>(plan: &AttentionPlan, inputs: CallInputs<'a>) -> Result<CallInputs<'a>, Error> {
     let heads = plan.problem().query_heads;
     let sinks = wanted("sinks", plan.options().sinks, inputs.sinks)?;
     let sinks = sinks.map(|sinks| at_least("sinks", sinks, heads)).transpose()?;
@@ -160,7 +159,7 @@ fn check_score_inputs<'a>(plan: &AttentionPlan, inputs: ScoreInputs<'a>) -> Resu
     if let (Some(boolean_mask), Some(strides)) = (boolean_mask, options.boolean_mask) {
         at_least("boolean_mask", boolean_mask, elements(strides))?;
     }
-    Ok(ScoreInputs { sinks, bias, boolean_mask, lengths: inputs.lengths })
+    Ok(CallInputs { sinks, bias, boolean_mask, lengths: inputs.lengths })
 }
 
 /// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
@@ -198,7 +197,7 @@ fn attend_on_gpu(
     plan: &AttentionPlan,
     gpu: &'static Gpu,
     [query, key, value]: [&[u8]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
     output: &mut [u8],
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
@@ -213,16 +212,16 @@ fn attend_on_gpu(
     let key = upload("key", key)?;
     let value = upload("value", value)?;
     let lengths =
-        score_inputs.lengths.try_map(|argument, lengths: &[i32]| upload(argument, bytemuck::cast_slice(lengths)))?;
+        call_inputs.lengths.try_map(|argument, lengths: &[i32]| upload(argument, bytemuck::cast_slice(lengths)))?;
     // What lies between the output's rows is the caller's to see.
     let device_output = upload("output", output)?;
     let device_log_sum_exp = match &log_sum_exp {
         Some(_) => Some(DeviceMemory::new(gpu, "log_sum_exp", plan.log_sum_exp_len() * 4)?),
         None => None,
     };
-    let sinks = score_inputs.sinks.map(|sinks| upload("sinks", bytemuck::cast_slice(sinks))).transpose()?;
-    let bias = score_inputs.bias.map(|bias| upload("bias", bias.bytes())).transpose()?;
-    let boolean_mask = score_inputs.boolean_mask.map(|mask| upload("boolean_mask", mask)).transpose()?;
+    let sinks = call_inputs.sinks.map(|sinks| upload("sinks", bytemuck::cast_slice(sinks))).transpose()?;
+    let bias = call_inputs.bias.map(|bias| upload("bias", bias.bytes())).transpose()?;
+    let boolean_mask = call_inputs.boolean_mask.map(|mask| upload("boolean_mask", mask)).transpose()?;
     let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
     let buffers = GpuBuffers {
         query: query.address(),

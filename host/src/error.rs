@@ -272,8 +272,8 @@ pub enum Error {
         if *.wanted { "None" } else { "there" },
         if *.wanted { "ask for" } else { "do not ask for" },
     )]
-    ScoreInput {
-        /// The field of [`ScoreInputs`](crate::ScoreInputs) or [`GpuBuffers`](crate::GpuBuffers).
+    CallInput {
+        /// The field of [`CallInputs`](crate::CallInputs) or [`GpuBuffers`](crate::GpuBuffers).
         argument: &'static str,
         /// Whether the options ask for it.
         wanted: bool,

@@ -138,7 +138,7 @@ pub struct AttentionOptions {
     /// What `query · key` is multiplied by before the exponential; finite and positive. Default: `head_dim`^-½.
     pub softmax_scale: Option<f32>,
     /// Attention sinks: each query head has one more logit, which no value belongs to. It is in the denominator of the softmax and
-    /// in the log-sum-exp, is not multiplied by `softmax_scale`, and comes with the call ([`ScoreInputs::sinks`] or
+    /// in the log-sum-exp, is not multiplied by `softmax_scale`, and comes with the call ([`CallInputs::sinks`] or
     /// [`GpuBuffers::sinks`](crate::GpuBuffers::sinks)). A query that sees no key has zeros and its head's sink as log-sum-exp.
     /// Default: none.
     pub sinks: bool,
@@ -146,11 +146,11 @@ pub struct AttentionOptions {
     /// positive. Default: none.
     pub soft_cap: Option<f32>,
     /// A bias: a number for each logit, `[batch, query_heads, query_len, key_len]`, added after scale and cap, in natural units; it
-    /// comes with the call ([`ScoreInputs::bias`] or [`GpuBuffers::bias`](crate::GpuBuffers::bias)). Finite or −∞, which hides a key;
+    /// comes with the call ([`CallInputs::bias`] or [`GpuBuffers::bias`](crate::GpuBuffers::bias)). Finite or −∞, which hides a key;
     /// what is below −10²⁹ may hide it too. Default: none.
     pub bias: Option<Bias>,
     /// A boolean mask: a byte for each logit, `[batch, query_heads, query_len, key_len]`, not 0 where the query sees the key, if `mask`
-    /// shows it too; it comes with the call ([`ScoreInputs::boolean_mask`] or
+    /// shows it too; it comes with the call ([`CallInputs::boolean_mask`] or
     /// [`GpuBuffers::boolean_mask`](crate::GpuBuffers::boolean_mask)). Default: none.
     pub boolean_mask: Option<ScoreStrides>,
     /// Also return the natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, f32.
@@ -179,9 +179,9 @@ impl Default for AttentionOptions {
     }
 }
 
-/// What a call reads besides queries, keys and values: each if the options ask for it, and only then.
+/// What a call reads besides queries, keys and values: each if the problem or the options ask for it, and only then.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ScoreInputs<'a> {
+pub struct CallInputs<'a> {
     /// `[query_heads]`: each head's sink, in natural units; finite, or −∞ for a head that has none. See
     /// [`AttentionOptions::sinks`].
     pub sinks: Option<&'a [f32]>,

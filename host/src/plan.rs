@@ -311,7 +311,7 @@ pub(crate) fn modifies_scores(options: &AttentionOptions) -> bool {
 
 /// An input that is there if the options ask for it, and only then.
 pub(crate) fn wanted<T>(argument: &'static str, wanted: bool, input: Option<T>) -> Result<Option<T>, Error> {
-    if input.is_some() == wanted { Ok(input) } else { Err(Error::ScoreInput { argument, wanted }) }
+    if input.is_some() == wanted { Ok(input) } else { Err(Error::CallInput { argument, wanted }) }
 }
 
 /// What sequences of different lengths allow. Lengths and counts are under 2³⁰.

@@ -3,7 +3,7 @@
 use crate::Element;
 use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
-use crate::options::{AttentionOptions, ScoreInputs};
+use crate::options::{AttentionOptions, CallInputs};
 use crate::plan::AttentionPlan;
 use crate::tensor::{AttentionProblem, extent};
 use sage_layout::architecture::ComputeCapability;
@@ -48,10 +48,10 @@ impl Execution {
         problem: &AttentionProblem,
         options: &AttentionOptions,
         inputs: [&[T]; 3],
-        score_inputs: &ScoreInputs,
+        call_inputs: &CallInputs,
         execution: &Options,
     ) -> Result<Self, (Kernel, Report)> {
-        Self::of_gpu(HOPPER, problem, options, inputs, score_inputs, execution)
+        Self::of_gpu(HOPPER, problem, options, inputs, call_inputs, execution)
     }
 
     /// [`new`](Self::new) with the kernels that a GPU of this compute capability runs.
@@ -64,17 +64,17 @@ impl Execution {
         problem: &AttentionProblem,
         options: &AttentionOptions,
         [query, key, value]: [&[T]; 3],
-        score_inputs: &ScoreInputs,
+        call_inputs: &CallInputs,
         execution: &Options,
     ) -> Result<Self, (Kernel, Report)> {
         let plan = AttentionPlan::new(*problem, *options).expect("a plan that can be made");
         let mut memory = Memory::new();
         let mut upload = |name, tensor: &[T]| memory.upload(name, bytemuck::cast_slice(tensor));
         let (query, key, value) = (upload("query", query), upload("key", key), upload("value", value));
-        let sinks = score_inputs.sinks.map(|sinks| memory.upload("sinks", bytemuck::cast_slice(sinks)));
-        let lengths = score_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
-        let bias = score_inputs.bias.map(|bias| memory.upload("bias", bias.bytes()));
-        let boolean_mask = score_inputs.boolean_mask.map(|mask| memory.upload("boolean_mask", mask));
+        let sinks = call_inputs.sinks.map(|sinks| memory.upload("sinks", bytemuck::cast_slice(sinks)));
+        let lengths = call_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
+        let bias = call_inputs.bias.map(|bias| memory.upload("bias", bias.bytes()));
+        let boolean_mask = call_inputs.boolean_mask.map(|mask| memory.upload("boolean_mask", mask));
         let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);

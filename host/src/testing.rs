@@ -5,13 +5,13 @@ use crate::cpu;
 pub use crate::cpu::exact::ExactOutput;
 pub use crate::cpu::quantize::Quantized;
 use crate::element::Element;
-use crate::options::{AttentionOptions, ScoreInputs};
+use crate::options::{AttentionOptions, CallInputs};
 use crate::plan::Resolved;
 use crate::tensor::AttentionProblem;
 
 /// Attention in f64.
 pub fn exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: [&[T]; 3]) -> ExactOutput {
-    exact_with(problem, options, inputs, &ScoreInputs::default())
+    exact_with(problem, options, inputs, &CallInputs::default())
 }
 
 /// [`exact`] with what else the options ask for.
@@ -19,9 +19,9 @@ pub fn exact_with<T: Element>(
     problem: &AttentionProblem,
     options: &AttentionOptions,
     inputs: [&[T]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
 ) -> ExactOutput {
-    cpu::exact(&Resolved::derive(*problem, *options), inputs, score_inputs)
+    cpu::exact(&Resolved::derive(*problem, *options), inputs, call_inputs)
 }
 
 /// Codes and scales.
@@ -52,7 +52,7 @@ pub fn attend<T: Element>(
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) {
-    attend_with(problem, options, inputs, &ScoreInputs::default(), output, log_sum_exp);
+    attend_with(problem, options, inputs, &CallInputs::default(), output, log_sum_exp);
 }
 
 /// [`attend`] with what else the options ask for.
@@ -60,10 +60,10 @@ pub fn attend_with<T: Element>(
     problem: &AttentionProblem,
     options: &AttentionOptions,
     inputs: [&[T]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) {
     let plan = Resolved::derive(*problem, *options);
-    cpu::attend(&plan, inputs, score_inputs, output, log_sum_exp).expect("memory for the codes");
+    cpu::attend(&plan, inputs, call_inputs, output, log_sum_exp).expect("memory for the codes");
 }

@@ -2,7 +2,7 @@
 
 use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::testing::quantize;
-use sageattention::{AttentionOptions, AttentionProblem, ComputeCapability, Element, ScoreInputs, SequenceLengths};
+use sageattention::{AttentionOptions, AttentionProblem, CallInputs, ComputeCapability, Element, SequenceLengths};
 
 use crate::codes::expected_regions;
 use crate::gpu::assert_near;
@@ -66,8 +66,8 @@ fn execute<T: Element>(
     let execution = &Options { schedule: Schedule::replayed().unwrap_or(execution.schedule), ..execution.clone() };
     let what = format!("compute capability {gpu}\n{problem:?}\n{lengths:?}\n{options:?}\n{execution:?}");
     let score_tensors = ScoreTensors::of(problem, options);
-    let score_inputs = ScoreInputs { lengths, ..score_tensors.inputs() };
-    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), &score_inputs, execution)
+    let call_inputs = CallInputs { lengths, ..score_tensors.inputs() };
+    let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), &call_inputs, execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
     let output: Vec<T> = result.output();
     let rows = gather(&output, problem.output_strides, query_shape(problem));

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use sageattention::testing::{self, ExactOutput};
 use sageattention::{
-    AttentionOptions, AttentionProblem, BiasSlice, BiasType, Element, ScoreInputs, ScoreStrides, SequenceLengths,
+    AttentionOptions, AttentionProblem, BiasSlice, BiasType, CallInputs, Element, ScoreStrides, SequenceLengths,
     Strides,
 };
 
@@ -183,8 +183,8 @@ impl ScoreTensors {
     }
 
     /// As the library's functions take them.
-    pub fn inputs(&self) -> ScoreInputs<'_> {
-        ScoreInputs {
+    pub fn inputs(&self) -> CallInputs<'_> {
+        CallInputs {
             sinks: self.sinks.as_deref(),
             bias: self.bias_slice(),
             boolean_mask: self.boolean_mask.as_deref(),
@@ -244,8 +244,8 @@ pub fn attend_varlen<T: Element>(
     let mut log_sum_exp = vec![f32::NAN; if options.return_lse { rows } else { 0 }];
     let wanted = options.return_lse.then_some(&mut log_sum_exp[..]);
     let score_tensors = ScoreTensors::of(problem, options);
-    let score_inputs = ScoreInputs { lengths, ..score_tensors.inputs() };
-    testing::attend_with(problem, options, inputs.slices(), &score_inputs, &mut output, wanted);
+    let call_inputs = CallInputs { lengths, ..score_tensors.inputs() };
+    testing::attend_with(problem, options, inputs.slices(), &call_inputs, &mut output, wanted);
     let result = gather(&output, problem.output_strides, shape);
     let written = output.iter().filter(|element| !element.to_f32().is_nan()).count();
     assert_eq!(written, result.len(), "elements written, and elements of the output");

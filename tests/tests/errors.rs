@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 use sage_layout::dispatch::Modes;
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, Bias, BiasSlice, BiasType, CausalAlign, ComputeCapability,
-    DType, Device, Error, Gpu, GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity, ScoreInputs, ScoreStrides,
-    Strides, TensorDesc, TensorLayout, Unsupported, attention, attention_with, devices, supports,
+    AttentionOptions, AttentionPlan, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, CausalAlign,
+    ComputeCapability, DType, Device, Error, Gpu, GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
+    ScoreStrides, Strides, TensorDesc, TensorLayout, Unsupported, attention, attention_with, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -359,7 +359,7 @@ fn sinks() {
     let slice = vec![f16::ONE; 25600];
     let call = |asked_for, sinks: Option<&[f32]>| {
         let options = AttentionOptions { sinks: asked_for, ..Default::default() };
-        attention_with(Device::Cpu, problem(), options, [&slice; 3], ScoreInputs { sinks, ..Default::default() })
+        attention_with(Device::Cpu, problem(), options, [&slice; 3], CallInputs { sinks, ..Default::default() })
     };
     for (asked_for, sinks, words) in [
         (true, None, "sinks is None, the options ask for it; it is needed if they do, and allowed only then"),
@@ -409,42 +409,42 @@ fn soft_caps_biases_and_masks() {
     );
 
     let slice = vec![f16::ONE; 25600];
-    let call = |options, score_inputs| attention_with(Device::Cpu, problem(), options, [&slice; 3], score_inputs);
+    let call = |options, call_inputs| attention_with(Device::Cpu, problem(), options, [&slice; 3], call_inputs);
     let numbers = |last| [vec![0.0; 39_999], vec![last]].concat();
     let (good, nan, short) = (numbers(f32::NEG_INFINITY), numbers(f32::NAN), vec![0u8; 39_999]);
-    let none = ScoreInputs::default();
-    for (options, score_inputs, words) in [
+    let none = CallInputs::default();
+    for (options, call_inputs, words) in [
         (bias(strides), none, "bias is None, the options ask for it; it is needed if they do, and allowed only then"),
         (
             bias(strides),
-            ScoreInputs { bias: Some(BiasSlice::F32(&nan)), ..none },
+            CallInputs { bias: Some(BiasSlice::F32(&nan)), ..none },
             "bias[39999] is NaN; allowed are finite numbers, and -inf to hide a key",
         ),
         (
             bias(strides),
-            ScoreInputs { bias: Some(BiasSlice::F16(&slice)), ..none },
+            CallInputs { bias: Some(BiasSlice::F16(&slice)), ..none },
             "bias holds F16, the options' bias is F32; they must be the same",
         ),
         (
             bias(strides),
-            ScoreInputs { bias: Some(BiasSlice::F32(&good[1..])), ..none },
+            CallInputs { bias: Some(BiasSlice::F32(&good[1..])), ..none },
             "bias has 39999 elements; its shape and strides need at least 40000",
         ),
         (
             mask(strides),
-            ScoreInputs { boolean_mask: Some(&short), ..none },
+            CallInputs { boolean_mask: Some(&short), ..none },
             "boolean_mask has 39999 elements; its shape and strides need at least 40000",
         ),
         (
             AttentionOptions::default(),
-            ScoreInputs { boolean_mask: Some(&short), ..none },
+            CallInputs { boolean_mask: Some(&short), ..none },
             "boolean_mask is there, the options do not ask for it; it is needed if they do, and allowed only then",
         ),
     ] {
-        assert_eq!(call(options, score_inputs).expect_err(words).to_string(), words);
+        assert_eq!(call(options, call_inputs).expect_err(words).to_string(), words);
     }
-    assert!(call(bias(strides), ScoreInputs { bias: Some(BiasSlice::F32(&good)), ..none }).is_ok());
-    assert!(call(mask(ScoreStrides::default()), ScoreInputs { boolean_mask: Some(&[0]), ..none }).is_ok());
+    assert!(call(bias(strides), CallInputs { bias: Some(BiasSlice::F32(&good)), ..none }).is_ok());
+    assert!(call(mask(ScoreStrides::default()), CallInputs { boolean_mask: Some(&[0]), ..none }).is_ok());
 }
 
 #[test]

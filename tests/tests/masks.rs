@@ -13,8 +13,8 @@ use sage_tests::simt;
 use sage_tests::tensor::{Inputs, attend, exact};
 use sageattention::simt::{Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, Bias, BiasSlice, BiasType, CausalAlign, ComputeCapability,
-    DType, Device, Mask, PvMode, ScoreInputs, ScoreStrides, TensorLayout, attention_with,
+    AttentionOptions, AttentionOutput, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, CausalAlign,
+    ComputeCapability, DType, Device, Mask, PvMode, ScoreStrides, TensorLayout, attention_with,
 };
 
 const ALIGNMENTS: [CausalAlign; 2] = [CausalAlign::TopLeft, CausalAlign::BottomRight];
@@ -29,9 +29,9 @@ fn run(
     problem: AttentionProblem,
     options: AttentionOptions,
     inputs: &Inputs<f16>,
-    score_inputs: ScoreInputs,
+    call_inputs: CallInputs,
 ) -> AttentionOutput<f16> {
-    attention_with(device, problem, options, inputs.slices(), score_inputs).expect("a valid call")
+    attention_with(device, problem, options, inputs.slices(), call_inputs).expect("a valid call")
 }
 
 proptest! {
@@ -73,7 +73,7 @@ proptest! {
         let without = attend(&problem, &options, &inputs);
         let sinks = sinks.map(|sink| f32::from(sink) / 8.0);
         let with = AttentionOptions { sinks: true, ..options };
-        let with = run(Device::Cpu, problem, with, &inputs, ScoreInputs { sinks: Some(&sinks), ..Default::default() });
+        let with = run(Device::Cpu, problem, with, &inputs, CallInputs { sinks: Some(&sinks), ..Default::default() });
         let (output, log_sum_exps) = (with.output, with.log_sum_exp.expect("asked for"));
         for (row, (log_sum_exp, before)) in log_sum_exps.into_iter().zip(without.log_sum_exp).enumerate() {
             let sink = f64::from(sinks[row / query_len]);
@@ -233,12 +233,12 @@ fn minus_infinity_hides() {
             problem,
             with_mask,
             &inputs,
-            ScoreInputs { boolean_mask: Some(&boolean_mask), ..Default::default() },
+            CallInputs { boolean_mask: Some(&boolean_mask), ..Default::default() },
         );
         for (dtype, bias) in [(BiasType::F32, BiasSlice::F32(&bias)), (BiasType::F16, BiasSlice::F16(&half))] {
             let with_bias = AttentionOptions { bias: Some(Bias { dtype, strides }), ..options };
             let with_bias =
-                run(device, problem, with_bias, &inputs, ScoreInputs { bias: Some(bias), ..Default::default() });
+                run(device, problem, with_bias, &inputs, CallInputs { bias: Some(bias), ..Default::default() });
             assert_eq!(with_bias, with_mask, "{device}, {pv_mode:?}");
         }
         for row in (0..2 * 150).filter(|row| row % 7 == 3) {
@@ -248,9 +248,9 @@ fn minus_infinity_hides() {
         let causal: Vec<u8> = (0..150 * 330).map(|index| u8::from(index % 330 <= index / 330)).collect();
         let as_mask = AttentionOptions { boolean_mask: Some(ScoreStrides::broadcast([1, 1, 150, 330])), ..options };
         let as_mask =
-            run(device, problem, as_mask, &inputs, ScoreInputs { boolean_mask: Some(&causal), ..Default::default() });
+            run(device, problem, as_mask, &inputs, CallInputs { boolean_mask: Some(&causal), ..Default::default() });
         let mask = Mask::CausalAligned(CausalAlign::TopLeft);
-        let causal = run(device, problem, AttentionOptions { mask, ..options }, &inputs, ScoreInputs::default());
+        let causal = run(device, problem, AttentionOptions { mask, ..options }, &inputs, CallInputs::default());
         let difference = |(a, b): (&f16, &f16)| (a.to_f64() - b.to_f64()).abs();
         let difference: f64 = as_mask.output.iter().zip(&causal.output).map(difference).sum();
         assert!(
@@ -270,7 +270,7 @@ fn masks_that_show_the_same_are_the_same() {
     {
         let with = |mask| {
             let options = AttentionOptions { pv_mode, mask, return_lse: true, ..Default::default() };
-            run(device, problem, options, &inputs, ScoreInputs::default())
+            run(device, problem, options, &inputs, CallInputs::default())
         };
         for align in ALIGNMENTS {
             assert_eq!(with(Mask::Window { left: Some(400), right: Some(400), align }), with(Mask::None));
@@ -294,9 +294,9 @@ fn extreme_sinks() {
         assert!(element_types((pv_mode, pv_accum)).contains(&DType::F16));
         let options = AttentionOptions { sinks: true, ..plain };
         let with = |sink: f32| {
-            run(device, problem, options, &inputs, ScoreInputs { sinks: Some(&[sink; 2]), ..Default::default() })
+            run(device, problem, options, &inputs, CallInputs { sinks: Some(&[sink; 2]), ..Default::default() })
         };
-        assert_eq!(with(f32::NEG_INFINITY), run(device, problem, plain, &inputs, ScoreInputs::default()));
+        assert_eq!(with(f32::NEG_INFINITY), run(device, problem, plain, &inputs, CallInputs::default()));
         for sink in [300.0, 1e6, 3e38] {
             let result = with(sink);
             assert!(result.output.iter().all(|&element| element == f16::ZERO), "{device}, {sink}");
@@ -332,7 +332,7 @@ fn tiles_outside_of_every_window_leave_no_trace() {
                 poisoned.value[64 * token..64 * (token + 1)].fill(f16::MAX);
             }
         }
-        let run = |inputs| run(device, problem, options, inputs, ScoreInputs::default());
+        let run = |inputs| run(device, problem, options, inputs, CallInputs::default());
         assert_eq!(run(&clean), run(&poisoned), "{device}, {pv_mode:?}");
     }
     // what the calls above refuse

@@ -9,7 +9,7 @@ use sage_tests::tensor::Inputs;
 use sage_tests::varlen::Batch;
 use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::{
-    AttentionOptions, CausalAlign, ComputeCapability, DType, Mask, PvMode, ScoreInputs, SequenceLengths, TensorLayout,
+    AttentionOptions, CallInputs, CausalAlign, ComputeCapability, DType, Mask, PvMode, SequenceLengths, TensorLayout,
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
@@ -84,7 +84,7 @@ fn nonsense() {
         ([-1; 4], [i32::MAX; 4], [[0, 210, 0, 0]; 3]),
     ] {
         let lengths = SequenceLengths::Packed { cu_seqlens_q: &cu_seqlens_q[..], cu_seqlens_k: &cu_seqlens_k[..] };
-        let more = ScoreInputs { lengths, ..Default::default() };
+        let more = CallInputs { lengths, ..Default::default() };
         let execution = Options::new(Schedule::Random(0));
         let result = Execution::of_gpu(HOPPER, &problem, &options, inputs.slices(), &more, &execution);
         let result = result.unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{lengths:?}", kernel.symbol()));

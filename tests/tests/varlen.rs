@@ -11,8 +11,8 @@ use sage_layout::sequence::Sequence;
 use sage_tests::tensor::{Inputs, Outputs, attend, attend_varlen, gather, indices, key_shape, offset, query_shape};
 use sage_tests::varlen::Batch;
 use sageattention::{
-    AttentionOptions, AttentionProblem, CausalAlign, DType, Device, Element, Error, Lengths, Mask, PvAccum, PvMode,
-    QkMode, ScoreInputs, SequenceLengths, TensorLayout, Unsupported, attention_with, supports, testing,
+    AttentionOptions, AttentionProblem, CallInputs, CausalAlign, DType, Device, Element, Error, Lengths, Mask, PvAccum,
+    PvMode, QkMode, SequenceLengths, TensorLayout, Unsupported, attention_with, supports, testing,
 };
 
 /// Options that sequences of different lengths have.
@@ -52,8 +52,8 @@ fn fitting(batch: &Batch, options: &AttentionOptions) -> AttentionOptions {
 }
 
 /// Lengths, as calls take them.
-fn more(lengths: SequenceLengths<&[i32]>) -> ScoreInputs<'_> {
-    ScoreInputs { lengths, ..Default::default() }
+fn more(lengths: SequenceLengths<&[i32]>) -> CallInputs<'_> {
+    CallInputs { lengths, ..Default::default() }
 }
 
 fn check_sequences<T: Element>(batch: &Batch, options: &AttentionOptions, inputs: &Inputs<T>) {
@@ -211,6 +211,6 @@ fn options_that_need_equal_lengths() {
         refused,
         Err(Unsupported::TooLarge { argument: "batch * key_len", got: 1 << 30, allowed: (1 << 30) - 1 })
     );
-    let error = attention_with::<f16>(Device::Cpu, long, AttentionOptions::default(), [&[]; 3], ScoreInputs::default());
+    let error = attention_with::<f16>(Device::Cpu, long, AttentionOptions::default(), [&[]; 3], CallInputs::default());
     assert!(matches!(error, Err(Error::Unsupported(_))), "{error:?}");
 }

@@ -15,7 +15,7 @@ use super::view::{self, View};
 use super::zeroed;
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::{PvAccum, PvMode, ScoreInputs};
+use crate::options::{CallInputs, PvAccum, PvMode};
 use crate::plan::Resolved;
 use crate::tensor::DType;
 
@@ -106,7 +106,7 @@ impl Summation {
 pub(crate) fn attend<T: Element>(
     plan: &Resolved,
     [query, key, value]: [&[T]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
@@ -121,7 +121,7 @@ pub(crate) fn attend<T: Element>(
         keys: interleave_keys(&quantized)?,
         key: View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim },
         plan,
-        score_inputs,
+        call_inputs,
         format,
         summation: Summation::new(plan.options.pv_accum),
         quantized,
@@ -219,7 +219,7 @@ impl Scratch {
 
 struct Operands<'a, T> {
     plan: &'a Resolved,
-    score_inputs: &'a ScoreInputs<'a>,
+    call_inputs: &'a CallInputs<'a>,
     /// The caller's.
     key: View<'a, T>,
     format: ProbabilityFormat,
@@ -295,7 +295,7 @@ impl<T: Element> Operands<'_, T> {
                         let keys = tile * TILE + visible.start..tile * TILE + visible.end;
                         let shift = shifts.get(row).copied().unwrap_or(0.0);
                         let scores = &mut probabilities[visible];
-                        max = modify_octaves(plan, self.score_inputs, place, keys, shift, scores);
+                        max = modify_octaves(plan, self.call_inputs, place, keys, shift, scores);
                         if max == f32::NEG_INFINITY {
                             probabilities.fill(0.0);
                             continue;
@@ -337,7 +337,7 @@ impl<T: Element> Operands<'_, T> {
         let shifts = if plan.options.soft_cap.is_some() { &[] } else { shifts };
         let output_mean = nth_row(&quantized.output_mean, key_head, width);
         let head = batch_head % problem.query_heads;
-        let sink = self.score_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+        let sink = self.call_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
         scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), output_mean, shifts, ceiling, sink);
     }
 

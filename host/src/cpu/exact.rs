@@ -7,7 +7,7 @@ use super::modify::modify;
 use super::simd::{self, InstructionSet, Matrix};
 use super::view::View;
 use crate::element::Element;
-use crate::options::ScoreInputs;
+use crate::options::CallInputs;
 use crate::plan::Resolved;
 
 /// Query rows that are worked on together.
@@ -30,7 +30,7 @@ pub struct ExactOutput {
 pub(crate) fn exact<T: Element>(
     plan: &Resolved,
     [query, key, value]: [&[T]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
 ) -> ExactOutput {
     let problem = &plan.problem;
     let head_dim = problem.head_dim;
@@ -53,7 +53,7 @@ pub(crate) fn exact<T: Element>(
                 let head = key_head * heads_per_key_head + head;
                 let blocks = output.par_chunks_mut(ROWS * head_dim).zip(log_sum_exp.par_chunks_mut(ROWS));
                 blocks.enumerate().for_each(|(block, (output, log_sum_exp))| {
-                    operands.attend(plan, &query, score_inputs, [batch, head, block * ROWS], output, log_sum_exp);
+                    operands.attend(plan, &query, call_inputs, [batch, head, block * ROWS], output, log_sum_exp);
                 });
             });
         },
@@ -97,7 +97,7 @@ impl Operands {
         &self,
         plan: &Resolved,
         query: &View<T>,
-        score_inputs: &ScoreInputs,
+        call_inputs: &CallInputs,
         [batch, head, first]: [usize; 3],
         output: &mut [f64],
         log_sum_exp: &mut [f64],
@@ -108,7 +108,7 @@ impl Operands {
         let visible = |row: usize| plan.visible_keys(first + row);
         // the keys of later rows never end earlier
         let keys = visible(rows - 1).end.next_multiple_of(TILE);
-        let sink = score_inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+        let sink = call_inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
 
         let mut queries = vec![0.0; ROWS * width];
         let mut narrow = [0.0f32; MAX_HEAD_DIM as usize];
@@ -135,7 +135,7 @@ impl Operands {
             scores[..visible.start].fill(0.0);
             scores[visible.end..].fill(0.0);
             let seen = &mut scores[visible.clone()];
-            modify(plan, score_inputs, [batch, head, first + row], visible, seen);
+            modify(plan, call_inputs, [batch, head, first + row], visible, seen);
             let max = seen.iter().copied().fold(sink, f64::max);
             if max == f64::NEG_INFINITY {
                 seen.fill(0.0);

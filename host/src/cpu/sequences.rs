@@ -4,7 +4,7 @@ use sage_layout::params::Strides;
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::ScoreInputs;
+use crate::options::CallInputs;
 use crate::plan::Resolved;
 use crate::tensor::{Lengths, SequenceLengths};
 
@@ -118,24 +118,24 @@ pub(crate) fn check_lengths(plan: &Resolved, lengths: SequenceLengths<&[i32]>) -
 pub(crate) fn attend<T: Element>(
     plan: &Resolved,
     inputs: [&[T]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
     output: &mut [T],
     mut log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
     let problem = &plan.problem;
     if problem.lengths == Lengths::Uniform {
-        return super::attend::attend(plan, inputs, score_inputs, output, log_sum_exp);
+        return super::attend::attend(plan, inputs, call_inputs, output, log_sum_exp);
     }
-    for sequence in sequences(plan, score_inputs.lengths) {
+    for sequence in sequences(plan, call_inputs.lengths) {
         let rows = problem.query_heads * sequence.queries;
         let mut own_log_sum_exp = super::zeroed("log_sum_exp", if log_sum_exp.is_some() { rows } else { 0 })?;
         let own_output = sequence.output(plan, output);
         if let Some(own) = &sequence.plan {
             let wanted = log_sum_exp.is_some().then_some(&mut own_log_sum_exp[..]);
-            super::attend::attend(own, sequence.inputs(plan, inputs), score_inputs, own_output, wanted)?;
+            super::attend::attend(own, sequence.inputs(plan, inputs), call_inputs, own_output, wanted)?;
         } else {
             for (row, log_sum_exp) in own_log_sum_exp.iter_mut().enumerate() {
-                *log_sum_exp = score_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[row / sequence.queries]);
+                *log_sum_exp = call_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[row / sequence.queries]);
             }
             for row in 0..rows {
                 let place = [0, row / sequence.queries, row % sequence.queries];
@@ -157,25 +157,25 @@ pub(crate) fn attend<T: Element>(
 pub(crate) fn exact<T: Element>(
     plan: &Resolved,
     inputs: [&[T]; 3],
-    score_inputs: &ScoreInputs,
+    call_inputs: &CallInputs,
 ) -> super::exact::ExactOutput {
     let problem = &plan.problem;
     if problem.lengths == Lengths::Uniform {
-        return super::exact::exact(plan, inputs, score_inputs);
+        return super::exact::exact(plan, inputs, call_inputs);
     }
     let [batch, heads, queries, head_dim] = problem.query_shape();
     let mut result = super::exact::ExactOutput {
         output: vec![0.0; batch * heads * queries * head_dim],
         log_sum_exp: vec![f64::NEG_INFINITY; batch * heads * queries],
     };
-    if let Some(sinks) = score_inputs.sinks {
+    if let Some(sinks) = call_inputs.sinks {
         for (row, log_sum_exp) in result.log_sum_exp.iter_mut().enumerate() {
             *log_sum_exp = f64::from(sinks[row / queries % heads]);
         }
     }
-    for sequence in sequences(plan, score_inputs.lengths) {
+    for sequence in sequences(plan, call_inputs.lengths) {
         let Some(own) = &sequence.plan else { continue };
-        let own = super::exact::exact(own, sequence.inputs(plan, inputs), score_inputs);
+        let own = super::exact::exact(own, sequence.inputs(plan, inputs), call_inputs);
         for head in 0..heads {
             let (from, to) = (head * sequence.queries, sequence.row(plan, head));
             let (from, to) = (from..from + sequence.queries, to..to + sequence.queries);

@@ -32,7 +32,7 @@ pub struct GpuBuffers {
     /// f32 `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with [`Lengths::Packed`](crate::Lengths::Packed),
     /// contiguous, a multiple of 4 bytes; with `return_lse`, and only then.
     pub log_sum_exp: Option<u64>,
-    /// f32 `[query_heads]`, contiguous, a multiple of 4 bytes: what [`ScoreInputs::sinks`](crate::ScoreInputs::sinks) says; with
+    /// f32 `[query_heads]`, contiguous, a multiple of 4 bytes: what [`CallInputs::sinks`](crate::CallInputs::sinks) says; with
     /// [`AttentionOptions::sinks`], and only then.
     pub sinks: Option<u64>,
     /// Addresses of the sequences' lengths, of the problem's kind; i32, multiples of 4 bytes.

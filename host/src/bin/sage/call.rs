@@ -74,8 +74,8 @@ impl<'a, T: Element> Call<'a, T> {
         let mut whole = Vec::new();
         for step in steps {
             let inputs = [step.query, step.key, step.value];
-            let score_inputs = step.score_tensors.inputs(step.first);
-            let ExactOutput { output, .. } = testing::exact_with(&step.problem, &step.options, inputs, &score_inputs);
+            let call_inputs = step.score_tensors.inputs(step.first);
+            let ExactOutput { output, .. } = testing::exact_with(&step.problem, &step.options, inputs, &call_inputs);
             whole.extend(output);
             progress.advance();
         }

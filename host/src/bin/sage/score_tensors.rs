@@ -4,7 +4,7 @@ use crate::arguments::ScoreArguments;
 use crate::tensor_file::{Tensor, TensorFile};
 use half::{bf16, f16};
 use safetensors::Dtype;
-use sageattention::{AttentionOptions, AttentionProblem, Bias, BiasSlice, BiasType, ScoreInputs, ScoreStrides};
+use sageattention::{AttentionOptions, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, ScoreStrides};
 
 /// What can be wrong with a tensor.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +83,9 @@ impl ScoreTensors {
     }
 
     /// As the library takes them, from a batch and a query head on.
-    pub fn inputs(&self, [batch, head]: [usize; 2]) -> ScoreInputs<'_> {
+    pub fn inputs(&self, [batch, head]: [usize; 2]) -> CallInputs<'_> {
         let start = |strides: &ScoreStrides| (batch as i64 * strides.batch + head as i64 * strides.head) as usize;
-        ScoreInputs {
+        CallInputs {
             sinks: self.sinks.as_deref().map(|sinks| &sinks[head..]),
             bias: self.bias.as_ref().map(|(strides, elements)| elements.slice(start(strides))),
             boolean_mask: self.boolean_mask.as_ref().map(|(strides, elements)| &elements[start(strides)..]),
