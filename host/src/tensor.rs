@@ -84,7 +84,7 @@ pub enum Lengths {
 }
 
 /// The lengths of the sequences of one call: device addresses in [`GpuBuffers`](crate::GpuBuffers) (`u64`), slices in
-/// [`attention_varlen`](crate::attention_varlen) (`&[i32]`).
+/// [`CallInputs`](crate::CallInputs) (`&[i32]`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SequenceLengths<A> {
     /// For [`Lengths::Uniform`].

@@ -210,7 +210,7 @@ fn install() {
         })
     };
     // SAFETY: declared as the driver's functions are, but for pointers and handles, which are numbers here.
-    INSTALLED.call_once(|| unsafe { sageattention::gpu::driver::bind_to(find) });
+    INSTALLED.call_once(|| unsafe { sageattention::gpu::bind_to(find) });
 }
 
 /// A plan on a GPU; none, after a line, if this build holds no kernels.

@@ -8,8 +8,7 @@
 //! | [`launch`] | what a plan puts on a stream |
 //! | `memory` | device memory and streams of our own |
 
-#[doc(hidden)]
-pub mod driver;
+pub(crate) mod driver;
 pub mod launch;
 #[doc(hidden)]
 pub mod memory;
@@ -28,6 +27,8 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, OnceLock};
 
+#[doc(hidden)]
+pub use driver::bind_to;
 pub use launch::{GpuBuffers, PreparedPlan};
 
 /// An NVIDIA GPU that kernels exist for.

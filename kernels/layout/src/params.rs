@@ -41,7 +41,7 @@ pub struct TensorView {
     pub vectorized: u32,
 }
 
-/// The sequences of a ragged batch ([`sequence`](crate::sequence)), for the families that take one ([`Family::is_ragged`]).
+/// The sequences of a ragged batch ([`sequence`](crate::sequence)), for the families whose names say that they take one.
 ///
 /// Packed tensors are one batch; those of a padded batch have the stride of a batch less that of a sequence's tokens, so that
 /// in both a sequence begins at `address + index · batch stride + start · token stride`.
