@@ -470,7 +470,7 @@ fn tensors_that_are_no_use() {
         &[],
         &["value `v` [1, 2, 8, 16]", "value's tokens is 8; it must be 7, as key's"],
     );
-    check(f16, [&[1, 1, 5, 160]; 3], &[], &["head_dim is 160; allowed are 1 to 128"]);
+    check(f16, [&[1, 1, 5, 288]; 3], &[], &["head_dim is 288; allowed are 1 to 256"]);
     check(f16, [&[1, 1, 0, 16]; 3], &[], &["query_len is 0; it must be at least 1"]);
     check(
         f16,
