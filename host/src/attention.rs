@@ -65,7 +65,7 @@ pub fn attention<T: Element>(
 /// # Errors
 ///
 /// As [`attention()`]; [`Error::CallInput`] for inputs that are there and not asked for, or the reverse, of another type or too
-/// short; [`Error::Sink`] and [`Error::BiasElement`]; [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::LengthsCount`] for too many or too few, and
+/// short; [`Error::Sink`] and [`Error::BiasElement`]; [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::SliceLength`] for too many or too few, and
 /// [`Error::LengthsValue`] if they are out of order.
 pub fn attention_with<T: Element>(
     device: Device,
@@ -125,7 +125,7 @@ pub fn attention_with<T: Element>(
 }
 
 /// The part of a slice that its tensor reaches.
-fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
+pub(crate) fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
     slice.get(..needed).ok_or(Error::SliceTooShort { tensor, got: slice.len(), needed })
 }
 
@@ -134,9 +134,7 @@ fn check_call_inputs<'a>(plan: &AttentionPlan, inputs: CallInputs<'a>) -> Result
     let heads = plan.problem().query_heads;
     let sinks = wanted("sinks", plan.options().sinks, inputs.sinks)?;
     let sinks = sinks.map(|sinks| at_least("sinks", sinks, heads)).transpose()?;
-    if let Some(head) = sinks.and_then(|sinks| sinks.iter().position(|&sink| sink.is_nan() || sink == f32::INFINITY)) {
-        return Err(Error::Sink { head, got: sinks.map_or(f32::NAN, |sinks| sinks[head]) });
-    }
+    check_sinks(sinks)?;
     cpu::check_lengths(&plan.resolved, inputs.lengths)?;
     let shape = plan.problem().score_shape();
     let elements = |strides: ScoreStrides| strides.extent(shape).expect("checked by the plan") as usize;
@@ -162,8 +160,17 @@ fn check_call_inputs<'a>(plan: &AttentionPlan, inputs: CallInputs<'a>) -> Result
     Ok(CallInputs { sinks, bias, boolean_mask, lengths: inputs.lengths })
 }
 
+/// A sink is a logit, or −∞.
+pub(crate) fn check_sinks(sinks: Option<&[f32]>) -> Result<(), Error> {
+    let is_bad = |sink: &f32| sink.is_nan() || *sink == f32::INFINITY;
+    match sinks.unwrap_or_default().iter().copied().enumerate().find(|(_, sink)| is_bad(sink)) {
+        Some((head, got)) => Err(Error::Sink { head, got }),
+        None => Ok(()),
+    }
+}
+
 /// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
-fn check_finite<T: Element>(
+pub(crate) fn check_finite<T: Element>(
     tensor: &'static str,
     slice: &[T],
     [batch, heads, tokens, head_dim]: [usize; 4],

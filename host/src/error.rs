@@ -2,7 +2,7 @@
 //!
 //! Every message names the argument, what it got and what is allowed.
 
-use crate::options::{BiasType, PvAccum, PvMode};
+use crate::options::{BiasType, Mask, PvAccum, PvMode};
 use crate::tensor::{DType, Lengths};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::Modes;
@@ -114,6 +114,20 @@ pub enum Unsupported {
         dtype: DType,
         /// The sums that go with the two.
         allowed: &'static [PvAccum],
+    },
+    /// Pages of a cache that are not whole blocks.
+    #[error("page_tokens is {got}; allowed are 64 and 128")]
+    PageTokens {
+        /// The problem's.
+        got: usize,
+    },
+    /// A mask that does not say how the last tokens of a cache line up with queries.
+    #[error(
+        "mask is {mask:?} with a cache; allowed are None, CausalAligned(CausalAlign::BottomRight) and a Window of that alignment"
+    )]
+    CacheMask {
+        /// The options' mask.
+        mask: Mask,
     },
     /// A soft cap that caps nothing, or everything.
     #[error("soft_cap is {got}; it must be finite and positive")]
@@ -310,9 +324,9 @@ pub enum Error {
         /// Those of the problem.
         expected: Lengths,
     },
-    /// Not as many lengths as sequences need.
+    /// A slice with more elements than it must have, or fewer.
     #[error("{argument} has {got} elements; it must have {needed}")]
-    LengthsCount {
+    SliceLength {
         /// The slice.
         argument: &'static str,
         /// Its elements.
@@ -382,6 +396,12 @@ pub enum Error {
         modes: Modes,
         /// What there are kernels for.
         allowed: String,
+    },
+    /// A GPU without kernels for a cache.
+    #[error("{device} has no kernels for a cache; those are for compute capability 8.0 and up")]
+    NoCacheKernels {
+        /// The GPU.
+        device: String,
     },
     /// Kernels were asked for that are none, or that the GPU can't run.
     #[error("SAGE_KERNELS is {got}; allowed on {gpu} are {allowed}, or nothing for the best")]

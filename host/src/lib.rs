@@ -56,12 +56,14 @@
 //! | [`options`] | modes, granularity, smoothing, masks, scale |
 //! | [`plan`] | all checks, once |
 //! | [`mod@attention`] | the call on host tensors |
+//! | [`cache`] | keys and values that are quantized once and kept |
 //! | [`gpu`] | kernels, launches, the driver found at run time |
 //! | [`device`] | CPU or GPU |
 //! | [`error`] | what can be wrong, in words |
 
 pub(crate) mod accuracy;
 pub mod attention;
+pub mod cache;
 pub(crate) mod cpu;
 pub mod device;
 pub mod element;
@@ -79,6 +81,10 @@ pub mod testing;
 pub(crate) mod workspace;
 
 pub use attention::{AttentionOutput, attention, attention_with};
+pub use cache::{
+    AppendBuffers, CACHE_FORMAT_VERSION, CacheAttentionBuffers, CacheOptions, CachePlan, CacheProblem,
+    PreparedCachePlan, QuantizedKv, merge,
+};
 pub use device::Device;
 pub use element::Element;
 pub use error::{Error, Unsupported};

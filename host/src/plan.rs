@@ -10,7 +10,7 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Largest length or count: the kernels count in 32 bits, with room to add two.
-const MAX_SIZE: u64 = (1 << 30) - 1;
+pub(crate) const MAX_SIZE: u64 = (1 << 30) - 1;
 /// Largest number of tiles: the quantizer counts its items, up to seven a tile, in 32 bits.
 const MAX_TILES: u64 = (1 << 28) - 1;
 
@@ -339,7 +339,7 @@ fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     }
 }
 
-fn at_most(argument: &'static str, got: u64, allowed: u64) -> Result<(), Unsupported> {
+pub(crate) fn at_most(argument: &'static str, got: u64, allowed: u64) -> Result<(), Unsupported> {
     if got > allowed { Err(Unsupported::TooLarge { argument, got, allowed }) } else { Ok(()) }
 }
 
@@ -348,7 +348,7 @@ fn axes(shape: [usize; 4], strides: Strides) -> [(&'static str, usize, i64); 3] 
     [("batch", batch, strides.batch), ("head", heads, strides.head), ("token", tokens, strides.token)]
 }
 
-fn check_strides(tensor: &'static str, shape: [usize; 4], strides: Strides) -> Result<(), Unsupported> {
+pub(crate) fn check_strides(tensor: &'static str, shape: [usize; 4], strides: Strides) -> Result<(), Unsupported> {
     for (axis, _, got) in axes(shape, strides) {
         if got < 0 {
             return Err(Unsupported::NegativeStride { tensor, axis, got });
@@ -361,7 +361,7 @@ fn check_strides(tensor: &'static str, shape: [usize; 4], strides: Strides) -> R
 }
 
 /// Every axis must step over everything that the axes with smaller strides span. Strides are known to be sound.
-fn check_no_overlap(shape: [usize; 4], strides: Strides) -> Result<(), Unsupported> {
+pub(crate) fn check_no_overlap(shape: [usize; 4], strides: Strides) -> Result<(), Unsupported> {
     let mut axes = axes(shape, strides);
     axes.sort_by_key(|&(_, _, stride)| stride);
     let mut span = shape[3] as i64;

@@ -21,7 +21,7 @@ use crate::{
         hopper,
         modifier::{Modified, Unmodified},
     },
-    quantize,
+    cache, quantize,
     sequences::{Ragged, Uniform},
 };
 
@@ -35,6 +35,18 @@ macro_rules! params {
     };
     (QuantizeRagged) => {
         QuantizeParams
+    };
+    (CacheAppend) => {
+        CacheAppendParams
+    };
+    (CacheAttention) => {
+        CacheAttentionParams
+    };
+    (CacheAttentionWide) => {
+        CacheAttentionParams
+    };
+    (Merge) => {
+        MergeParams
     };
     ($attention:ident) => {
         AttentionParams
@@ -52,6 +64,18 @@ macro_rules! params {
     (QuantizeRagged, $params:ident) => {
         Params::Quantize($params)
     };
+    (CacheAppend, $params:ident) => {
+        Params::CacheAppend($params)
+    };
+    (CacheAttention, $params:ident) => {
+        Params::CacheAttention($params)
+    };
+    (CacheAttentionWide, $params:ident) => {
+        Params::CacheAttention($params)
+    };
+    (Merge, $params:ident) => {
+        Params::Merge($params)
+    };
     ($attention:ident, $params:ident) => {
         Params::Attention($params)
     };
@@ -66,6 +90,18 @@ macro_rules! program {
     };
     (QuantizeSmoothed, $head_dim:literal, $element:ident) => {
         quantize::quantize::<$element, Uniform, $head_dim, true>
+    };
+    (CacheAppend, $head_dim:literal, $element:ident) => {
+        cache::append::append::<$element, $head_dim>
+    };
+    (CacheAttention, $head_dim:literal, $element:ident) => {
+        cache::attention::attention::<$element, $head_dim, 1>
+    };
+    (CacheAttentionWide, $head_dim:literal, $element:ident) => {
+        cache::attention::attention::<$element, $head_dim, 4>
+    };
+    (Merge, $head_dim:literal, $element:ident) => {
+        cache::merge::merge::<$element, $head_dim>
     };
     (Attention, 64, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, Unmodified, 64, 36>, Uniform>

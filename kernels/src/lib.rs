@@ -16,6 +16,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod attention;
+pub mod cache;
 pub mod element;
 pub mod entry;
 pub mod quantize;

@@ -1,5 +1,6 @@
 //! What the tests share: random tensors, real tensors, every mode, measures of error, runs on the GPU and in the SIMT executor.
 
+pub mod cache;
 pub mod codes;
 pub mod data;
 pub mod error;

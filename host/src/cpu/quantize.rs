@@ -489,7 +489,7 @@ fn amax_of(elements: &[f32]) -> f32 {
 ///
 /// The sum has the rounded value in the last bits of its mantissa, in two's complement, and unlike `round_ties_even` it
 /// is one instruction everywhere.
-fn round_to_i8(value: f32) -> i8 {
+pub(crate) fn round_to_i8(value: f32) -> i8 {
     const ONE_AND_A_HALF_TIMES_2_23: f32 = 12582912.0;
     (value + ONE_AND_A_HALF_TIMES_2_23).to_bits() as i8
 }

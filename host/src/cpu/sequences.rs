@@ -81,7 +81,7 @@ pub(crate) fn check_lengths(plan: &Resolved, lengths: SequenceLengths<&[i32]>) -
     }
     let count = |argument, lengths: &[i32], needed| match lengths.len() {
         got if got == needed => Ok(()),
-        got => Err(Error::LengthsCount { argument, got, needed }),
+        got => Err(Error::SliceLength { argument, got, needed }),
     };
     let value = |argument, index, got, least, most| match got {
         _ if (least..=most).contains(&got) => Ok(()),

@@ -26,6 +26,6 @@ impl<T: Element> View<'_, T> {
 }
 
 /// Where a row starts, in elements.
-pub(super) fn offset(strides: Strides, [batch, head, token]: [usize; 3]) -> usize {
+pub(crate) fn offset(strides: Strides, [batch, head, token]: [usize; 3]) -> usize {
     (batch as i64 * strides.batch + head as i64 * strides.head + token as i64 * strides.token) as usize
 }

@@ -16,7 +16,7 @@ use sage_layout::params::Params;
 use std::ffi::c_void;
 
 /// Alignment of the four tensors, in bytes: rows are read and written in pieces of this size where strides allow.
-const TENSOR_ALIGNMENT: u64 = 16;
+pub(crate) const TENSOR_ALIGNMENT: u64 = 16;
 
 /// Device addresses of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -268,12 +268,13 @@ impl PreparedPlan {
         let _span = tracing::trace_span!("enqueue", ?part).entered();
         self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
-        self.check_gpu(buffers)?;
+        buffers.addresses().try_for_each(|(argument, address)| self.gpu.check(argument, address))?;
         let attention = self.kernels.attention.kernel.family();
         let call = Call { plan: &self.plan, buffers, attention, multiprocessors: self.gpu.multiprocessors() };
         // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`; each
         // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
-        let launch = |family, grid, params: Params| unsafe { self.launch(stream, family, grid, &params) };
+        let launch =
+            |family, grid, params: Params| unsafe { launch_kernel(self.kernels.of(family), stream, grid, &params) };
         if part != Part::Attention {
             let (counters, bytes) = call.counters();
             // SAFETY: the counters lie in the workspace, which `check_buffers` found to be large enough.
@@ -285,45 +286,40 @@ impl PreparedPlan {
         }
         Ok(())
     }
+}
 
-    /// Refuses memory of another GPU, where there are several.
-    fn check_gpu(&self, buffers: &GpuBuffers) -> Result<(), Error> {
-        for (argument, address) in buffers.addresses() {
-            if let Some(got) = self.gpu.stranger(address) {
-                return Err(Error::WrongGpu { argument, address, got, expected: self.gpu.ordinal() });
-            }
-        }
-        Ok(())
-    }
-
-    /// Enqueues one kernel.
-    ///
-    /// # Safety
-    ///
-    /// `params` must be true for the grid, with the GPU's context current.
-    unsafe fn launch(&self, stream: *mut c_void, family: Family, grid: [u32; 3], params: &Params) -> Result<(), Error> {
-        let function = self.kernels.of(family);
-        let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel has one parameter, of the family's type, which the driver copies before it returns.
-        unsafe {
-            cuda!(cuLaunchKernel(
-                function.raw,
-                grid[0],
-                grid[1],
-                grid[2],
-                function.kernel.threads(),
-                1,
-                1,
-                function.kernel.shared_bytes(),
-                stream.cast(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            ))
-        }
+/// Enqueues a kernel.
+///
+/// # Safety
+///
+/// `params` must be of the kernel's family and true for the grid, with the GPU's context current.
+pub(crate) unsafe fn launch_kernel(
+    function: Function,
+    stream: *mut c_void,
+    grid: [u32; 3],
+    params: &Params,
+) -> Result<(), Error> {
+    debug_assert!(params.are_of(function.kernel.family()));
+    let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
+    // SAFETY: the kernel has one parameter, of the family's type, which the driver copies before it returns.
+    unsafe {
+        cuda!(cuLaunchKernel(
+            function.raw,
+            grid[0],
+            grid[1],
+            grid[2],
+            function.kernel.threads(),
+            1,
+            1,
+            function.kernel.shared_bytes(),
+            stream.cast(),
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut(),
+        ))
     }
 }
 
-fn check_address(argument: &'static str, got: u64, needed: u64, alignment: u64) -> Result<(), Error> {
+pub(crate) fn check_address(argument: &'static str, got: u64, needed: u64, alignment: u64) -> Result<(), Error> {
     match got {
         0 => Err(Error::NullPointer { argument, needed }),
         _ if !got.is_multiple_of(alignment) => Err(Error::UnalignedPointer { argument, got, alignment }),

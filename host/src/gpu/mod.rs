@@ -12,7 +12,7 @@ pub(crate) mod driver;
 pub mod launch;
 #[doc(hidden)]
 pub mod memory;
-mod module;
+pub(crate) mod module;
 #[doc(hidden)]
 pub mod raw;
 
@@ -109,7 +109,7 @@ impl Gpu {
     }
 
     /// The kernel as a function of the driver; loads it if this is the first time.
-    fn function(&self, architecture: Architecture, kernel: Kernel) -> Result<Function, Error> {
+    pub(crate) fn function(&self, architecture: Architecture, kernel: Kernel) -> Result<Function, Error> {
         let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let is_loaded = |(of, function): &&(Architecture, Function)| (*of, function.kernel) == (architecture, kernel);
         if let Some((_, function)) = functions.iter().find(is_loaded) {
@@ -122,7 +122,7 @@ impl Gpu {
     }
 
     /// The architecture that the environment variable `SAGE_KERNELS` names, if it is set.
-    fn named_architecture(&self) -> Result<Option<Architecture>, Error> {
+    pub(crate) fn named_architecture(&self) -> Result<Option<Architecture>, Error> {
         static VARIABLE: OnceLock<Option<String>> = OnceLock::new();
         let variable = VARIABLE.get_or_init(|| {
             let value = std::env::var_os("SAGE_KERNELS").filter(|value| !value.is_empty());
@@ -134,10 +134,18 @@ impl Gpu {
     }
 
     /// The GPU as messages call it, and the architecture if its kernels alone are meant.
-    fn description(&self, architecture: Option<Architecture>) -> String {
+    pub(crate) fn description(&self, architecture: Option<Architecture>) -> String {
         let Self { ordinal, name, capability, .. } = self;
         let of = architecture.map_or(String::new(), |architecture| format!(" with kernels of {}", architecture.name()));
         format!("GPU {ordinal} ({name}, compute capability {capability}){of}")
+    }
+
+    /// Refuses memory of another GPU, where there are several.
+    pub(crate) fn check(&self, argument: &'static str, address: u64) -> Result<(), Error> {
+        match self.stranger(address) {
+            Some(got) => Err(Error::WrongGpu { argument, address, got, expected: self.ordinal }),
+            None => Ok(()),
+        }
     }
 
     /// Whether device memory at an address is another GPU's, and whose. Nothing is known of an address that is not the driver's.

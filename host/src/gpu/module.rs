@@ -60,7 +60,7 @@ pub(super) fn complete(architecture: Architecture) -> Result<(), Error> {
 }
 
 /// Whether other images of the kernels may do.
-pub(super) fn is_about_the_image(error: &Error) -> bool {
+pub(crate) fn is_about_the_image(error: &Error) -> bool {
     const INVALID_IMAGE: u32 = 200;
     const NO_BINARY_FOR_GPU: u32 = 209;
     const INVALID_PTX: u32 = 218;
@@ -87,7 +87,7 @@ impl Image {
 
 /// A kernel that is ready to be launched. Its module stays loaded as long as the process lives.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Function {
+pub(crate) struct Function {
     pub kernel: Kernel,
     pub raw: CUfunction,
 }

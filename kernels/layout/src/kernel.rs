@@ -4,6 +4,7 @@
 //! makes the entry points, and `cargo xtask check-ptx` compares the compiled PTX with it.
 
 use crate::architecture::Architecture;
+use crate::cache;
 use crate::tile::{
     CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes,
     query_tile_bytes, value_tile_bytes,
@@ -112,6 +113,14 @@ define_family! {
     MmaInt4Fp8F32F32: [Architecture::Sm89];
     /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) with queries and keys in INT4, smoothed or not.
     MmaInt4Fp8F32F16: [Architecture::Sm89];
+    /// Keys and values to the blocks of a cache.
+    CacheAppend: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    /// Attention with `mma.sync` of up to 16 rows on a part of a cache.
+    CacheAttention: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    /// The same of up to 64 rows, which share what is copied.
+    CacheAttentionWide: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    /// Attention on parts of the keys to attention on all.
+    Merge: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
 }
 
 impl Family {
@@ -140,6 +149,11 @@ impl Family {
                 | Self::AttentionModified
                 | Self::AttentionModifiedF16
         )
+    }
+
+    /// Whether its kernels are those of a cache, which take parameters of their own.
+    pub const fn is_about_a_cache(self) -> bool {
+        matches!(self, Self::CacheAppend | Self::CacheAttention | Self::CacheAttentionWide | Self::Merge)
     }
 
     /// Whether its kernels modify scores: soft cap, bias, boolean mask.
@@ -312,6 +326,30 @@ macro_rules! for_each_kernel {
             MmaInt4Fp8F32F16D64Bf16 = "sage_attention_mma_int4_fp8_f32f16_d64_bf16": MmaInt4Fp8F32F16, 64, Bf16;
             MmaInt4Fp8F32F16D128F16 = "sage_attention_mma_int4_fp8_f32f16_d128_f16": MmaInt4Fp8F32F16, 128, F16;
             MmaInt4Fp8F32F16D128Bf16 = "sage_attention_mma_int4_fp8_f32f16_d128_bf16": MmaInt4Fp8F32F16, 128, Bf16;
+            CacheAppendD64F16 = "sage_cache_append_d64_f16": CacheAppend, 64, F16;
+            CacheAppendD64Bf16 = "sage_cache_append_d64_bf16": CacheAppend, 64, Bf16;
+            CacheAppendD128F16 = "sage_cache_append_d128_f16": CacheAppend, 128, F16;
+            CacheAppendD128Bf16 = "sage_cache_append_d128_bf16": CacheAppend, 128, Bf16;
+            CacheAppendD256F16 = "sage_cache_append_d256_f16": CacheAppend, 256, F16;
+            CacheAppendD256Bf16 = "sage_cache_append_d256_bf16": CacheAppend, 256, Bf16;
+            CacheAttentionD64F16 = "sage_cache_attention_d64_f16": CacheAttention, 64, F16;
+            CacheAttentionD64Bf16 = "sage_cache_attention_d64_bf16": CacheAttention, 64, Bf16;
+            CacheAttentionD128F16 = "sage_cache_attention_d128_f16": CacheAttention, 128, F16;
+            CacheAttentionD128Bf16 = "sage_cache_attention_d128_bf16": CacheAttention, 128, Bf16;
+            CacheAttentionD256F16 = "sage_cache_attention_d256_f16": CacheAttention, 256, F16;
+            CacheAttentionD256Bf16 = "sage_cache_attention_d256_bf16": CacheAttention, 256, Bf16;
+            CacheAttentionWideD64F16 = "sage_cache_attention_wide_d64_f16": CacheAttentionWide, 64, F16;
+            CacheAttentionWideD64Bf16 = "sage_cache_attention_wide_d64_bf16": CacheAttentionWide, 64, Bf16;
+            CacheAttentionWideD128F16 = "sage_cache_attention_wide_d128_f16": CacheAttentionWide, 128, F16;
+            CacheAttentionWideD128Bf16 = "sage_cache_attention_wide_d128_bf16": CacheAttentionWide, 128, Bf16;
+            CacheAttentionWideD256F16 = "sage_cache_attention_wide_d256_f16": CacheAttentionWide, 256, F16;
+            CacheAttentionWideD256Bf16 = "sage_cache_attention_wide_d256_bf16": CacheAttentionWide, 256, Bf16;
+            MergeD64F16 = "sage_merge_d64_f16": Merge, 64, F16;
+            MergeD64Bf16 = "sage_merge_d64_bf16": Merge, 64, Bf16;
+            MergeD128F16 = "sage_merge_d128_f16": Merge, 128, F16;
+            MergeD128Bf16 = "sage_merge_d128_bf16": Merge, 128, Bf16;
+            MergeD256F16 = "sage_merge_d256_f16": Merge, 256, F16;
+            MergeD256Bf16 = "sage_merge_d256_bf16": Merge, 256, Bf16;
         }
     };
 }
@@ -398,6 +436,8 @@ impl Kernel {
         match self.family() {
             family if family.quantizes() => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
             family if family.is_persistent() => (1 + CONSUMER_WARPGROUPS) * 128,
+            Family::CacheAttention => 32,
+            Family::CacheAppend | Family::CacheAttentionWide | Family::Merge => 128,
             _ => mma_warps(self.head_dim()) * 32,
         }
     }
@@ -411,6 +451,9 @@ impl Kernel {
             Family::QuantizeRagged => 768 / self.threads(),
             family if family.quantizes() => 1024 / self.threads(),
             family if family.is_persistent() => 1,
+            // how many run together, shared memory decides
+            Family::CacheAttention | Family::CacheAttentionWide => 2,
+            Family::CacheAppend | Family::Merge => 8,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
@@ -437,6 +480,7 @@ impl Kernel {
         match self.family() {
             family if family.quantizes() => false,
             Family::Attention | Family::AttentionF16 | Family::TuringF16F16 => false,
+            family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,
         }
@@ -452,6 +496,8 @@ impl Kernel {
             Family::AttentionF16 | Family::AttentionF16Ragged | Family::AttentionModifiedF16 => {
                 AttentionShared::f16(self.head_dim()).bytes
             }
+            Family::CacheAppend | Family::Merge => 0,
+            Family::CacheAttention | Family::CacheAttentionWide => MMA_STAGES * cache::block_bytes(self.head_dim()),
             family => {
                 let key_row_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
                 let shared = MmaShared::new(self.head_dim(), key_row_bytes, family.value_bytes(), family.stages());
@@ -468,6 +514,8 @@ impl Kernel {
             Family::QuantizeRagged => 31,
             family if family.is_persistent() => 1,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
+            Family::CacheAppend | Family::Merge => 0,
+            Family::CacheAttention | Family::CacheAttentionWide => 1,
             _ => 2,
         }
     }

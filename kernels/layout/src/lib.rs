@@ -17,6 +17,7 @@
 //! | [`statistics`] | the order of summation of channel statistics |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`sequence`] | where the parts of sequences of different lengths are |
+//! | [`cache`] | blocks of a cache of quantized keys and values |
 //! | [`visibility`] | which keys a query may see |
 //! | [`mode`] | how Q·Kᵀ and P·V are multiplied |
 //! | [`architecture`] | compute capabilities, and what kernels are compiled for |
@@ -26,6 +27,7 @@
 #![no_std]
 
 pub mod architecture;
+pub mod cache;
 pub mod dispatch;
 pub mod fragment;
 pub mod half;

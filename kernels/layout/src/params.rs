@@ -269,19 +269,131 @@ pub struct AttentionParams {
     pub modifiers: Modifiers,
 }
 
+/// A cache of quantized keys and values ([`cache`](crate::cache)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CacheView {
+    /// `[pages][key heads][blocks_per_page]` blocks.
+    pub pages: Address,
+    /// i32 `[batch][pages_per_sequence]`: the sequences' pages. 0 if sequence `b` has those from `b · pages_per_sequence` on.
+    pub page_table: Address,
+    /// i32 `[batch]`: tokens that the sequences have, cut to what their pages hold. For `CacheAppend`, before the new ones.
+    pub lengths: Address,
+    /// Pages that there are. Others in the table are not written, and others' tokens are read in their stead.
+    pub page_count: u32,
+    /// Pages that a sequence may have.
+    pub pages_per_sequence: u32,
+    /// Blocks of a head that a page has.
+    pub blocks_per_page: u32,
+    /// Key heads.
+    pub key_heads: u32,
+}
+
+/// `CacheAppend`: grid (batch · key heads · groups of as many tokens as a CTA takes).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CacheAppendParams {
+    /// The cache. Tokens beyond what a sequence's pages hold are not written.
+    pub cache: CacheView,
+    /// The new keys.
+    pub key: TensorView,
+    /// The new values.
+    pub value: TensorView,
+    /// f32 `[key heads][head_dim]`: what is subtracted from keys; 0 for nothing.
+    pub key_mean: Address,
+}
+
+/// `CacheAttention` and `CacheAttentionWide`: grid (batch · key heads · splits · row tiles).
+///
+/// A CTA does 16 rows a warp: queries of all heads that share a key head, head by head; of the sequence's blocks, one of `splits`
+/// parts.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CacheAttentionParams {
+    /// The cache.
+    pub cache: CacheView,
+    /// Queries.
+    pub query: TensorView,
+    /// f32 `[key heads][head_dim]`: what was subtracted from keys, where the logits' loss matters; else 0.
+    pub key_mean: Address,
+    /// f32 `[splits][batch · query heads · query_len][padded head_dim]`: the output of each part of the keys.
+    pub partial_outputs: Address,
+    /// f32 `[splits][batch · query heads · query_len]`: its log-sum-exp, in natural units.
+    pub partial_log_sum_exps: Address,
+    /// Which keys a query sees, before it is [`shifted`](Band::shifted) to a sequence.
+    pub visible: Band,
+    /// 1 if that is counted from the last key and query, else 0.
+    pub from_last_key: u32,
+    /// Query heads that share a key head.
+    pub heads_per_key_head: u32,
+    /// CTAs for the rows of a key head.
+    pub row_tiles: u32,
+    /// Parts of the keys.
+    pub splits: u32,
+    /// batch · query heads · query_len
+    pub rows: u32,
+    /// Nothing.
+    pub padding: u32,
+    /// The softmax scale.
+    pub softmax_scale: f32,
+    /// The softmax scale times log₂ e.
+    pub score_scale: f32,
+}
+
+/// `Merge`: grid (rows, four a CTA).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MergeParams {
+    /// The first part's output.
+    pub parts: TensorView,
+    /// Bytes from one part's output to the next one's.
+    pub part_stride: i64,
+    /// f32 `[batch · heads · tokens]`: the first part's log-sum-exps.
+    pub log_sum_exps: Address,
+    /// Bytes from one part's to the next one's.
+    pub log_sum_exp_stride: i64,
+    /// The result.
+    pub output: TensorView,
+    /// f32 `[batch · heads · tokens]`: its log-sum-exp; 0 if not wanted.
+    pub log_sum_exp: Address,
+    /// f32 `[heads]`: see [`AttentionParams::sinks`].
+    pub sinks: Address,
+    /// Parts.
+    pub count: u32,
+    /// 1 if the parts' outputs are f32, 0 if they are of the result's type.
+    pub parts_are_f32: u32,
+    /// batch · heads · tokens
+    pub rows: u32,
+    /// Nothing.
+    pub padding: u32,
+}
+
 /// The parameters of some kernel.
 #[derive(Clone, Copy, Debug)]
 pub enum Params {
     /// Of the quantizers.
     Quantize(QuantizeParams),
-    /// Of every attention family.
+    /// Of every attention family but those on a cache.
     Attention(AttentionParams),
+    /// Of `CacheAppend`.
+    CacheAppend(CacheAppendParams),
+    /// Of `CacheAttention` and `CacheAttentionWide`.
+    CacheAttention(CacheAttentionParams),
+    /// Of `Merge`.
+    Merge(MergeParams),
 }
 
 impl Params {
     /// Whether kernels of a family take them.
     pub const fn are_of(&self, family: Family) -> bool {
-        matches!(self, Self::Quantize(_)) == family.quantizes()
+        match (self, family) {
+            (Self::CacheAppend(_), Family::CacheAppend) => true,
+            (Self::CacheAttention(_), Family::CacheAttention | Family::CacheAttentionWide) => true,
+            (Self::Merge(_), Family::Merge) => true,
+            (Self::Quantize(_), family) => family.quantizes(),
+            (Self::Attention(_), family) => !family.quantizes() && !family.is_about_a_cache(),
+            _ => false,
+        }
     }
 
     /// Where the struct is.
@@ -289,20 +401,28 @@ impl Params {
         match self {
             Self::Quantize(params) => core::ptr::from_ref(params).cast(),
             Self::Attention(params) => core::ptr::from_ref(params).cast(),
+            Self::CacheAppend(params) => core::ptr::from_ref(params).cast(),
+            Self::CacheAttention(params) => core::ptr::from_ref(params).cast(),
+            Self::Merge(params) => core::ptr::from_ref(params).cast(),
         }
     }
 }
 
-impl From<QuantizeParams> for Params {
-    fn from(params: QuantizeParams) -> Self {
-        Self::Quantize(params)
-    }
+macro_rules! from_params {
+    ($($variant:ident: $params:ident;)*) => { $(
+        impl From<$params> for Params {
+            fn from(params: $params) -> Self {
+                Self::$variant(params)
+            }
+        }
+    )* };
 }
-
-impl From<AttentionParams> for Params {
-    fn from(params: AttentionParams) -> Self {
-        Self::Attention(params)
-    }
+from_params! {
+    Quantize: QuantizeParams;
+    Attention: AttentionParams;
+    CacheAppend: CacheAppendParams;
+    CacheAttention: CacheAttentionParams;
+    Merge: MergeParams;
 }
 
 const _: () = {
@@ -319,6 +439,9 @@ const _: () = {
     assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 104 && offset_of!(Modifiers, bias) == 16);
     assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 96);
     assert!(offset_of!(AttentionParams, modifiers) == 320);
+    assert!(size_of::<CacheView>() == 40 && size_of::<CacheAppendParams>() == 144);
+    assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
+    assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
     assert!(size_of::<AttentionParams>() == 424 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136

@@ -1,5 +1,7 @@
 //! Which scores of a register tile count.
 
+use core::ops::Range;
+
 use sage_layout::params::AttentionParams;
 use sage_layout::visibility::{Band, UNBOUNDED};
 
@@ -76,6 +78,18 @@ impl ChunkMask {
     /// Every register counts.
     pub const ALL: Self = Self(!0);
 
+    /// Of a lane whose two rows see such keys each, in the chunk that begins at `first_key`, a multiple of eight.
+    #[inline(always)]
+    pub fn of_rows(visible: &[Range<u32>; 2], first_key: u32, lane: u32) -> Self {
+        let first_key = (first_key + 2 * (lane % 4)) as i32;
+        let before = |key: u32| registers_before(key as i32 - first_key);
+        let [first, second] = visible;
+        Self(
+            both_rows([before(first.end), before(second.end)])
+                & !both_rows([before(first.start), before(second.start)]),
+        )
+    }
+
     /// Hides accumulator register `element` on a condition.
     #[inline(always)]
     pub fn hide_if(&mut self, element: usize, condition: bool) {
@@ -102,10 +116,17 @@ mod tests {
         for (band, lane) in bands.flat_map(|band| (0..32).map(move |lane| (band, lane))) {
             for (row, first_key) in [(0, 0), (0, 64), (80, 64), (96, 128), (160, 64), (176, 128), (400, 128)] {
                 let mask = VisibleKeys::of_band(band, 170, row, lane).of_chunk(first_key);
+                let visible = [0, 8].map(|below| band.visible_keys(row + lane / 4 + below, 170));
+                let of_rows = ChunkMask::of_rows(&visible, first_key, lane);
                 for element in 0..32 {
                     let (within, column) = fragment::accumulator(lane, element as u32);
                     let expected = band.visible_keys(row + within, 170).contains(&(first_key + column));
                     assert_eq!(mask.shows(element), expected, "{band:?}, row {row}, lane {lane}, register {element}");
+                    assert_eq!(
+                        of_rows.shows(element),
+                        expected,
+                        "{band:?}, row {row}, lane {lane}, register {element}"
+                    );
                 }
             }
         }

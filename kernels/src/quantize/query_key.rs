@@ -34,19 +34,19 @@ const PER_THREAD: u32 = Granularity::PerThread as u32;
 /// The larger of two absolute values; NaN, if one of them is. (As integers, the bits of positive numbers are in order,
 /// NaN above all.)
 #[inline(always)]
-fn max_abs(a: f32, b: f32) -> f32 {
+pub(crate) fn max_abs(a: f32, b: f32) -> f32 {
     f32::from_bits(max(a.to_bits(), b.to_bits()))
 }
 
 /// Largest absolute value.
 #[inline(always)]
-fn amax(values: &[f32; CHUNK]) -> f32 {
+pub(crate) fn amax(values: &[f32; CHUNK]) -> f32 {
     values.iter().fold(0.0, |largest, value| max_abs(largest, value.abs()))
 }
 
 /// The distances of values from means.
 #[inline(always)]
-fn less(mut values: [f32; CHUNK], means: [f32; CHUNK]) -> [f32; CHUNK] {
+pub(crate) fn less(mut values: [f32; CHUNK], means: [f32; CHUNK]) -> [f32; CHUNK] {
     for channel in 0..CHUNK {
         values[channel] -= means[channel];
     }
@@ -56,7 +56,7 @@ fn less(mut values: [f32; CHUNK], means: [f32; CHUNK]) -> [f32; CHUNK] {
 /// Combines `value` over the threads of a row: with the neighbour's, with that of the next pair, and so on
 /// (`sage_layout::statistics`).
 #[inline(always)]
-fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut distance = 1;
     while distance < threads_per_row(HEAD_DIM) {
         value = combine(value, warp::shuffle_xor(value, distance));
@@ -67,7 +67,7 @@ fn reduce_row<const HEAD_DIM: u32>(mut value: f32, combine: impl Fn(f32, f32) ->
 
 /// Eight codes, the first in the lowest byte.
 #[inline(always)]
-fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
+pub(crate) fn codes_of(values: &[f32; CHUNK], inverse: f32) -> [u32; 2] {
     [0, 4].map(|first: usize| convert::i8x4([0, 1, 2, 3].map(|index: usize| values[first + index] * inverse)))
 }
 

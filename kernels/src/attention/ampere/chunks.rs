@@ -99,6 +99,14 @@ impl Matrix {
         Self { address, row_bytes, lane_row: swizzle::offset(row, matrix % 2 * CHUNK_BYTES, row_bytes) }
     }
 
+    /// The same of a matrix whose rows are rows of the B operand, for [`transposed`](Self::transposed).
+    #[inline(always)]
+    pub fn of_rows(address: u32, row_bytes: u32, lane: u32) -> Self {
+        let (matrix, row) = fragment::matrix_row(lane);
+        let row = row + matrix % 2 * swizzle::PERIOD;
+        Self { address, row_bytes, lane_row: swizzle::offset(row, matrix / 2 * CHUNK_BYTES, row_bytes) }
+    }
+
     /// The B operands of rows `16 · pair` and `16 · pair + 8` on, of the `step`-th 32 bytes of the rows.
     ///
     /// # Safety
@@ -106,12 +114,30 @@ impl Matrix {
     /// All lanes call it; the rows are there.
     #[inline(always)]
     pub unsafe fn operands(&self, pair: usize, step: usize) -> [[u32; 2]; 2] {
+        // SAFETY: forwarded contract.
+        let [a, b, c, d] = unsafe { mma::ldmatrix_x4(self.row(pair, step)) };
+        [[a, b], [c, d]]
+    }
+
+    /// Rows `16 · pair` on, turned round in units of 16 bits: of each eight units of the `step`-th 32 bytes, what would be a B
+    /// operand of 16 rows if a unit were an element.
+    ///
+    /// # Safety
+    ///
+    /// As for [`operands`](Self::operands).
+    #[inline(always)]
+    pub unsafe fn transposed(&self, pair: usize, step: usize) -> [[u32; 2]; 2] {
+        // SAFETY: forwarded contract.
+        let [a, b, c, d] = unsafe { mma::ldmatrix_x4_trans(self.row(pair, step)) };
+        [[a, b], [c, d]]
+    }
+
+    /// The row that the lane gives to `ldmatrix`.
+    #[inline(always)]
+    fn row(&self, pair: usize, step: usize) -> u32 {
         // the layout repeats every eight rows, and a swizzle keeps what is xored with a place in its row
         let (half, step) = (step as u32 / STEPS_OF_LONGEST, step as u32 % STEPS_OF_LONGEST);
         let in_row = (self.lane_row ^ (2 * CHUNK_BYTES * step)) + half * swizzle::HALF_STRIDE;
-        let offset = in_row + 2 * swizzle::PERIOD * self.row_bytes * pair as u32;
-        // SAFETY: forwarded contract.
-        let [a, b, c, d] = unsafe { mma::ldmatrix_x4(self.address + offset) };
-        [[a, b], [c, d]]
+        self.address + in_row + 2 * swizzle::PERIOD * self.row_bytes * pair as u32
     }
 }
