@@ -149,6 +149,14 @@ impl DeviceMemory {
         stream.synchronize()
     }
 
+    /// Enqueues a copy to memory of the same size.
+    pub fn copy_to(&self, destination: &Self, stream: &Stream) -> Result<(), Error> {
+        assert_eq!(self.bytes, destination.bytes);
+        let _current = self.gpu.enter()?;
+        // SAFETY: both sides have as many bytes; freeing one waits for the work that uses it.
+        unsafe { cuda!(cuMemcpyDtoDAsync_v2(destination.address, self.address, self.bytes, stream.raw)) }
+    }
+
     /// Sets every byte, after the stream's earlier work; waits until it is done.
     pub fn fill(&mut self, byte: u8, stream: &Stream) -> Result<(), Error> {
         let _current = self.gpu.enter()?;

@@ -32,6 +32,7 @@ unsafe extern "C" {
     pub fn cuMemFree_v2(address: CUdeviceptr) -> u32;
     pub fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) -> u32;
     pub fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream) -> u32;
+    pub fn cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) -> u32;
     pub fn cuPointerGetAttributes(
         count: c_uint,
         attributes: *mut CUpointer_attribute,

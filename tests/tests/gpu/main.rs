@@ -5,6 +5,7 @@
 //! `SAGE_REQUIRE_GPU=1` they fail.
 
 mod accuracy;
+mod cache;
 mod codes;
 mod executor;
 mod masks;
