@@ -3,8 +3,8 @@
 //! Enqueueing must neither allocate nor wait, nor touch another stream; and each GPU must get what is its own.
 
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, DType, Error, Gpu, GpuBuffers, PreparedPlan, PvMode, QkMode,
-    TensorLayout,
+    AppendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, CacheAttentionBuffers, CacheOptions, CachePlan,
+    CacheProblem, DType, Error, Gpu, GpuBuffers, PreparedPlan, PvMode, QkMode, TensorLayout,
 };
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -129,7 +129,14 @@ mod driver {
         // SAFETY: as the driver's.
         unsafe {
             let symbol = CStr::from_ptr(name).to_str().expect("a symbol");
-            *function = if symbol.starts_with("sage_quantize") { QUANTIZE } else { ATTENTION };
+            let is = |start| symbol.starts_with(start);
+            *function = if is("sage_quantize") || is("sage_cache_append") {
+                QUANTIZE
+            } else if is("sage_merge") {
+                MERGE
+            } else {
+                ATTENTION
+            };
         }
         record(Call::Other("cuModuleGetFunction"))
     }
@@ -185,6 +192,7 @@ mod driver {
 
 const QUANTIZE: usize = 7;
 const ATTENTION: usize = 8;
+const MERGE: usize = 9;
 
 /// The test's driver in place of the installed one, before anything else is called.
 fn install() {
@@ -312,4 +320,73 @@ fn a_second_plan_loads_nothing_again() {
         first.plan().prepare(first.gpu()).expect("loaded before");
     });
     assert_eq!(again, []);
+}
+
+#[test]
+fn a_step_on_a_cache_is_three_launches_on_the_callers_stream() {
+    const STREAM: usize = 0x5000;
+    install();
+    let problem = CacheProblem::new(TensorLayout::Hnd, DType::F16, [2, 4, 1, 128], 2, 1000);
+    let plan = CachePlan::new(problem, CacheOptions { smooth_k: true, ..Default::default() }).expect("a valid step");
+    let step = match Gpu::open(0).and_then(|gpu| plan.prepare(gpu)) {
+        Ok(step) => step,
+        Err(Error::MissingKernel { .. }) => return eprintln!("skipped: this build holds no kernels"),
+        Err(error) => panic!("{error}"),
+    };
+    let place = |index: u64| index << 20;
+    let key_mean = Some(place(7));
+    let append = AppendBuffers {
+        key: place(1),
+        value: place(2),
+        cache: place(3),
+        lengths: place(4),
+        page_table: None,
+        key_mean,
+    };
+    let attention = CacheAttentionBuffers {
+        query: place(1),
+        output: place(2),
+        cache: place(3),
+        lengths: place(4),
+        workspace: place(5),
+        workspace_bytes: plan.workspace_bytes(),
+        key_mean,
+        ..Default::default()
+    };
+    // SAFETY: the driver of this test reads and writes nothing.
+    let enqueue = |append: &AppendBuffers, attention: &CacheAttentionBuffers| unsafe {
+        step.enqueue_append(STREAM as *mut c_void, append)?;
+        step.enqueue_attention(STREAM as *mut c_void, attention)
+    };
+    let launches: Vec<_> = calls(|| enqueue(&append, &attention).expect("a valid step"))
+        .into_iter()
+        .filter(|call| *call != Call::Other("cuPointerGetAttributes"))
+        .collect();
+    let launch = |function| Call::Launch { stream: STREAM, function };
+    let [push, pop] = [Call::PushContext(0), Call::PopContext];
+    let attend = [push.clone(), launch(ATTENTION), launch(MERGE), pop.clone()];
+    assert_eq!(launches, [&[push, launch(QUANTIZE), pop][..], &attend].concat());
+
+    let far = SECOND + place(1);
+    let refused = |append: AppendBuffers, attention: CacheAttentionBuffers| {
+        let mut result = Ok(());
+        let calls = calls(|| result = enqueue(&append, &attention));
+        (
+            result.expect_err("a bad buffer").to_string(),
+            calls.iter().filter(|call| matches!(call, Call::Launch { .. })).count(),
+        )
+    };
+    for (append, attention, words, launches) in [
+        (AppendBuffers { cache: far, ..append }, attention, "cache's device address", 0),
+        (AppendBuffers { key: 0, ..append }, attention, "key's device address is null", 0),
+        (AppendBuffers { lengths: 2, ..append }, attention, "lengths's device address is 0x2", 0),
+        (AppendBuffers { key_mean: None, ..append }, attention, "key_mean is None", 0),
+        (append, CacheAttentionBuffers { page_table: key_mean, ..attention }, "page_table is there", 1),
+        (append, CacheAttentionBuffers { workspace_bytes: 5, ..attention }, "workspace has 5 bytes", 1),
+        (append, CacheAttentionBuffers { log_sum_exp: key_mean, ..attention }, "log_sum_exp is a buffer", 1),
+        (append, CacheAttentionBuffers { output: far, ..attention }, "output's device address", 1),
+    ] {
+        let (message, count) = refused(append, attention);
+        assert!(message.contains(words) && count == launches, "{message}: {count}");
+    }
 }

@@ -3,14 +3,13 @@
 use crate::cache::launch::{AppendBuffers, CacheAttentionBuffers};
 use crate::cache::plan::CachePlan;
 use crate::tensor::Strides;
-use sage_layout::kernel::{Family, threads_per_row};
+use sage_layout::kernel::{Family, MergeShared, threads_per_row};
 use sage_layout::params::{
     Address, CacheAppendParams, CacheAttentionParams, CacheView, MergeParams, Params, TensorView,
 };
 
-/// Threads of a CTA that appends, and rows of one that merges.
+/// Threads of a CTA that appends.
 const APPEND_THREADS: u32 = 128;
-const MERGE_ROWS: usize = 4;
 
 /// What a kernel is launched with: its family, the grid and the parameters.
 pub(crate) type Launch = (Family, [u32; 3], Params);
@@ -95,5 +94,5 @@ pub(crate) fn attend(plan: &CachePlan, buffers: &CacheAttentionBuffers) -> [Laun
         rows: plan.rows() as u32,
         padding: 0,
     };
-    [attention, (Family::Merge, [plan.rows().div_ceil(MERGE_ROWS) as u32, 1, 1], params.into())]
+    [attention, (Family::Merge, [(plan.rows() as u32).div_ceil(MergeShared::ROWS), 1, 1], params.into())]
 }

@@ -5,13 +5,13 @@ use crate::options::{CausalAlign, Mask};
 use crate::plan::{MAX_SIZE, at_most, check_no_overlap, check_strides};
 use crate::tensor::{DType, Strides, TensorLayout};
 use sage_layout::cache::{BLOCK_TOKENS, BLOCKS_PER_PAGE, block_bytes};
-use sage_layout::kernel::Family;
+use sage_layout::kernel::{Family, MergeShared};
 use sage_layout::tile::{self, WARP_ROWS};
 use sage_layout::visibility::Band;
 use std::f32::consts::LOG2_E;
 
 /// Most parts that a sequence's keys are cut into.
-const MAX_SPLITS: usize = 128;
+const MAX_SPLITS: usize = MergeShared::MAX_PARTS as usize;
 /// CTAs that a step should have, so that the last ones do not run alone: a few times what a large GPU runs at a time.
 const CTAS: usize = 3072;
 /// Fewest blocks of a part, with which loading queries and merging cost little.

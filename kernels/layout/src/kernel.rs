@@ -437,7 +437,8 @@ impl Kernel {
             family if family.quantizes() => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
             family if family.is_persistent() => (1 + CONSUMER_WARPGROUPS) * 128,
             Family::CacheAttention => 32,
-            Family::CacheAppend | Family::CacheAttentionWide | Family::Merge => 128,
+            Family::CacheAppend | Family::CacheAttentionWide => 128,
+            Family::Merge => 32 * MergeShared::ROWS,
             _ => mma_warps(self.head_dim()) * 32,
         }
     }
@@ -453,7 +454,8 @@ impl Kernel {
             family if family.is_persistent() => 1,
             // how many run together, shared memory decides
             Family::CacheAttention | Family::CacheAttentionWide => 2,
-            Family::CacheAppend | Family::Merge => 8,
+            Family::CacheAppend => 8,
+            Family::Merge => 4,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
@@ -496,7 +498,8 @@ impl Kernel {
             Family::AttentionF16 | Family::AttentionF16Ragged | Family::AttentionModifiedF16 => {
                 AttentionShared::f16(self.head_dim()).bytes
             }
-            Family::CacheAppend | Family::Merge => 0,
+            Family::CacheAppend => 0,
+            Family::Merge => MergeShared::BYTES,
             Family::CacheAttention | Family::CacheAttentionWide => MMA_STAGES * cache::block_bytes(self.head_dim()),
             family => {
                 let key_row_bytes = self.head_dim() / if family.is_int4() { 2 } else { 1 };
@@ -656,6 +659,21 @@ impl MmaShared {
         let bytes = if stages_end > regions_end { stages_end } else { regions_end };
         Self { value, stage_bytes, region_stride, bias: bytes, bytes, biased_bytes: bytes + stages * KEY_CHUNK * 4 }
     }
+}
+
+/// Shared memory of the kernel that merges parts: each row's weights.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeShared;
+
+impl MergeShared {
+    /// Rows of a CTA, one a warp.
+    pub const ROWS: u32 = 4;
+    /// Most parts.
+    pub const MAX_PARTS: u32 = 128;
+    /// Distance of the rows' weights.
+    pub const ROW_STRIDE: u32 = 4 * Self::MAX_PARTS;
+    /// All of it.
+    pub const BYTES: u32 = Self::ROWS * Self::ROW_STRIDE;
 }
 
 #[cfg(test)]

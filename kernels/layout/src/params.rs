@@ -340,7 +340,7 @@ pub struct CacheAttentionParams {
     pub score_scale: f32,
 }
 
-/// `Merge`: grid (rows, four a CTA).
+/// `Merge`: grid (rows, [`MergeShared::ROWS`](crate::kernel::MergeShared::ROWS) a CTA).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct MergeParams {
@@ -358,7 +358,7 @@ pub struct MergeParams {
     pub log_sum_exp: Address,
     /// f32 `[heads]`: see [`AttentionParams::sinks`].
     pub sinks: Address,
-    /// Parts.
+    /// Parts, at most [`MergeShared::MAX_PARTS`](crate::kernel::MergeShared::MAX_PARTS).
     pub count: u32,
     /// 1 if the parts' outputs are f32, 0 if they are of the result's type.
     pub parts_are_f32: u32,
