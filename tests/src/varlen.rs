@@ -1,5 +1,7 @@
 //! Sequences of different lengths: random ones, and each as a call of its own.
 
+use std::collections::BTreeMap;
+
 use sage_layout::sequence::{MOST_SORTED, Sequence, first_part};
 use sage_layout::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, SEGMENT_KEYS};
 use sageattention::testing::quantize;
@@ -171,6 +173,7 @@ impl Batch {
         let plan = AttentionPlan::new(self.problem, *options).expect("a plan that can be made");
         let bytes_of = |name: &str| plan.workspace_regions().into_iter().find(|(region, _)| *region == name);
         let count = self.problem.batch;
+        let mut read = BTreeMap::new();
         for (index, sequence) in self.table().into_iter().enumerate() {
             let (first, keys) = (index as u32, sequence.keys as usize);
             if sequence.queries == 0 || keys == 0 {
@@ -180,7 +183,8 @@ impl Batch {
             let quantized = quantize(&problem, options, alone.slices());
             for (region, expected) in expected_regions(&quantized) {
                 let (Some((_, range)), false) = (bytes_of(region), expected.is_empty()) else { continue };
-                let found = workspace(region).expect("a region of the plan");
+                let found: &Vec<u8> =
+                    read.entry(region).or_insert_with(|| workspace(region).expect("a region of the plan"));
                 assert_eq!(found.len() as u64, range.end - range.start);
                 let of_queries = region.starts_with("query") || region == "log_sum_exp_shift";
                 let heads = if of_queries { problem.query_heads } else { problem.key_heads };
