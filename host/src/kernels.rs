@@ -159,7 +159,11 @@ impl Call<'_> {
         let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
         let is_persistent = self.attention.is_persistent();
         let (queries, resident) = match is_persistent {
-            true => (tile::CTA_QUERIES, self.multiprocessors),
+            // those that flush have a place each
+            true => (
+                tile::cta_queries(resolved.padded_head_dim),
+                self.multiprocessors.min(resolved.flushing_ctas().unwrap_or(u32::MAX)),
+            ),
             false => (tile::MMA_QUERIES, u32::MAX),
         };
         let items = resolved.places().query_heads * resolved.cta_places(queries);
@@ -196,16 +200,14 @@ impl Call<'_> {
             sequences: self.sequences(),
             log_sum_exp_strides: self.log_sum_exp_strides(),
             modifiers: self.modifiers(),
+            flushed_output: self.address_if(workspace.flushed_output),
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {
                 value: self.address(codes),
                 value_scale: self.address(scale),
                 value_mean_codes: if resolved.smooth_v || is_persistent { self.address(mean_codes) } else { 0 },
-                tiles_per_flush: match resolved.smooth_v {
-                    true => tile::TILES_PER_FLUSH,
-                    false => tile::UNSMOOTHED_TILES_PER_FLUSH,
-                },
+                tiles_per_flush: resolved.tiles_per_flush(),
                 ..params
             },
             Values::F16 { tiles, mean } => {

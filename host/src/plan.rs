@@ -70,6 +70,21 @@ impl Resolved {
         modifies_scores(&self.options)
     }
 
+    /// Key tiles after which Hopper's kernels empty the accumulators of e4m3 values.
+    pub(crate) fn tiles_per_flush(&self) -> u32 {
+        if self.smooth_v { tile::TILES_PER_FLUSH } else { tile::UNSMOOTHED_TILES_PER_FLUSH }
+    }
+
+    /// CTAs whose outputs Hopper's kernels empty into the workspace: those that run at a time, if shared memory has no room.
+    pub(crate) fn flushing_ctas(&self) -> Option<u32> {
+        let AttentionOptions { pv_mode, pv_accum, .. } = self.options;
+        let is_hoppers = pv_mode == PvMode::Fp8 && pv_accum != PvAccum::F32F16 && !self.is_ragged();
+        let Places { query_heads, key_tiles, .. } = self.places();
+        let is_flushed = self.padded_head_dim > 128 && key_tiles > self.tiles_per_flush();
+        let items = query_heads * self.cta_places(tile::cta_queries(self.padded_head_dim));
+        (is_hoppers && is_flushed).then(|| items.min(tile::MAX_WIDE_CTAS))
+    }
+
     /// Bytes of a key tile and its value tile.
     pub(crate) fn tile_bytes(&self) -> u32 {
         let value = match self.options.pv_mode {

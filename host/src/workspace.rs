@@ -50,6 +50,8 @@ pub(crate) struct Workspace {
     pub sequences: Option<Region>,
     /// The order in which attention takes them.
     pub sequence_order: Option<Region>,
+    /// Where the attention kernel empties outputs to, if it needs memory for that; see [`Resolved::flushing_ctas`].
+    pub flushed_output: Option<Region>,
     /// See [`sage_layout::schedule::counter`].
     pub counters: Region,
     /// All of it.
@@ -117,6 +119,9 @@ impl Workspace {
                 .then(|| region([query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
             sequences: resolved.is_ragged().then(|| region([1, sequences, Sequence::BYTES as u64])),
             sequence_order: resolved.is_ragged().then(|| region([1, sequences, 8])),
+            flushed_output: resolved
+                .flushing_ctas()
+                .map(|ctas| region([1, ctas as u64, tile::output_bytes(head_dim) as u64])),
             counters: region([1, counters, 4]),
             bytes: 0,
         };
@@ -147,6 +152,7 @@ impl Workspace {
             ("log_sum_exp_shift", self.log_sum_exp_shift),
             ("sequences", self.sequences),
             ("sequence_order", self.sequence_order),
+            ("flushed_output", self.flushed_output),
             ("counters", Some(self.counters)),
         ];
         queries_and_keys

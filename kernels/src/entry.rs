@@ -112,6 +112,9 @@ macro_rules! program {
     (Attention, 128, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, Unmodified, 128, 68>, Uniform>
     };
+    (Attention, 256, $element:ident) => {
+        hopper::attention::<hopper::WideE4m3Values<$element, 256, 128>, Uniform>
+    };
     (AttentionRagged, 128, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, Unmodified, 128, 68>, Ragged>
     };
@@ -123,6 +126,9 @@ macro_rules! program {
     };
     (AttentionF16, 128, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, Unmodified, 128, 64>, Uniform>
+    };
+    (AttentionF16, 256, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 256, 128>, Uniform>
     };
     (AttentionF16Ragged, 128, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, Unmodified, 128, 64>, Ragged>

@@ -45,7 +45,7 @@ fn modes() -> [AttentionOptions; 2] {
 
 #[test]
 fn every_schedule() {
-    for head_dim in [64, 128] {
+    for head_dim in [64, 128, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 3, 200, head_dim], [1, 300]);
         for schedule in Schedule::with((0..4).map(Schedule::Random)) {
             for options in modes() {
@@ -67,7 +67,7 @@ fn more_items_than_ctas() {
 /// One item a CTA, no slot filled twice: lanes may drift apart.
 #[test]
 fn every_schedule_of_threads() {
-    for head_dim in [64, 128] {
+    for head_dim in [64, 128, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
         for schedule in Schedule::with((0..6).map(Schedule::Random)) {
             for options in modes() {
@@ -127,10 +127,12 @@ fn strides() {
 /// More than a segment of keys: two means are put back; without smoothing, sums are flushed after every tile.
 #[test]
 fn two_segments() {
-    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 1100]);
-    for (pv_mode, smooth_v) in [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)] {
-        let options = AttentionOptions { pv_mode, smooth_v, ..with_lse() };
-        check::<f16>(&problem, &options, &Options::new(Schedule::Random(3)), 6);
+    for head_dim in [64, 256] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, head_dim], [1, 1100]);
+        for (pv_mode, smooth_v) in [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)] {
+            let options = AttentionOptions { pv_mode, smooth_v, ..with_lse() };
+            check::<f16>(&problem, &options, &Options::new(Schedule::Random(3)), 6);
+        }
     }
 }
 
@@ -138,10 +140,15 @@ fn two_segments() {
 #[test]
 fn windows_of_segments() {
     let align = CausalAlign::BottomRight;
-    for (key_len, left, smooth_v) in
-        [(2400, 1300, true), (2400, 700, false), (4096 + 1500, 4096 + 700, true), (1200, 100, true)]
-    {
-        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, key_len]);
+    for (head_dim, key_len, left, smooth_v) in [
+        (64, 2400, 1300, true),
+        (64, 2400, 700, false),
+        (64, 4096 + 1500, 4096 + 700, true),
+        (64, 1200, 100, true),
+        (256, 1200, 700, false),
+        (256, 4096 + 1500, 4096 + 700, true),
+    ] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, head_dim], [1, key_len]);
         let mask = Mask::Window { left: Some(left), right: Some(3), align };
         let options = AttentionOptions { mask, smooth_v, sinks: true, ..with_lse() };
         check::<f16>(&problem, &options, &in_order(), 10);
@@ -165,7 +172,7 @@ fn windows_of_several_items() {
 /// Scores that rise along the keys: references are replaced, and everything so far must follow.
 #[test]
 fn rising_scores() {
-    for (head_dim, dtype) in [(64, DType::F16), (128, DType::Bf16)] {
+    for (head_dim, dtype) in [(64, DType::F16), (128, DType::Bf16), (256, DType::F16)] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 1, 20, head_dim], [1, 700]);
         for options in modes() {
             let options = AttentionOptions { smooth_k: false, ..options };
@@ -180,10 +187,22 @@ fn rising_scores() {
 /// More keys than one flush: sums of four segments are flushed, and follow the references that are replaced afterwards.
 #[test]
 fn flushed_segments() {
-    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, 64], [1, 4096 + 1100]);
-    let options = AttentionOptions { smooth_k: false, ..with_lse() };
-    for inputs in [Inputs::<f16>::random(&problem, 8), Inputs::rising(&problem, 9)] {
-        simt::check(HOPPER, &problem, &options, &in_order(), &inputs);
+    for head_dim in [64, 256] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, head_dim], [1, 4096 + 1100]);
+        let options = AttentionOptions { smooth_k: false, ..with_lse() };
+        for inputs in [Inputs::<f16>::random(&problem, 8), Inputs::rising(&problem, 9)] {
+            simt::check(HOPPER, &problem, &options, &in_order(), &inputs);
+        }
+    }
+}
+
+/// More items than one CTA does, each of which flushes to the same place.
+#[test]
+fn flushed_items() {
+    let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::Bf16, [1, 3, 300, 200], [1, 300]);
+    let options = AttentionOptions { smooth_v: false, mask: Mask::CausalAligned(CausalAlign::TopLeft), ..with_lse() };
+    for schedule in Schedule::several(2) {
+        check::<bf16>(&problem, &options, &Options::new(schedule), 13);
     }
 }
 

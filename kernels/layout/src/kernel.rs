@@ -6,7 +6,7 @@
 use crate::architecture::Architecture;
 use crate::cache;
 use crate::tile::{
-    CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, key_tile_bytes,
+    KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, consumer_warpgroups, key_tile_bytes,
     query_tile_bytes, value_tile_bytes,
 };
 
@@ -230,10 +230,14 @@ macro_rules! for_each_kernel {
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
             AttentionD128Bf16 = "sage_attention_hopper_d128_bf16": Attention, 128, Bf16;
+            AttentionD256F16 = "sage_attention_hopper_d256_f16": Attention, 256, F16;
+            AttentionD256Bf16 = "sage_attention_hopper_d256_bf16": Attention, 256, Bf16;
             AttentionF16D64F16 = "sage_attention_hopper_f16_d64_f16": AttentionF16, 64, F16;
             AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
             AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
             AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
+            AttentionF16D256F16 = "sage_attention_hopper_f16_d256_f16": AttentionF16, 256, F16;
+            AttentionF16D256Bf16 = "sage_attention_hopper_f16_d256_bf16": AttentionF16, 256, Bf16;
             AttentionRaggedD64F16 = "sage_attention_hopper_ragged_d64_f16": AttentionRagged, 64, F16;
             AttentionRaggedD64Bf16 = "sage_attention_hopper_ragged_d64_bf16": AttentionRagged, 64, Bf16;
             AttentionRaggedD128F16 = "sage_attention_hopper_ragged_d128_f16": AttentionRagged, 128, F16;
@@ -394,9 +398,6 @@ macro_rules! define_kernel {
 }
 for_each_kernel!(define_kernel);
 
-/// Slots of the attention kernel's ring of key and value tiles.
-pub const PIPELINE_STAGES: u32 = 3;
-
 /// Warps of a CTA of the `mma.sync` kernels.
 pub const fn mma_warps(padded_head_dim: u32) -> u32 {
     if padded_head_dim > 128 { 8 } else { 4 }
@@ -435,7 +436,7 @@ impl Kernel {
     pub const fn threads(self) -> u32 {
         match self.family() {
             family if family.quantizes() => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
-            family if family.is_persistent() => (1 + CONSUMER_WARPGROUPS) * 128,
+            family if family.is_persistent() => (1 + consumer_warpgroups(self.head_dim())) * 128,
             Family::CacheAttention => 32,
             Family::CacheAppend | Family::CacheAttentionWide => 128,
             Family::Merge => 32 * MergeShared::ROWS,
@@ -515,7 +516,8 @@ impl Kernel {
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
             Family::QuantizeRagged => 31,
-            family if family.is_persistent() => 1,
+            // the output waits for queries, through whose memory it goes
+            family if family.is_persistent() => 1 + (self.head_dim() > 128) as u32,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             Family::CacheAppend | Family::Merge => 0,
             Family::CacheAttention | Family::CacheAttentionWide => 1,
@@ -555,21 +557,27 @@ impl QuantizeShared {
 /// The attention kernel's shared memory. Offsets are in bytes from its start, which is aligned to 1024.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShared {
+    /// Consumer warpgroups.
+    pub warpgroups: u32,
+    /// Slots of the ring of key and value tiles.
+    pub stages: u32,
     /// Query tiles, one a consumer warpgroup.
     pub query: u32,
     /// Ring of key tiles.
     pub key: u32,
-    /// Ring of value tiles; those of e4m3 are each followed by [`Self::ONES_BYTES`] of ones.
+    /// Ring of value tiles; those of e4m3 with up to 128 channels are each followed by [`Self::ONES_BYTES`] of ones.
     pub value: u32,
     /// Bytes of a value tile.
     pub value_bytes: u32,
     /// Distance of the value ring's slots.
     pub value_stride: u32,
-    /// A region for each consumer warp: with e4m3 values, what was emptied out of its accumulators; with both kinds, rows of
-    /// the output on their way to memory.
+    /// A region for each consumer warp: with e4m3 values and up to 128 channels, what was emptied out of its accumulators; always,
+    /// rows of the output on their way to memory, of [`output_channels`](Self::output_channels) at a time.
     pub region: u32,
     /// Distance of the warps' regions.
     pub region_stride: u32,
+    /// Channels of a warp's output that its region holds.
+    pub output_channels: u32,
     /// mbarriers, 8 bytes each.
     pub barriers: u32,
     /// The item that each consumer warpgroup's queries belong to: u32.
@@ -585,8 +593,6 @@ pub struct AttentionShared {
 impl AttentionShared {
     /// Eight channels of e4m3 ones for 128 keys: the extra value columns whose product is the row sum.
     pub const ONES_BYTES: u32 = 8 * VALUE_ROW_BYTES;
-    /// mbarriers: query full and empty for each warpgroup, slot full and empty for each stage.
-    pub const BARRIERS: u32 = 2 * CONSUMER_WARPGROUPS + 2 * PIPELINE_STAGES;
 
     /// Bytes after each row of the output in a warp's region, against bank conflicts.
     pub const OUTPUT_PADDING: u32 = 16;
@@ -594,41 +600,79 @@ impl AttentionShared {
     /// The layout with e4m3 values, for a padded head dimension.
     pub const fn fp8(padded_head_dim: u32) -> Self {
         let value_bytes = key_tile_bytes(padded_head_dim);
+        if padded_head_dim > 128 {
+            return Self::wide(padded_head_dim, value_bytes, 3);
+        }
         // a lane holds head_dim / 2 flushed output sums, and for its two rows the flushed row sum and one segment's since
         let region_stride = (padded_head_dim / 2 + 4) * 32 * 4;
-        Self::with_values(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
+        Self::narrow(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
     }
 
     /// The layout with 16-bit values, for a padded head dimension.
     pub const fn f16(padded_head_dim: u32) -> Self {
         let value_bytes = value_tile_bytes(padded_head_dim);
+        if padded_head_dim > 128 {
+            return Self::wide(padded_head_dim, value_bytes, 2);
+        }
         let output_bytes = WARP_ROWS * (2 * padded_head_dim + Self::OUTPUT_PADDING);
-        Self::with_values(padded_head_dim, value_bytes, value_bytes, output_bytes)
+        Self::narrow(padded_head_dim, value_bytes, value_bytes, output_bytes)
     }
 
-    const fn with_values(padded_head_dim: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
-        let query = 0;
-        let key = query + CONSUMER_WARPGROUPS * query_tile_bytes(padded_head_dim);
-        let value = key + PIPELINE_STAGES * key_tile_bytes(padded_head_dim);
-        let region = value + PIPELINE_STAGES * value_stride;
-        let barriers = region + CTA_QUERIES / WARP_ROWS * region_stride;
-        let items = barriers + 8 * Self::BARRIERS;
-        let ragged_items = (items + 4 * CONSUMER_WARPGROUPS).next_multiple_of(16);
-        let own_items = ragged_items + 16 * CONSUMER_WARPGROUPS;
+    const fn narrow(padded_head_dim: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
+        let (warpgroups, stages) = (consumer_warpgroups(padded_head_dim), 3);
+        let shared = Self::with_tiles(padded_head_dim, stages, value_bytes, value_stride);
+        let barriers = shared.region + warpgroups * 4 * region_stride;
+        Self { region_stride, output_channels: padded_head_dim, ..shared }.with_barriers(barriers)
+    }
+
+    /// Tiles leave no room for the output. It goes through the queries that the warp has read, in parts.
+    const fn wide(padded_head_dim: u32, value_bytes: u32, stages: u32) -> Self {
+        let shared = Self::with_tiles(padded_head_dim, stages, value_bytes, value_bytes);
+        let barriers = shared.region;
+        Self { region: shared.query, region_stride: WARP_ROWS * padded_head_dim, output_channels: 64, ..shared }
+            .with_barriers(barriers)
+    }
+
+    const fn with_tiles(padded_head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32) -> Self {
+        let warpgroups = consumer_warpgroups(padded_head_dim);
+        let key = warpgroups * query_tile_bytes(padded_head_dim);
+        let value = key + stages * key_tile_bytes(padded_head_dim);
+        let region = value + stages * value_stride;
+        let none = 0;
         Self {
-            query,
+            warpgroups,
+            stages,
+            query: 0,
             key,
             value,
             value_bytes,
             value_stride,
             region,
-            region_stride,
-            barriers,
-            items,
-            ragged_items,
-            own_items,
-            bytes: own_items + CTA_QUERIES / WARP_ROWS * 16,
+            region_stride: none,
+            output_channels: none,
+            barriers: none,
+            items: none,
+            ragged_items: none,
+            own_items: none,
+            bytes: none,
         }
+    }
+
+    const fn with_barriers(self, barriers: u32) -> Self {
+        let items = barriers + 8 * (2 * self.warpgroups + 2 * self.stages);
+        let ragged_items = (items + 4 * self.warpgroups).next_multiple_of(16);
+        let own_items = ragged_items + 16 * self.warpgroups;
+        Self { barriers, items, ragged_items, own_items, bytes: own_items + 4 * self.warpgroups * 16, ..self }
+    }
+
+    /// Queries of a CTA.
+    pub const fn queries(&self) -> u32 {
+        self.warpgroups * WARPGROUP_ROWS
+    }
+
+    /// Whether the output goes through the memory of the queries.
+    pub const fn reuses_queries(&self) -> bool {
+        self.region == self.query
     }
 }
 
@@ -679,7 +723,6 @@ impl MergeShared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tile::WARPGROUP_ROWS;
 
     #[test]
     fn symbols_are_unique_and_say_what_they_are() {
@@ -717,14 +760,14 @@ mod tests {
                 assert!(mma_warps(head_dim) * shared.region_stride <= shared.bytes);
             }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
-            // Hopper's own kernels have up to 128 channels
-            let hopper = [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)];
-            for shared in hopper.into_iter().filter(|_| head_dim <= 128) {
+            for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
                     assert_eq!(offset % 1024, 0);
                 }
                 // the output's rows, and their distance against bank conflicts
-                assert!(shared.region_stride >= WARP_ROWS * (2 * head_dim + AttentionShared::OUTPUT_PADDING));
+                let row_bytes = 2 * shared.output_channels + AttentionShared::OUTPUT_PADDING;
+                assert!(shared.region_stride >= WARP_ROWS * row_bytes);
+                assert!(head_dim.is_multiple_of(shared.output_channels));
                 assert_eq!((shared.region % 16, shared.region_stride % 16, shared.barriers % 8), (0, 0, 0));
             }
         }

@@ -204,7 +204,7 @@ pub struct Modifiers {
 
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
 ///
-/// An item is 192 queries of one head. Each CTA begins with the item of its index, and then claims the next one that
+/// An item is 192 queries of one head, with more than 128 channels 128 queries. Each CTA begins with the item of its index, and then claims the next one that
 /// nobody has.
 ///
 /// The `Mma` families: grid (items). An item is 128 queries of one head, and the CTA of its index does it.
@@ -242,7 +242,8 @@ pub struct AttentionParams {
     pub visible: Band,
     /// Query heads that share a key head.
     pub heads_per_key_head: u32,
-    /// Items: batch · query heads · [`query_ctas`](crate::tile::query_ctas) or [`mma_ctas`](crate::tile::mma_ctas).
+    /// Items: batch · query heads · the CTAs that it takes for their queries ([`cta_queries`](crate::tile::cta_queries) each, or
+    /// [`MMA_QUERIES`](crate::tile::MMA_QUERIES)).
     pub items: u32,
     /// Key tiles after which the FP8 accumulators are emptied into f32: a divisor or a multiple of
     /// [`SEGMENT_TILES`](crate::tile::SEGMENT_TILES), at most [`TILES_PER_FLUSH`](crate::tile::TILES_PER_FLUSH). 0 for `AttentionF16`.
@@ -267,6 +268,10 @@ pub struct AttentionParams {
     pub log_sum_exp_strides: [u64; 2],
     /// For the families that modify scores ([`Family::modifies_scores`]).
     pub modifiers: Modifiers,
+    /// For `Attention` with more than 128 channels: f32 of a CTA's output for each of
+    /// [`MAX_WIDE_CTAS`](crate::tile::MAX_WIDE_CTAS), or of the items if there are fewer, where it is emptied to; 0 if there are no more
+    /// key tiles than `tiles_per_flush`.
+    pub flushed_output: Address,
 }
 
 /// A cache of quantized keys and values ([`cache`](crate::cache)).
@@ -442,7 +447,7 @@ const _: () = {
     assert!(size_of::<CacheView>() == 40 && size_of::<CacheAppendParams>() == 144);
     assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
     assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
-    assert!(size_of::<AttentionParams>() == 424 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<AttentionParams>() == 432 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140

@@ -9,10 +9,14 @@ pub const WARP_ROWS: u32 = 16;
 pub const WARPGROUP_ROWS: u32 = 4 * WARP_ROWS;
 /// Queries of a head that share a mean, with `smooth_q`: two query tiles.
 pub const QUERY_BLOCK: u32 = 2 * WARPGROUP_ROWS;
-/// Consumer warpgroups of one attention CTA.
+/// Consumer warpgroups of one CTA of Hopper's attention kernels with up to 128 channels.
 pub const CONSUMER_WARPGROUPS: u32 = 3;
-/// Query rows of one attention CTA.
+/// Query rows of such a CTA. Queries are padded to a multiple of it, whichever kernel reads them.
 pub const CTA_QUERIES: u32 = CONSUMER_WARPGROUPS * WARPGROUP_ROWS;
+/// Consumer warpgroups of a CTA with more channels, whose outputs take more registers.
+pub const WIDE_CONSUMER_WARPGROUPS: u32 = 2;
+/// CTAs that such kernels run with at most: the multiprocessors of the largest GPU that has them.
+pub const MAX_WIDE_CTAS: u32 = 144;
 /// Query rows of one CTA of the `mma.sync` kernels.
 pub const MMA_QUERIES: u32 = 128;
 /// Keys of one key tile and of one value tile.
@@ -48,6 +52,21 @@ pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
         129..=MAX_HEAD_DIM => Some(MAX_HEAD_DIM),
         _ => None,
     }
+}
+
+/// Consumer warpgroups of one CTA of Hopper's attention kernels.
+pub const fn consumer_warpgroups(padded_head_dim: u32) -> u32 {
+    if padded_head_dim > 128 { WIDE_CONSUMER_WARPGROUPS } else { CONSUMER_WARPGROUPS }
+}
+
+/// Query rows of such a CTA.
+pub const fn cta_queries(padded_head_dim: u32) -> u32 {
+    consumer_warpgroups(padded_head_dim) * WARPGROUP_ROWS
+}
+
+/// Bytes of the output of such a CTA in f32.
+pub const fn output_bytes(padded_head_dim: u32) -> u32 {
+    cta_queries(padded_head_dim) * padded_head_dim * 4
 }
 
 /// Query rows after padding to whole CTAs.

@@ -143,6 +143,8 @@ accumulators! {
     [f32; 32], settle_n64, F16 m64n64k16_f32_f16, Bf16 m64n64k16_f32_bf16;
     /// 128 channels.
     [f32; 64], settle_n128, F16 m64n128k16_f32_f16, Bf16 m64n128k16_f32_bf16;
+    /// 256 channels.
+    [f32; 128], settle_n256, E4m3 m64n256k32_f32_e4m3, F16 m64n256k16_f32_f16, Bf16 m64n256k16_f32_bf16;
     /// 64 channels and 8 columns of ones.
     [f32; 36], settle_n72, E4m3 m64n72k32_f32_e4m3;
     /// 128 channels and 8 columns of ones.

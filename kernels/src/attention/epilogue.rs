@@ -11,16 +11,16 @@ use super::softmax::OnlineSoftmax;
 use crate::element::Element;
 use crate::sequences::Sequences;
 
-/// Writes a warp's output: `values(element)` is accumulator register `element`.
+/// Writes a warp's output from channel `first` on, a multiple of 8: `values(element)` is accumulator register `element` of these channels.
 ///
 /// # Safety
 ///
-/// `buffer` is the warp's own shared memory of `16 · (2 · head_dim + 16)` bytes that nobody reads any more; the output
+/// `buffer` is the warp's own shared memory of `16 · (2 · channels + 16)` bytes that nobody reads any more; the output
 /// is writable.
 #[inline(always)]
 pub unsafe fn store_rows<E: Element, S: Sequences>(
     params: &AttentionParams,
-    head_dim: u32,
+    [first, channels]: [u32; 2],
     item: WorkItem<S>,
     first_row: u32,
     lane: u32,
@@ -28,9 +28,9 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
     values: impl Fn(usize) -> f32,
 ) {
     let output = &params.output;
-    let stride = 2 * head_dim + AttentionShared::OUTPUT_PADDING;
+    let stride = 2 * channels + AttentionShared::OUTPUT_PADDING;
     let place = buffer + lane / 4 * stride + 4 * (lane % 4);
-    for group in 0..head_dim / 8 {
+    for group in 0..channels / 8 {
         let element = 4 * group as usize;
         // SAFETY: the places are this lane's own, within the buffer.
         unsafe {
@@ -47,15 +47,15 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
         |row: u32| output.address.wrapping_add_signed(2 * (start + (first_row + row) as i64 * output.strides.token));
     let in_output = |row: u32| first_row + row < tokens;
     if output.vectorized != 0 {
-        let chunks = head_dim / 8;
+        let chunks = channels / 8;
         let mut piece = lane;
         while piece < WARP_ROWS * chunks {
             let (row, chunk) = (piece / chunks, piece % chunks);
-            if in_output(row) && chunk * 8 < output.head_dim {
+            if in_output(row) && first + chunk * 8 < output.head_dim {
                 // SAFETY: the rows were written before the warp's barrier; the chunk is inside the output, aligned.
                 unsafe {
                     let bytes = shared::load_u32x4(buffer + row * stride + 16 * chunk);
-                    global::store_u32x4(row_address(row) + 16 * chunk as u64, bytes);
+                    global::store_u32x4(row_address(row) + (2 * first + 16 * chunk) as u64, bytes);
                 }
             }
             piece += warp::LANES;
@@ -64,11 +64,11 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
         let mut row = 0;
         while row < WARP_ROWS && in_output(row) {
             let mut channel = lane;
-            while channel < output.head_dim {
+            while channel < channels.min(output.head_dim.saturating_sub(first)) {
                 // SAFETY: as above; the element is inside the output.
                 unsafe {
                     let bits = shared::load_u16(buffer + row * stride + 2 * channel);
-                    global::store_u16(row_address(row) + 2 * channel as u64, bits);
+                    global::store_u16(row_address(row) + 2 * (first + channel) as u64, bits);
                 }
                 channel += warp::LANES;
             }

@@ -167,6 +167,52 @@ impl<E: Element, S: Sums> Probabilities for HalfProbabilities<E, S> {
     }
 }
 
+/// Probabilities of 16 rows and 64 keys as operands, with their sums.
+pub trait Operands: Probabilities {
+    /// How many operands: each is of 32 bytes of keys.
+    const STEPS: usize;
+
+    /// The A operand of the `step`-th 32 bytes of keys.
+    fn operand(&self, step: usize) -> &[u32; 4];
+    /// Sums of the lane's two rows.
+    fn sums(&self) -> [f32; 2];
+}
+
+impl<E: Element, S: Sums> Operands for HalfProbabilities<E, S> {
+    const STEPS: usize = 4;
+
+    #[inline(always)]
+    fn operand(&self, step: usize) -> &[u32; 4] {
+        &self.operands[step]
+    }
+
+    #[inline(always)]
+    fn sums(&self) -> [f32; 2] {
+        self.sums
+    }
+}
+
+impl Operands for SummedE4m3Probabilities {
+    const STEPS: usize = 2;
+
+    #[inline(always)]
+    fn operand(&self, step: usize) -> &[u32; 4] {
+        &self.operands[step]
+    }
+
+    #[inline(always)]
+    fn sums(&self) -> [f32; 2] {
+        self.sums
+    }
+}
+
+/// The sum of what the four lanes that share a row have of it.
+#[inline(always)]
+pub fn row_sum(part: f32) -> f32 {
+    let pair = part + warp::shuffle_xor(part, 1);
+    pair + warp::shuffle_xor(pair, 2)
+}
+
 /// Adds eight accumulator registers to the sums of their rows.
 #[inline(always)]
 fn add_row_sums(sums: &mut [f32; 2], values: &[f32; 8]) {

@@ -486,6 +486,7 @@ settle! {
     settle_n72 f32, 36;
     settle_n128 f32, 64;
     settle_n136 f32, 68;
+    settle_n256 f32, 128;
 }
 
 /// The address of something that the tensor cores will access behind the compiler's back.
@@ -519,6 +520,9 @@ multiply! {
     m64n64k16_f32_bf16 Bf16, 32;
     m64n128k16_f32_f16 F16, 64;
     m64n128k16_f32_bf16 Bf16, 64;
+    m64n256k32_f32_e4m3 E4m3, 128;
+    m64n256k16_f32_f16 F16, 128;
+    m64n256k16_f32_bf16 Bf16, 128;
 }
 
 #[cfg(test)]

@@ -35,14 +35,14 @@ use simt::{global, math, shared, thread, warp};
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
 use crate::attention::schedule::{KeyTiles, WorkItem};
-use crate::attention::softmax::{OnlineSoftmax, Probabilities, RowMaxima, Visible};
+use crate::attention::softmax::{OnlineSoftmax, Operands, Probabilities, RowMaxima, Visible};
 use crate::element::Element;
 use crate::sequences::Sequences;
 use bias::Biases;
 use chunks::{Copies, Matrix};
 use codes::Codes;
 use instructions::Instructions;
-use product::{Accumulator, Fragment, Operands, Product, Sum, Values};
+use product::{Accumulator, Fragment, Product, Sum, Values};
 
 /// Bytes of a step of Q·Kᵀ and of P·V.
 const STEP_BYTES: u32 = 32;
@@ -493,9 +493,15 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             }
             // SAFETY: the warp's own region; the outputs are as the parameters say.
             unsafe {
-                epilogue::store_rows::<E, S>(params, HEAD_DIM, self.item, self.row(block), lane, region, |index| {
-                    output[index]
-                });
+                epilogue::store_rows::<E, S>(
+                    params,
+                    [0, HEAD_DIM],
+                    self.item,
+                    self.row(block),
+                    lane,
+                    region,
+                    |index| output[index],
+                );
                 ends.store(params, &self.softmax[block], denominators);
             }
         }

@@ -9,7 +9,7 @@ use simt::mma;
 
 use super::instructions::{Ampere, Instructions, Turing};
 
-use crate::attention::softmax::{F16Sums, F32Sums, HalfProbabilities, Probabilities, SummedE4m3Probabilities, Sums};
+use crate::attention::softmax::{F16Sums, F32Sums, HalfProbabilities, Operands, SummedE4m3Probabilities};
 use crate::element::{Element, F16};
 
 /// A kind of values.
@@ -67,38 +67,6 @@ impl Values for E4m3Values {
     #[inline(always)]
     fn offset(channel: u32, chunk: u32, piece: u32) -> u32 {
         swizzle::offset(channel, chunk * KEY_CHUNK + piece * swizzle::CHUNK_BYTES, VALUE_ROW_BYTES)
-    }
-}
-
-/// Probabilities of 16 rows and 64 keys as operands.
-pub trait Operands: Probabilities {
-    /// The A operand of the `step`-th 32 bytes of keys.
-    fn operand(&self, step: usize) -> &[u32; 4];
-    /// Sums of the lane's two rows.
-    fn sums(&self) -> [f32; 2];
-}
-
-impl<E: Element, S: Sums> Operands for HalfProbabilities<E, S> {
-    #[inline(always)]
-    fn operand(&self, step: usize) -> &[u32; 4] {
-        &self.operands[step]
-    }
-
-    #[inline(always)]
-    fn sums(&self) -> [f32; 2] {
-        self.sums
-    }
-}
-
-impl Operands for SummedE4m3Probabilities {
-    #[inline(always)]
-    fn operand(&self, step: usize) -> &[u32; 4] {
-        &self.operands[step]
-    }
-
-    #[inline(always)]
-    fn sums(&self) -> [f32; 2] {
-        self.sums
     }
 }
 

@@ -19,9 +19,10 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH, VALUE_ROW_BYTES};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
-use simt::{global, math, shared, warp};
+use simt::{math, shared, warp};
 
 use super::pipeline::{Position, Signals};
+use super::units;
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
@@ -365,23 +366,15 @@ where
         was_flushed: bool,
     ) {
         let lane = self.warpgroup.lane_at_the_end::<S>();
-        let means = item.sequence.first_segment(item.key_head, S::segment_places(self.warpgroup.params));
         // SAFETY: the lane's own region; means hold a row for each segment of each key head.
         unsafe {
             let kept = [0, 1].map(|row| shared::load_f32(self.current_row_sum(row)));
             let mut segment = start / SEGMENT_TILES;
             while segment * SEGMENT_TILES < end {
-                let means = (means + segment as u64) * HEAD_DIM as u64 + 2 * (lane % 4) as u64;
-                let means = self.warpgroup.params.value_mean_codes + 4 * means;
                 let row_sum =
                     kept.map(|sum| warp::shuffle_xor(sum, (segment ^ self.warpgroup.lane) % SEGMENTS_PER_FLUSH));
-                for group in 0..Self::OUTPUTS / 4 {
-                    let mean = global::load_f32x2(means + 32 * group as u64);
-                    for part in 0..4 {
-                        let sum = &mut state.output[4 * group + part];
-                        *sum = math::fma(row_sum[part / 2], mean[part % 2], *sum);
-                    }
-                }
+                let params = self.warpgroup.params;
+                units::add_means::<S, HEAD_DIM>(params, item, segment, lane, row_sum, &mut state.output);
                 for row in 0..2 {
                     state.output[Self::OUTPUTS + 2 * row] += row_sum[row];
                 }
@@ -420,30 +413,16 @@ where
         if first_row >= item.sequence.queries(params.output.tokens) {
             return;
         }
-        let row = item.sequence.row(item.key_head, &params.sequences);
-        let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
             let ends = RowEnds::new(params, item, first_row, lane);
             let row_sum = [0, 1].map(|row| state.output[Self::OUTPUTS + 2 * row]);
             let denominators = ends.denominators(&state.softmax, row_sum);
             let inverse = epilogue::inverse(denominators);
-            let mut output = [0.0; REGISTERS];
-            for group in 0..Self::OUTPUTS / 4 {
-                // without keys there are no scales
-                let scale = match S::RAGGED && item.sequence.keys(0) == 0 {
-                    true => [0.0; 2],
-                    false => global::load_f32x2(scales + 32 * group as u64),
-                };
-                for part in 0..4 {
-                    let index = 4 * group + part;
-                    output[index] = state.output[index] * inverse[part / 2] * scale[part % 2];
-                }
-            }
+            let output = units::scaled::<S, HEAD_DIM, REGISTERS>(params, item, lane, inverse, &state.output);
             // other lanes' flushed sums lie where the rows are put together
             warp::sync_warp();
-            let region = self.warpgroup.region();
-            epilogue::store_rows::<E, S>(params, HEAD_DIM, item, first_row, lane, region, |index| output[index]);
+            self.warpgroup.store_output::<E, S>(item, first_row, lane, |index| output[index]);
             ends.store(params, &state.softmax, denominators);
         }
     }

@@ -1,7 +1,6 @@
 //! The ring of tiles and its signals.
 
-use sage_layout::kernel::PIPELINE_STAGES;
-use sage_layout::tile::CONSUMER_WARPGROUPS;
+use sage_layout::kernel::AttentionShared;
 use simt::mbarrier::Barrier;
 
 /// Warps of a consumer warpgroup. Each releases for itself: a warp's wait tells only of its own reads.
@@ -13,14 +12,14 @@ pub enum Signal {
     /// A warpgroup's queries, and the index of the item that they belong to, are in shared memory.
     /// Arrives: the producer, once, with the bytes of the copy. Waits: the warpgroup.
     QueryFull(u32),
-    /// A warpgroup has read its queries for the last time.
+    /// A warpgroup has read its queries for the last time, and no output is on its way through their memory.
     /// Arrive: its four warps. Waits: the producer.
     QueryEmpty(u32),
     /// A slot's key and value tiles are in shared memory.
     /// Arrives: the producer, once, with the bytes of both copies. Wait: the consumers.
     TilesFull(u32),
     /// A slot's tiles have been read for the last time.
-    /// Arrive: all twelve consumer warps. Waits: the producer.
+    /// Arrive: all consumer warps. Waits: the producer.
     TilesEmpty(u32),
 }
 
@@ -28,18 +27,26 @@ pub enum Signal {
 #[derive(Clone, Copy)]
 pub struct Signals {
     /// Address of the first.
-    pub first: u32,
+    first: u32,
+    warpgroups: u32,
+    stages: u32,
 }
 
 impl Signals {
+    /// Those of shared memory at `base`.
+    #[inline(always)]
+    pub fn new(base: u32, memory: AttentionShared) -> Self {
+        Self { first: base + memory.barriers, warpgroups: memory.warpgroups, stages: memory.stages }
+    }
+
     /// The mbarrier of a signal.
     #[inline(always)]
     pub fn of(self, signal: Signal) -> Barrier {
         let index = match signal {
             Signal::QueryFull(warpgroup) => warpgroup,
-            Signal::QueryEmpty(warpgroup) => CONSUMER_WARPGROUPS + warpgroup,
-            Signal::TilesFull(stage) => 2 * CONSUMER_WARPGROUPS + stage,
-            Signal::TilesEmpty(stage) => 2 * CONSUMER_WARPGROUPS + PIPELINE_STAGES + stage,
+            Signal::QueryEmpty(warpgroup) => self.warpgroups + warpgroup,
+            Signal::TilesFull(stage) => 2 * self.warpgroups + stage,
+            Signal::TilesEmpty(stage) => 2 * self.warpgroups + self.stages + stage,
         };
         Barrier(self.first + 8 * index)
     }
@@ -53,13 +60,13 @@ impl Signals {
     pub unsafe fn init(self) {
         // SAFETY: forwarded contract.
         unsafe {
-            for warpgroup in 0..CONSUMER_WARPGROUPS {
+            for warpgroup in 0..self.warpgroups {
                 self.of(Signal::QueryFull(warpgroup)).init(1);
                 self.of(Signal::QueryEmpty(warpgroup)).init(WARPS);
             }
-            for stage in 0..PIPELINE_STAGES {
+            for stage in 0..self.stages {
                 self.of(Signal::TilesFull(stage)).init(1);
-                self.of(Signal::TilesEmpty(stage)).init(WARPS * CONSUMER_WARPGROUPS);
+                self.of(Signal::TilesEmpty(stage)).init(WARPS * self.warpgroups);
             }
         }
     }
@@ -72,28 +79,23 @@ pub struct Position {
     pub stage: u32,
     /// Parity of the round.
     pub phase: u32,
+    stages: u32,
 }
 
 impl Position {
-    /// The first slot of the first round.
+    /// The first slot of the first round, of so many slots.
     #[inline(always)]
-    pub fn new() -> Self {
-        Self { stage: 0, phase: 0 }
+    pub fn new(stages: u32) -> Self {
+        Self { stage: 0, phase: 0, stages }
     }
 
     /// Moves to the next slot.
     #[inline(always)]
     pub fn advance(&mut self) {
         self.stage += 1;
-        if self.stage == PIPELINE_STAGES {
+        if self.stage == self.stages {
             self.stage = 0;
             self.phase ^= 1;
         }
-    }
-}
-
-impl Default for Position {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -3,7 +3,7 @@
 use core::cmp::min;
 
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes};
+use sage_layout::tile::{key_tile_bytes, query_tile_bytes};
 use simt::copy::bulk_to_shared;
 use simt::{math, shared, thread};
 
@@ -27,7 +27,7 @@ pub const NO_ITEM: u32 = u32::MAX;
 pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u32, signals: Signals) {
     let memory = const { V::MEMORY };
     let (query_bytes, key_bytes) = (query_tile_bytes(V::HEAD_DIM), key_tile_bytes(V::HEAD_DIM));
-    let mut position = Position::new();
+    let mut position = Position::new(memory.stages);
     let mut query_phase = 0;
 
     // SAFETY: a place is written after all its readers released it (a fresh barrier counts as released: the phase
@@ -45,23 +45,23 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
             full
         };
         // not unrolled: the producer has few registers
-        let warpgroups = math::opaque(CONSUMER_WARPGROUPS);
+        let warpgroups = math::opaque(memory.warpgroups);
         let mut index = thread::block_idx_x();
         while index < params.items {
-            let item = WorkItem::nth(params, index, CTA_QUERIES, |place| S::of_cta(params, place));
+            let item = WorkItem::nth(params, index, memory.queries(), |place| S::of_cta(params, place));
             if item.is_there() {
-                let tiles = item.key_tiles(params);
+                let tiles = item.key_tiles(params, memory.queries());
                 let query_turn = min(tiles.count(), TILES_BEFORE_QUERY);
                 let first_tile =
                     item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32 + tiles.first;
                 for turn in 0..=tiles.count() {
                     if turn == query_turn {
-                        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(params));
-                        let first_tile = first_tile as u32 + item.first_query / WARPGROUP_ROWS;
+                        let first_tile = item.first_query_tile(params) as u32;
                         for warpgroup in 0..warpgroups {
                             let words = [item.head, item.first_query, item.sequence.index(), 0];
                             let full = announce(index, words, warpgroup, query_phase, query_bytes);
-                            let source = (first_tile + warpgroup) as u64 * query_bytes as u64;
+                            let tile = first_tile + item.query_tile(params, memory.queries(), warpgroup);
+                            let source = tile as u64 * query_bytes as u64;
                             let query = base + memory.query + warpgroup * query_bytes;
                             bulk_to_shared(query, params.query + source, query_bytes, full);
                         }
@@ -88,5 +88,3 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
         }
     }
 }
-
-const _: () = assert!(CTA_QUERIES == CONSUMER_WARPGROUPS * WARPGROUP_ROWS);

@@ -3,18 +3,23 @@
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
-use sage_layout::tile::{CTA_QUERIES, KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes};
+use sage_layout::swizzle;
+use sage_layout::tile::{KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes};
 use simt::wgmma::{self, Descriptor};
-use simt::{global, math, shared, thread, warp};
+use simt::{barrier, global, math, shared, thread, warp};
 
 use super::pipeline::{Position, Signal, Signals};
 use super::producer::NO_ITEM;
+use crate::attention::epilogue;
 use crate::attention::modifier::Place;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::Scores;
+use crate::element::Element;
 use crate::quantize::query_key::key_head_of;
 use crate::sequences::Sequences;
 
+/// Threads of a warpgroup.
+const WARPGROUP_THREADS: u32 = 128;
 /// Channels of a 32-byte step of the INT8 product.
 const STEP_BYTES: u32 = 32;
 
@@ -48,7 +53,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         signals: Signals,
         warpgroup: u32,
     ) -> Self {
-        let thread = thread::thread_idx_x() % 128;
+        let thread = thread::thread_idx_x() % WARPGROUP_THREADS;
         Self {
             params,
             memory,
@@ -57,7 +62,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
             index: warpgroup,
             warp: warp::broadcast(thread / warp::LANES),
             lane: thread % warp::LANES,
-            position: Position::new(),
+            position: Position::new(memory.stages),
             query_phase: 0,
         }
     }
@@ -82,7 +87,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         };
         // SAFETY: all sequences are equally long.
         let sequence = |_| unsafe { (S::of_index(&self.params.sequences, 0), 0) };
-        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index, CTA_QUERIES, sequence))
+        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index, self.memory.queries(), sequence))
     }
 
     #[inline(always)]
@@ -169,8 +174,8 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
     pub unsafe fn query_scale<S: Sequences>(&self, item: WorkItem<S>) -> f32 {
-        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(self.params));
-        let tile = first_tile + (item.first_query / WARPGROUP_ROWS + self.index) as u64;
+        let tile = item.query_tile(self.params, self.memory.queries(), self.index) as u64;
+        let tile = item.first_query_tile(self.params) + tile;
         let place = tile * QUERY_SCALES_PER_TILE as u64 + (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
         // SAFETY: scales hold a row for each query tile.
         unsafe { global::load_f32(self.params.query_scale + 4 * place) }
@@ -190,11 +195,17 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
     }
 
+    /// A tile with a query or key a row.
+    #[inline(always)]
+    fn rows(tile: u32) -> Descriptor {
+        Descriptor::with_stride(tile, HEAD_DIM.min(swizzle::LONGEST), swizzle::PERIOD * HEAD_DIM)
+    }
+
     /// 64 keys of a key tile.
     #[inline(always)]
     pub fn key_chunk(&self, position: Position, chunk: u32) -> Descriptor {
         let tile = self.base + self.memory.key + position.stage * key_tile_bytes(HEAD_DIM);
-        Descriptor::new(tile, HEAD_DIM).advance(chunk * KEY_CHUNK * HEAD_DIM)
+        Self::rows(tile).advance(chunk * KEY_CHUNK * HEAD_DIM)
     }
 
     /// Address of a value tile.
@@ -211,12 +222,13 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     #[inline(always)]
     pub unsafe fn multiply_query_key(&self, scores: &mut Scores, key: Descriptor) {
         let query = self.base + self.memory.query + self.index * query_tile_bytes(HEAD_DIM);
-        let query = Descriptor::new(query, HEAD_DIM);
+        let query = Self::rows(query);
         // SAFETY: forwarded contract.
         unsafe {
             wgmma::m64n64k32_s32_s8::<false>(scores, query, key);
             for step in 1..HEAD_DIM / STEP_BYTES {
-                let (query, key) = (query.advance(step * STEP_BYTES), key.advance(step * STEP_BYTES));
+                let offset = swizzle::offset(0, step * STEP_BYTES, HEAD_DIM);
+                let (query, key) = (query.advance(offset), key.advance(offset));
                 wgmma::m64n64k32_s32_s8::<true>(scores, query, key);
             }
         }
@@ -256,7 +268,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         unsafe { self.release_next_tiles(before) }
     }
 
-    /// Gives the item's queries back, and what it has after this warpgroup's tiles.
+    /// Gives back what the item has after this warpgroup's tiles, and its queries, unless the output goes through their memory.
     ///
     /// # Safety
     ///
@@ -266,8 +278,71 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         let (_, after) = self.unused_tiles(item);
         // SAFETY: forwarded contract.
         unsafe {
-            self.signals.of(Signal::QueryEmpty(self.index)).arrive_if(self.lane == 0);
+            if !self.memory.reuses_queries() {
+                self.release_queries();
+            }
             self.release_next_tiles(after);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn release_queries(&self) {
+        // SAFETY: forwarded contract.
+        unsafe { self.signals.of(Signal::QueryEmpty(self.index)).arrive_if(self.lane == 0) };
+    }
+
+    /// Writes the warp's output through its region: `values(element)` is accumulator register `element`.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item). The item's tiles were multiplied, and nobody reads the region any more.
+    #[inline(always)]
+    pub unsafe fn store_output<E: Element, S: Sequences>(
+        &self,
+        item: WorkItem<S>,
+        first_row: u32,
+        lane: u32,
+        values: impl Fn(usize) -> f32,
+    ) {
+        let channels = self.memory.output_channels;
+        for part in 0..HEAD_DIM / channels {
+            let first = part * channels;
+            // opaque, or what each part computes of them is kept in registers for the next, or from one item to the next
+            let [first_row, lane, region] = match self.memory.reuses_queries() {
+                true => [first_row, lane, self.region()].map(math::opaque),
+                false => [first_row, lane, self.region()],
+            };
+            let values = |element| values((first / 2) as usize + element);
+            // SAFETY: forwarded contract.
+            unsafe {
+                let channels = [first, channels];
+                epilogue::store_rows::<E, S>(self.params, channels, item, first_row, lane, region, values);
+            }
+        }
+    }
+
+    /// Before the output, where it goes through the memory of queries: waits until all warps have multiplied them.
+    #[inline(always)]
+    pub fn wait_for_region(&self) {
+        if self.memory.reuses_queries() {
+            // barrier 0 is the block's
+            barrier::sync(1 + self.index, WARPGROUP_THREADS);
+        }
+    }
+
+    /// After the output, where it went through the memory of queries: gives that back.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn release_region(&self) {
+        if self.memory.reuses_queries() {
+            // copies write there next
+            barrier::fence_proxy_async();
+            warp::sync_warp();
+            // SAFETY: forwarded contract.
+            unsafe { self.release_queries() };
         }
     }
 
@@ -276,7 +351,8 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     fn unused_tiles<S: Sequences>(&self, item: WorkItem<S>) -> (u32, u32) {
         // opaque, or what is computed here is kept in registers from one call to the next
         let item = WorkItem { first_query: math::opaque(item.first_query), ..item };
-        let (of_item, tiles) = (item.key_tiles(self.params), item.warpgroup_key_tiles(self.params, self.index));
+        let (of_item, tiles) =
+            (item.key_tiles(self.params, self.memory.queries()), item.warpgroup_key_tiles(self.params, self.index));
         // a warpgroup without tiles has none before them
         let before = tiles.first.saturating_sub(of_item.first);
         (before, of_item.count() - before - tiles.count())
