@@ -1,11 +1,12 @@
 //! Query, key and value, from a file to what the library takes.
 
 use crate::arguments::TensorArguments;
+use crate::lengths;
 use crate::tensor_file::{Tensor, TensorFile};
 use anyhow::Context;
 use half::{bf16, f16};
 use safetensors::Dtype;
-use sageattention::{AttentionProblem, DType, Element, TensorDesc, TensorLayout};
+use sageattention::{AttentionProblem, DType, Element, Lengths, SequenceLengths, TensorDesc, TensorLayout};
 
 /// What can be wrong with a tensor.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,9 @@ enum OperandError {
         "{argument} `{name}` has rank {}, shape {shape:?}; it must have rank 4, [{axes}], or rank 3 without the batch",
         .shape.len()
     )]
-    Rank { argument: &'static str, name: String, shape: Vec<usize>, axes: &'static str },
+    Rank { argument: &'static str, name: String, shape: Vec<usize>, axes: String },
+    #[error("{argument} `{name}` has rank {}, shape {shape:?}; packed sequences must have rank 3, [{axes}]", .shape.len())]
+    PackedRank { argument: &'static str, name: String, shape: Vec<usize>, axes: String },
     #[error("--precision is for F32 tensors; query `{query}` holds {got:?}, which is computed as it is")]
     NothingToRound { query: String, got: Dtype },
     #[error(
@@ -36,6 +39,8 @@ pub struct Operands {
     pub problem: AttentionProblem,
     /// Their elements.
     pub slices: Slices,
+    /// The lengths of their sequences.
+    pub lengths: SequenceLengths<Vec<i32>>,
     /// The query's shape in the file.
     pub query_shape: Vec<usize>,
     /// The elements' type in the file.
@@ -69,7 +74,9 @@ impl Operands {
             (_, None) => DType::F16,
         };
 
-        let problem = problem(arguments.layout.into(), precision, &tensors)?;
+        let lengths = lengths::read(file, &arguments.lengths)?;
+        let problem = problem(arguments.layout(), precision, &tensors, lengths.kind())?;
+        let problem = lengths::with_lengths(problem, &lengths);
         let slices = match precision {
             DType::Bf16 => Slices::Bf16(elements(&tensors)?),
             _ => Slices::F16(elements(&tensors)?),
@@ -77,7 +84,7 @@ impl Operands {
         if dtype == Dtype::F32 {
             eprintln!("note: query, key and value are F32; they are rounded to {precision}");
         }
-        Ok(Self { problem, slices, query_shape: query.shape.clone(), file_dtype: dtype })
+        Ok(Self { problem, slices, lengths, query_shape: query.shape.clone(), file_dtype: dtype })
     }
 }
 
@@ -106,16 +113,22 @@ fn problem(
     layout: TensorLayout,
     dtype: DType,
     tensors: &[(&'static str, Tensor); 3],
+    lengths: Lengths,
 ) -> anyhow::Result<AttentionProblem> {
     let mut shapes = [[1; 4]; 3];
     for (padded, (argument, Tensor { name, shape, .. })) in shapes.iter_mut().zip(tensors) {
         let axes = match layout {
-            TensorLayout::Hnd => "batch, heads, tokens, head_dim",
-            TensorLayout::Nhd => "batch, tokens, heads, head_dim",
+            TensorLayout::Hnd => ["batch", "heads", "tokens", "head_dim"],
+            TensorLayout::Nhd => ["batch", "tokens", "heads", "head_dim"],
         };
-        match shape.len() {
-            rank @ 3..=4 => padded[4 - rank..].copy_from_slice(shape),
-            _ => return Err(OperandError::Rank { argument, name: name.clone(), shape: shape.clone(), axes }.into()),
+        let (name, shape) = (name.clone(), shape.clone());
+        match (shape.len(), lengths) {
+            (3, _) => padded[1..].copy_from_slice(&shape),
+            (_, Lengths::Packed) => {
+                return Err(OperandError::PackedRank { argument, name, shape, axes: axes[1..].join(", ") }.into());
+            }
+            (4, _) => padded.copy_from_slice(&shape),
+            _ => return Err(OperandError::Rank { argument, name, shape, axes: axes.join(", ") }.into()),
         }
     }
     // Only beside an axis of size 0, which no plan accepts, do sizes overflow: a file holds as many bytes as its shapes say.
