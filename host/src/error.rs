@@ -344,6 +344,16 @@ pub enum Error {
         /// The element.
         got: f32,
     },
+    /// An element of an f32 input that f16, which it is rounded to, can't hold.
+    #[error("{tensor}{index:?} is {got}; f32 tensors are rounded to f16, and allowed are numbers from -65504 to 65504")]
+    OutOfRange {
+        /// The tensor.
+        tensor: &'static str,
+        /// `[batch, head, token, channel]`.
+        index: [usize; 4],
+        /// The element.
+        got: f32,
+    },
     /// Not enough memory for a buffer of the host call.
     #[error("{argument} needs {bytes} bytes of memory; there is not as much")]
     OutOfMemory {

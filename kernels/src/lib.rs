@@ -19,6 +19,7 @@ pub mod attention;
 pub mod element;
 pub mod entry;
 pub mod quantize;
+pub mod round;
 pub mod sequences;
 
 #[cfg(target_arch = "nvptx64")]

@@ -1,10 +1,11 @@
 //! What attention must satisfy whatever the numbers are.
 
-use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_lse};
 use half::f16;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::gpu::{assert_near, attend, gpu};
 use sage_tests::tensor::{Inputs, Outputs, Random, indices, key_shape, offset, query_shape, tensor};
+use sage_tests::with_element;
 use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Mask, PvMode, QuantGranularity};
 
 fn problem(head_dim: usize) -> AttentionProblem {

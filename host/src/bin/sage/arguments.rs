@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use sageattention::{
-    AttentionOptions, CausalAlign, DType, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
+    AttentionOptions, CausalAlign, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
     Unsupported,
 };
 use std::convert::Infallible;
@@ -300,15 +300,6 @@ pub enum Precision {
     Bf16,
 }
 
-impl From<Precision> for DType {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F16 => Self::F16,
-            Precision::Bf16 => Self::Bf16,
-        }
-    }
-}
-
 /// The device that was asked for.
 #[derive(Clone, Copy)]
 pub enum DeviceChoice {
@@ -372,6 +363,7 @@ pub fn explain(error: Error) -> anyhow::Error {
                 allowed.join(", ")
             )
         }
+        Error::OutOfRange { .. } => anyhow::anyhow!("{error}; use --precision bf16"),
         Error::NoKernels { .. } => {
             anyhow::anyhow!("{error}; --device cpu computes every mode, and `sage devices` lists what GPUs do")
         }

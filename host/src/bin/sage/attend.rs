@@ -37,6 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let tensors = match &operands.slices {
         Slices::F16(slices) => attend(arguments, &operands, slices, &score_tensors)?,
         Slices::Bf16(slices) => attend(arguments, &operands, slices, &score_tensors)?,
+        Slices::F32(slices) => attend(arguments, &operands, slices, &score_tensors)?,
     };
     Ok(output.write(&tensors)?)
 }

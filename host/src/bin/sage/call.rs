@@ -80,7 +80,7 @@ impl<'a, T: Element> Call<'a, T> {
         CallInputs { lengths: self.lengths, ..self.score_tensors.inputs(self.first) }
     }
 
-    /// Attention in f64, on the same 16-bit tensors: the output is `[batch, query_heads, query_len, head_dim]`.
+    /// Attention in f64, on the same tensors: the output is `[batch, query_heads, query_len, head_dim]`.
     pub fn exact_output(&self) -> Vec<f64> {
         let steps = self.steps();
         let progress = Progress::start("exact attention", steps.len());

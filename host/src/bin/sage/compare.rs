@@ -37,6 +37,7 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
     match &operands.slices {
         Slices::F16(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
         Slices::Bf16(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
+        Slices::F32(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Query, key and value, from a file to what the library takes.
 
-use crate::arguments::TensorArguments;
+use crate::arguments::{Precision, TensorArguments};
 use crate::lengths;
 use crate::tensor_file::{Tensor, TensorFile};
 use anyhow::Context;
@@ -24,11 +24,8 @@ enum OperandError {
     PackedRank { argument: &'static str, name: String, shape: Vec<usize>, axes: String },
     #[error("--precision is for F32 tensors; query `{query}` holds {got:?}, which is computed as it is")]
     NothingToRound { query: String, got: Dtype },
-    #[error(
-        "{argument} `{name}` holds {got:e}; {precision}, which it is to be rounded to, ends at {largest:e}{}",
-        if *.precision == DType::F16 { "; use --precision bf16" } else { "" }
-    )]
-    Overflow { argument: &'static str, name: String, got: f32, precision: DType, largest: f32 },
+    #[error("{argument} `{name}` holds {got:e}; bf16, which it is to be rounded to, ends at {:e}", bf16::MAX.to_f32())]
+    Overflow { argument: &'static str, name: String, got: f32 },
     #[error("reference `{name}` has shape {got:?}; it must be {expected:?}, as the query's")]
     ReferenceShape { name: String, got: Vec<usize>, expected: Vec<usize> },
 }
@@ -53,6 +50,8 @@ pub enum Slices {
     F16([Vec<f16>; 3]),
     /// In bfloat16.
     Bf16([Vec<bf16>; 3]),
+    /// In binary32, which the library rounds to binary16.
+    F32([Vec<f32>; 3]),
 }
 
 impl Operands {
@@ -65,19 +64,21 @@ impl Operands {
         ];
         let [(_, query), ..] = &tensors;
         let dtype = common_dtype(&tensors)?;
-        let precision = match (dtype, arguments.precision) {
-            (Dtype::F32, precision) => precision.map_or(DType::F16, DType::from),
+        let (computed, precision) = match (dtype, arguments.precision) {
+            (Dtype::F32, None | Some(Precision::F16)) => (DType::F32, DType::F16),
+            (Dtype::F32, Some(Precision::Bf16)) => (DType::Bf16, DType::Bf16),
             (_, Some(_)) => {
                 return Err(OperandError::NothingToRound { query: query.name.clone(), got: dtype }.into());
             }
-            (Dtype::BF16, None) => DType::Bf16,
-            (_, None) => DType::F16,
+            (Dtype::BF16, None) => (DType::Bf16, DType::Bf16),
+            (_, None) => (DType::F16, DType::F16),
         };
 
         let lengths = lengths::read(file, &arguments.lengths)?;
-        let problem = problem(arguments.layout(), precision, &tensors, lengths.kind())?;
+        let problem = problem(arguments.layout(), computed, &tensors, lengths.kind())?;
         let problem = lengths::with_lengths(problem, &lengths);
-        let slices = match precision {
+        let slices = match computed {
+            DType::F32 => Slices::F32(elements(&tensors)?),
             DType::Bf16 => Slices::Bf16(elements(&tensors)?),
             _ => Slices::F16(elements(&tensors)?),
         };
@@ -150,7 +151,7 @@ fn elements<T: Element>(tensors: &[(&'static str, Tensor); 3]) -> Result<[Vec<T>
     Ok([narrow(query)?, narrow(key)?, narrow(value)?])
 }
 
-/// A tensor's elements, rounded if they are f32.
+/// A tensor's elements, rounded if they are f32 and `T` is not.
 fn narrow<T: Element>((argument, tensor): &(&'static str, Tensor)) -> Result<Vec<T>, OperandError> {
     if tensor.dtype != Dtype::F32 {
         return Ok(tensor.bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect());
@@ -159,9 +160,7 @@ fn narrow<T: Element>((argument, tensor): &(&'static str, Tensor)) -> Result<Vec
     wide.map(|wide| {
         let narrow = T::from_f32(wide);
         if wide.is_finite() && !narrow.to_f32().is_finite() {
-            let (name, precision) = (tensor.name.clone(), T::DTYPE);
-            let largest = if precision == DType::F16 { f16::MAX.to_f32() } else { bf16::MAX.to_f32() };
-            return Err(OperandError::Overflow { argument, name, got: wide, precision, largest });
+            return Err(OperandError::Overflow { argument, name: tensor.name.clone(), got: wide });
         }
         Ok(narrow)
     })

@@ -86,6 +86,7 @@ impl Sample {
         match &mut self.slices {
             Slices::F16([_, key, _]) => shift(key, self.problem.head_dim),
             Slices::Bf16([_, key, _]) => shift(key, self.problem.head_dim),
+            Slices::F32([_, key, _]) => shift(key, self.problem.head_dim),
         }
         Self { title: format!("{}, keys shifted", self.title), ..self }
     }
