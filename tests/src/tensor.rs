@@ -160,6 +160,14 @@ impl<T: Element> Inputs<T> {
     }
 }
 
+impl Inputs<f16> {
+    /// The same numbers in f32.
+    pub fn widened(&self) -> Inputs<f32> {
+        let [query, key, value] = self.slices().map(|tensor| tensor.iter().map(|element| element.to_f32()).collect());
+        Inputs { query, key, value }
+    }
+}
+
 /// What the options ask for besides queries, keys and values; the same for the same problem.
 #[derive(Clone, Debug)]
 pub struct ScoreTensors {

@@ -14,7 +14,7 @@ use proptest::test_runner::RngSeed;
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
 use sage_tests::simt;
-use sage_tests::tensor::{Inputs, Outputs, ScoreTensors, gather, query_shape};
+use sage_tests::tensor::{Inputs, Outputs, gather, query_shape};
 use sage_tests::with_element;
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::{
@@ -144,13 +144,10 @@ fn f32_is_f16_and_its_output_is_not_rounded() {
         let wide = AttentionProblem { dtype: DType::F32, ..narrow };
         let options = AttentionOptions { pv_mode, ..with_lse() };
         let inputs = Inputs::<f16>::random(&narrow, 13);
-        let widened =
-            Inputs { query: widened(&inputs.query), key: widened(&inputs.key), value: widened(&inputs.value) };
-        let score_tensors = ScoreTensors::of(&narrow, &options);
-        let call_inputs = score_tensors.inputs();
+        let (widened, more) = (inputs.widened(), CallInputs::default());
         let run = |result: Result<Execution, _>| result.expect("a call without mistakes");
-        let narrow = run(Execution::of_gpu(gpu, &narrow, &options, inputs.slices(), &call_inputs, &in_order()));
-        let wide = run(Execution::of_gpu(gpu, &wide, &options, widened.slices(), &call_inputs, &in_order()));
+        let narrow = run(Execution::of_gpu(gpu, &narrow, &options, inputs.slices(), &more, &in_order()));
+        let wide = run(Execution::of_gpu(gpu, &wide, &options, widened.slices(), &more, &in_order()));
         for region in ["query_codes", "query_scales", "key_codes", "key_scales", "value_codes", "value_tiles"] {
             assert!(narrow.workspace(region) == wide.workspace(region), "{region}");
         }
@@ -159,10 +156,6 @@ fn f32_is_f16_and_its_output_is_not_rounded() {
         assert!(wide.iter().any(|&element| f16::from_f32(element).to_f32() != element));
         assert!(wide.iter().map(|&element| f16::from_f32(element)).eq(narrow), "{pv_mode:?}, {head_dim}");
     }
-}
-
-fn widened(elements: &[f16]) -> Vec<f32> {
-    elements.iter().map(|element| element.to_f32()).collect()
 }
 
 /// What f16 can't hold becomes the largest that it can.

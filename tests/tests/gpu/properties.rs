@@ -258,6 +258,26 @@ fn zeros() {
     }
 }
 
+/// With f32 that f16 can hold, all is as with f16 but the output, which is not rounded.
+#[test]
+fn f32_is_f16_and_its_output_is_not_rounded() {
+    let Some(gpu) = gpu() else { return };
+    for (index, head_dim) in [64, 128, 256, 40, 37].into_iter().enumerate() {
+        for options in modes() {
+            let shape = [2, 4, 300, head_dim];
+            let narrow = AttentionProblem::cross(pick(&LAYOUTS, index), DTYPES[0], shape, [2, 555]);
+            let wide = AttentionProblem { dtype: DTYPES[2], ..narrow };
+            let inputs = Inputs::<f16>::random(&narrow, 50);
+            let narrow = attend(gpu, &narrow, &options, &inputs);
+            let wide = attend(gpu, &wide, &options, &inputs.widened());
+            assert_eq!(wide.log_sum_exp, narrow.log_sum_exp);
+            assert!(wide.output != narrow.output);
+            let rounded: Vec<f64> = wide.output.iter().map(|&element| f16::from_f64(element).to_f64()).collect();
+            assert!(rounded == narrow.output, "{head_dim}, {options:?}");
+        }
+    }
+}
+
 /// bf16 holds values as large as f32, whose sums must be numbers too.
 #[test]
 fn the_largest_values() {
