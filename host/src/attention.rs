@@ -8,7 +8,8 @@ use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
 use crate::options::{AttentionOptions, Bias, CallInputs, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
-use crate::tensor::{AttentionProblem, SequenceLengths, Strides, extent};
+use crate::tensor::{AttentionProblem, DType, SequenceLengths, Strides, extent};
+use half::f16;
 
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +31,7 @@ pub struct AttentionOutput<T> {
 /// # Errors
 ///
 /// What [`AttentionPlan::new`] finds, slices of another type than the problem's or too short for its strides, elements
-/// that are infinite or NaN, [`Error::OutOfMemory`]; and for a GPU what [`Gpu::open`] and the driver say.
+/// that are infinite or NaN, or in f32 beyond ±65504, [`Error::OutOfMemory`]; and for a GPU what [`Gpu::open`] and the driver say.
 pub fn attention<T: Element>(
     device: Device,
     problem: AttentionProblem,
@@ -84,13 +85,13 @@ pub fn attention_with<T: Element>(
     let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
     let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
     let call_inputs = check_call_inputs(&plan, call_inputs)?;
-    check_finite("query", query, problem.query_shape(), problem.query_strides, None)?;
+    check_range("query", query, problem.query_shape(), problem.query_strides, None)?;
     let kv_lens = match call_inputs.lengths {
         SequenceLengths::PaddedKeys { kv_lens } => Some(kv_lens),
         _ => None,
     };
-    check_finite("key", key, problem.key_shape(), problem.key_strides, kv_lens)?;
-    check_finite("value", value, problem.key_shape(), problem.value_strides, kv_lens)?;
+    check_range("key", key, problem.key_shape(), problem.key_strides, kv_lens)?;
+    check_range("value", value, problem.key_shape(), problem.value_strides, kv_lens)?;
     let mut output = cpu::zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
@@ -169,8 +170,8 @@ pub(crate) fn check_sinks(sinks: Option<&[f32]>) -> Result<(), Error> {
     }
 }
 
-/// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel.
-pub(crate) fn check_finite<T: Element>(
+/// INT8 and FP8 have no place for infinities and NaN; one would spoil its whole group or channel. What f32 is rounded to ends at 65504.
+pub(crate) fn check_range<T: Element>(
     tensor: &'static str,
     slice: &[T],
     [batch, heads, tokens, head_dim]: [usize; 4],
@@ -184,6 +185,7 @@ pub(crate) fn check_finite<T: Element>(
     let tokens = once(tokens, strides.token);
     let rows = View { elements: slice, strides, head_dim };
     let mut values = vec![0.0; head_dim];
+    let largest = if T::DTYPE == DType::F32 { f16::MAX.to_f32() } else { f32::MAX };
     for index in 0..batch * heads * tokens {
         let place @ [batch, head, token] = [index / tokens / heads, index / tokens % heads, index % tokens];
         // padding may be anything
@@ -191,9 +193,13 @@ pub(crate) fn check_finite<T: Element>(
             continue;
         }
         rows.read_row(place, &mut values);
-        if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
-            let index = [batch, head, token, channel];
-            return Err(Error::NotFinite { tensor, index, got: values[channel] });
+        let is_allowed = |value: &f32| value.is_finite() && value.abs() <= largest;
+        if let Some(channel) = values.iter().position(|value| !is_allowed(value)) {
+            let (index, got) = ([batch, head, token, channel], values[channel]);
+            return Err(match got.is_finite() {
+                true => Error::OutOfRange { tensor, index, got },
+                false => Error::NotFinite { tensor, index, got },
+            });
         }
     }
     Ok(())

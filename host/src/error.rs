@@ -115,6 +115,12 @@ pub enum Unsupported {
         /// The sums that go with the two.
         allowed: &'static [PvAccum],
     },
+    /// Elements that a cache is not made for.
+    #[error("dtype is {got} with a cache; allowed are f16 and bf16")]
+    CacheDType {
+        /// The problem's.
+        got: DType,
+    },
     /// Pages of a cache that are not whole blocks.
     #[error("page_tokens is {got}; allowed are 64 and 128")]
     PageTokens {
@@ -351,6 +357,16 @@ pub enum Error {
     /// An element of an input is infinite or NaN.
     #[error("{tensor}{index:?} is {got}; allowed are finite numbers")]
     NotFinite {
+        /// The tensor.
+        tensor: &'static str,
+        /// `[batch, head, token, channel]`.
+        index: [usize; 4],
+        /// The element.
+        got: f32,
+    },
+    /// An element of an f32 input that f16, which it is rounded to, can't hold.
+    #[error("{tensor}{index:?} is {got}; f32 tensors are rounded to f16, and allowed are numbers from -65504 to 65504")]
+    OutOfRange {
         /// The tensor.
         tensor: &'static str,
         /// `[batch, head, token, channel]`.

@@ -1,7 +1,7 @@
 //! The kernels of a call: which, in which order, with which parameters.
 //!
 //! ```text
-//! counters = 0 ─► Quantize ─► Attention ─► output, log_sum_exp
+//! counters = 0 ─► Round (f32 alone) ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
 //! Which attention kernel that is, the options and the GPU decide (`sage_layout::dispatch`).
@@ -10,14 +10,14 @@ use crate::error::Error;
 use crate::gpu::GpuBuffers;
 use crate::options::{CausalAlign, Mask, QkMode, ScoreStrides};
 use crate::plan::{AttentionPlan, Places, Resolved, modifies_scores};
-use crate::tensor::{DType, Lengths, SequenceLengths, Strides};
+use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout};
 use crate::workspace::{Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
-use sage_layout::kernel::{Family, Kernel};
+use sage_layout::kernel::{ElementType, Family, Kernel};
 use sage_layout::params::{
-    Address, AttentionParams, Modifiers, Params, QuantizeParams, ScoreView, SequencesParams, TensorView,
+    Address, AttentionParams, Modifiers, Params, QuantizeParams, RoundParams, ScoreView, SequencesParams, TensorView,
 };
 use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
@@ -79,12 +79,19 @@ impl Call<'_> {
     pub fn quantize<E>(&self, mut launch: impl FnMut(Family, [u32; 3], Params) -> Result<(), E>) -> Result<(), E> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let (problem, options) = (&resolved.problem, &resolved.options);
-        let query = self.view(self.buffers.query, problem.query_shape(), problem.query_strides);
-        let key = self.view(self.buffers.key, problem.key_shape(), problem.key_strides);
-        let value = self.view(self.buffers.value, problem.key_shape(), problem.value_strides);
+        if let Some(rounded) = workspace.rounded {
+            for ((address, shape, strides), rounded) in self.tensors().into_iter().zip(rounded) {
+                let [batch, heads, tokens, _] = shape;
+                let tiles = tile::key_tiles(tokens as u32);
+                let (rounded, row) = (self.address(rounded), problem.rounded_row() as u32);
+                let params = RoundParams { source: view(address, shape, strides), rounded, tiles, row };
+                launch(Family::Round, [(batch * heads) as u32 * tiles, 1, 1], params.into())?;
+            }
+        }
+        let [query, key, value] = self.inputs();
 
         let family = self.attention.quantizer(resolved.is_ragged());
-        let kernel = Kernel::find(family, resolved.padded_head_dim, problem.dtype.into());
+        let kernel = Kernel::find(family, resolved.padded_head_dim, ElementType::from(problem.dtype).rounded());
         let kernel = kernel.expect("the kernel table has every family for every head dimension and element type");
         let resident = self.multiprocessors * kernel.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
@@ -157,6 +164,7 @@ impl Call<'_> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let problem = &resolved.problem;
         let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
+        let [_, keys, _] = self.inputs();
         let is_persistent = self.attention.is_persistent();
         let (queries, resident) = match is_persistent {
             // those that flush have a place each
@@ -194,9 +202,10 @@ impl Call<'_> {
             heads_per_group: self.heads_per_group(),
             query_mean: self.address_if(workspace.query_mean),
             key_mean: self.address_if(workspace.key_mean),
-            keys: self.view(self.buffers.key, problem.key_shape(), problem.key_strides),
+            keys,
             score_scale: resolved.score_scale(),
             from_last_key: from_last_key.into(),
+            output_is_f32: (problem.dtype == DType::F32).into(),
             sequences: self.sequences(),
             log_sum_exp_strides: self.log_sum_exp_strides(),
             modifiers: self.modifiers(),
@@ -300,23 +309,50 @@ impl Call<'_> {
         region.map_or(0, |region| self.address(region))
     }
 
-    fn view(&self, address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
-        // The address is a multiple of 16 bytes, so the rows are if the strides are multiples of 8 elements.
-        let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
-        // in a ragged batch, a sequence's first token is counted from the first one's
+    /// The caller's queries, keys and values.
+    fn tensors(&self) -> [(Address, [usize; 4], Strides); 3] {
+        let (problem, buffers) = (self.plan.problem(), self.buffers);
+        [
+            (buffers.query, problem.query_shape(), problem.query_strides),
+            (buffers.key, problem.key_shape(), problem.key_strides),
+            (buffers.value, problem.key_shape(), problem.value_strides),
+        ]
+    }
+
+    /// Queries, keys and values in 16 bits: the caller's, or what those in f32 were rounded to.
+    fn inputs(&self) -> [TensorView; 3] {
+        let Some(mut rounded) = self.plan.workspace.rounded.map(<[Region; 3]>::into_iter) else {
+            return self.tensors().map(|(address, shape, strides)| self.view(address, shape, strides));
+        };
+        let row = self.plan.problem().rounded_row();
+        self.tensors().map(|(_, [batch, heads, tokens, _], _)| {
+            let address = rounded.next().map_or(0, |region| self.address(region));
+            self.view(address, [batch, heads, tokens, row], TensorLayout::Hnd.strides(heads, tokens, row))
+        })
+    }
+
+    /// A tensor; of a ragged batch, a sequence's first token is counted from the first one's.
+    fn view(&self, address: Address, shape @ [_, _, tokens, _]: [usize; 4], strides: Strides) -> TensorView {
+        let view = view(address, shape, strides);
         let batch = match self.plan.problem().lengths {
             Lengths::Uniform => strides.batch,
             Lengths::PaddedKeys => strides.batch - tokens as i64 * strides.token,
             Lengths::Packed => 0,
         };
-        TensorView {
-            address,
-            strides: Strides { batch, ..strides },
-            heads: heads as u32,
-            tokens: tokens as u32,
-            head_dim: head_dim as u32,
-            vectorized: whole_chunks.into(),
-        }
+        TensorView { strides: Strides { batch, ..strides }, ..view }
+    }
+}
+
+/// A tensor whose address is a multiple of 16 bytes: so are the rows if the strides are multiples of 8 elements.
+fn view(address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
+    let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
+    TensorView {
+        address,
+        strides,
+        heads: heads as u32,
+        tokens: tokens as u32,
+        head_dim: head_dim as u32,
+        vectorized: whole_chunks.into(),
     }
 }
 

@@ -99,7 +99,11 @@ impl Execution {
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();
         let mut launch = |family: Family, grid, params: Params| {
-            let kernel = if family.quantizes() { choice.quantize } else { choice.attention };
+            let kernel = match (family, choice.round) {
+                (Family::Round, Some(round)) => round,
+                _ if family.quantizes() => choice.quantize,
+                _ => choice.attention,
+            };
             let found = sage_kernels::entry::launch(kernel, grid, &params, &memory, execution);
             synchronisations.extend(found.map_err(|report| (kernel, report))?.synchronisations);
             Ok(())

@@ -12,11 +12,19 @@ pub enum DType {
     F16,
     /// bfloat16, [`half::bf16`].
     Bf16,
+    /// IEEE binary32, [`f32`]. Queries, keys and values are rounded to f16 first: to nearest even, and on a GPU beyond ±65504 to that
+    /// ([`attention()`](crate::attention()) refuses such elements). All that follows is as of f16, and the output is not rounded.
+    F32,
 }
 
 impl DType {
     /// Bytes of an element.
-    pub const BYTES: usize = 2;
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
 }
 
 impl std::fmt::Display for DType {
@@ -24,6 +32,7 @@ impl std::fmt::Display for DType {
         formatter.write_str(match self {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::F32 => "f32",
         })
     }
 }
@@ -33,6 +42,7 @@ impl From<DType> for ElementType {
         match dtype {
             DType::F16 => Self::F16,
             DType::Bf16 => Self::Bf16,
+            DType::F32 => Self::F32,
         }
     }
 }
@@ -283,6 +293,11 @@ impl AttentionProblem {
         })
     }
 
+    /// Channels of a row, once it is rounded from f32 to f16: whole chunks of eight.
+    pub(crate) fn rounded_row(&self) -> usize {
+        self.head_dim.next_multiple_of(8)
+    }
+
     /// Batches that the tensors have: 1 with [`Lengths::Packed`].
     fn batches(&self) -> usize {
         if self.lengths == Lengths::Packed { 1 } else { self.batch }
@@ -350,7 +365,7 @@ impl<'a> TensorDesc<'a> {
 }
 
 /// How far a tensor with these sizes and strides reaches: the index after its last element, if 64 bits hold its
-/// distance in bytes.
+/// distance in bytes, four an element.
 ///
 /// Sizes are at least 1 and strides not negative.
 pub(crate) fn extent([batch, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> Option<u64> {
@@ -359,6 +374,6 @@ pub(crate) fn extent([batch, heads, tokens, head_dim]: [usize; 4], strides: Stri
         .checked_add(last(heads, strides.head)?)?
         .checked_add(last(tokens, strides.token)?)?
         .checked_add(i64::try_from(head_dim).ok()?)?;
-    elements.checked_mul(DType::BYTES as i64)?;
+    elements.checked_mul(DType::F32.bytes() as i64)?;
     Some(elements as u64)
 }

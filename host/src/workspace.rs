@@ -2,6 +2,7 @@
 
 use crate::options::{PvMode, QkMode};
 use crate::plan::{Places, Resolved};
+use crate::tensor::DType;
 use sage_layout::int4_tile;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
@@ -35,6 +36,8 @@ impl Region {
 /// The buffers between the kernels. [`sage_layout::params`] says what each holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Workspace {
+    /// Queries, keys and values of f32 in f16, `[batch · heads][tokens][rounded_row]`.
+    pub rounded: Option<[Region; 3]>,
     pub query_codes: Region,
     pub query_scales: Region,
     /// With `smooth_q`.
@@ -94,7 +97,13 @@ impl Workspace {
             bytes = (region.offset + region.bytes).next_multiple_of(ALIGNMENT);
             region
         };
+        let rounded = (resolved.problem.dtype == DType::F32).then(|| {
+            let shapes = [resolved.problem.query_shape(), resolved.problem.key_shape(), resolved.problem.key_shape()];
+            let row = (resolved.problem.rounded_row() * DType::F16.bytes()) as u64;
+            shapes.map(|[batch, heads, tokens, _]| region([(batch * heads) as u64, tokens as u64, row]))
+        });
         let workspace = Self {
+            rounded,
             query_codes: region([query_heads, query_tiles, query_tile as u64]),
             query_scales: region([query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
             query_mean: options.smooth_q.then(|| region([query_heads, query_blocks, head_dim as u64 * 4])),
@@ -140,6 +149,8 @@ impl Workspace {
             ],
             Values::F16 { tiles, mean } => vec![("value_tiles", Some(tiles)), ("value_mean", mean)],
         };
+        let names = ["rounded_query", "rounded_key", "rounded_value"].into_iter();
+        let rounded = names.zip(self.rounded.into_iter().flatten()).map(|(name, region)| (name, Some(region)));
         let queries_and_keys = [
             ("query_codes", Some(self.query_codes)),
             ("query_scales", Some(self.query_scales)),
@@ -155,8 +166,8 @@ impl Workspace {
             ("flushed_output", self.flushed_output),
             ("counters", Some(self.counters)),
         ];
-        queries_and_keys
-            .into_iter()
+        rounded
+            .chain(queries_and_keys)
             .chain(values)
             .chain(rest)
             .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))

@@ -21,12 +21,15 @@ use crate::{
         hopper,
         modifier::{Modified, Unmodified},
     },
-    cache, quantize,
+    cache, quantize, round,
     sequences::{Ragged, Uniform},
 };
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
+    (Round) => {
+        RoundParams
+    };
     (Quantize) => {
         QuantizeParams
     };
@@ -55,6 +58,9 @@ macro_rules! params {
 
 #[cfg(not(target_arch = "nvptx64"))]
 macro_rules! params {
+    (Round, $params:ident) => {
+        Params::Round($params)
+    };
     (Quantize, $params:ident) => {
         Params::Quantize($params)
     };
@@ -82,6 +88,9 @@ macro_rules! params {
 }
 
 macro_rules! program {
+    (Round, $head_dim:literal, F32) => {
+        round::round::<$head_dim>
+    };
     (Quantize, $head_dim:literal, $element:ident) => {
         quantize::quantize::<$element, Uniform, $head_dim, false>
     };

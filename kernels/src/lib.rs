@@ -20,6 +20,7 @@ pub mod cache;
 pub mod element;
 pub mod entry;
 pub mod quantize;
+pub mod round;
 pub mod sequences;
 
 #[cfg(target_arch = "nvptx64")]

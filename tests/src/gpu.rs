@@ -269,7 +269,7 @@ impl<T: Element> Call<T> {
         let mut elements: Vec<T> = bytemuck::pod_collect_to_vec(&self.output.read(&self.stream)?);
         let output = gather(&elements, problem.output_strides, query_shape(problem));
         assert!(output.iter().all(|element| !element.is_nan()), "an element of the output is NaN or was not written");
-        let poison = bytemuck::pod_read_unaligned(&[self.output.poison; 2]);
+        let poison = bytemuck::pod_read_unaligned(&vec![self.output.poison; size_of::<T>()]);
         for index in indices(query_shape(problem)) {
             elements[offset(problem.output_strides, index)] = poison;
         }

@@ -54,8 +54,8 @@ fn sees(mask: Mask, query: usize, key: usize, offset: i64) -> bool {
 /// The element types of the values that products can be summed for in a mode: f16 sums are no place for bf16.
 pub fn element_types((pv_mode, pv_accum): (PvMode, PvAccum)) -> &'static [DType] {
     match (pv_mode, pv_accum) {
-        (PvMode::F16, PvAccum::F16 | PvAccum::F16F32) => &[DType::F16],
-        _ => &[DType::F16, DType::Bf16],
+        (PvMode::F16, PvAccum::F16 | PvAccum::F16F32) => &[DType::F16, DType::F32],
+        _ => &[DType::F16, DType::Bf16, DType::F32],
     }
 }
 
@@ -95,7 +95,7 @@ pub fn on_codes<T: Element>(problem: &AttentionProblem, options: &AttentionOptio
         let keys: Vec<Vec<f64>> = (0..key_len)
             .map(|token| {
                 let start = offset(problem.key_strides, [sequence, key_head, token, 0]);
-                let key = inputs.key[start..start + head_dim].iter().map(|x| f64::from(x.to_f32()));
+                let key = inputs.key[start..start + head_dim].iter().map(|x| f64::from(x.rounded().to_f32()));
                 key.zip(&key_mean).map(|(key, mean)| key - mean).collect()
             })
             .collect();
@@ -147,7 +147,9 @@ fn value<T: Element>(quantized: &testing::Quantized, [row, head]: [usize; 2], se
     let width = quantized.width;
     let decoded = |channel: usize| {
         if quantized.value_codes.is_empty() {
-            return f64::from(bytemuck::cast::<u16, T>(quantized.value_elements[row * width + channel]).to_f32());
+            return f64::from(
+                bytemuck::cast::<u16, T::Rounded>(quantized.value_elements[row * width + channel]).to_f32(),
+            );
         }
         let code = f64::from(f32_from_e4m3(quantized.value_codes[row * width + channel]));
         let mean = f64::from(quantized.value_means[segment * width + channel]);

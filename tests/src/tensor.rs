@@ -7,6 +7,28 @@ use sageattention::{
     Strides,
 };
 
+/// Evaluates with `$T` the Rust type of a problem's elements.
+#[macro_export]
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            sageattention::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            sageattention::DType::Bf16 => {
+                type $T = half::bf16;
+                $body
+            }
+            sageattention::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            other => unreachable!("{other}"),
+        }
+    };
+}
+
 /// Random numbers for tests: the same seed gives the same numbers everywhere (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
@@ -135,6 +157,14 @@ impl<T: Element> Inputs<T> {
     /// As the library's functions take them.
     pub fn slices(&self) -> [&[T]; 3] {
         [&self.query, &self.key, &self.value]
+    }
+}
+
+impl Inputs<f16> {
+    /// The same numbers in f32.
+    pub fn widened(&self) -> Inputs<f32> {
+        let [query, key, value] = self.slices().map(|tensor| tensor.iter().map(|element| element.to_f32()).collect());
+        Inputs { query, key, value }
     }
 }
 

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::modes::{PV_MODES, f16_roundings};
 use sage_tests::tensor::{Inputs, Outputs, Random, attend, exact, indices, key_shape, offset, query_shape, tensor};
+use sage_tests::with_element;
 use sageattention::{
     AttentionOptions, AttentionProblem, DType, Element, Mask, PvAccum, PvMode, QkMode, Strides, TensorLayout, testing,
 };
@@ -27,7 +28,7 @@ fn any_strides(heads: usize, tokens: usize, head_dim: usize) -> impl Strategy<Va
 fn any_problem() -> impl Strategy<Value = AttentionProblem> {
     let lengths = prop_oneof![4 => 1..40usize, 4 => 40..300usize, 1 => Just(128usize), 1 => 1000..1400usize];
     let head_dims = prop_oneof![3 => Just(64usize), 3 => Just(128usize), 1 => Just(256usize), 3 => 1..257usize];
-    let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16)];
+    let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16), Just(DType::F32)];
     (1..3usize, 1..4usize, 1..4usize, lengths.clone(), lengths, head_dims, dtype).prop_flat_map(
         |(batch, key_heads, ratio, query_len, key_len, head_dim, dtype)| {
             let query_heads = key_heads * ratio;
@@ -85,12 +86,9 @@ proptest! {
     #[test]
     fn is_near_exact_attention(problem in any_problem(), options in any_options(), sinks: bool, seed: u64) {
         // what other sums need of values is f16's
-        let pv_accum = if problem.dtype == DType::F16 { options.pv_accum } else { PvAccum::F32 };
+        let pv_accum = if problem.dtype != DType::Bf16 { options.pv_accum } else { PvAccum::F32 };
         let options = AttentionOptions { pv_accum, sinks, ..options };
-        match problem.dtype {
-            DType::F16 => near_exact::<f16>(&problem, &options, seed),
-            _ => near_exact::<bf16>(&problem, &options, seed),
-        }
+        with_element!(problem.dtype, T => near_exact::<T>(&problem, &options, seed));
     }
 
     /// Gaps are NaN in the one and not there in the other.
@@ -311,6 +309,7 @@ fn the_error_does_not_grow_with_the_length() {
         check::<f16>(PvMode::Fp8, len, 0.0395);
         check::<f16>(PvMode::F16, len, 0.012);
         check::<bf16>(PvMode::F16, len, 0.012);
+        check::<f32>(PvMode::F16, len, 0.012);
     }
 }
 

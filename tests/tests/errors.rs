@@ -76,7 +76,7 @@ fn modes() {
 #[test]
 fn sums() {
     let f32_alone = [PvAccum::F32];
-    let each = [PvMode::Fp8, PvMode::F16].into_iter().flat_map(|mode| [DType::F16, DType::Bf16].map(|d| (mode, d)));
+    let each = PvMode::ALL.into_iter().flat_map(|mode| [DType::F16, DType::Bf16, DType::F32].map(|d| (mode, d)));
     for (pv_mode, dtype) in each {
         let allowed = match (pv_mode, dtype) {
             (PvMode::F16, DType::Bf16) => &f32_alone[..],
@@ -100,12 +100,12 @@ fn sums() {
     );
 }
 
-/// Every GPU's own choice is one that can be planned, with f16 and with bf16.
+/// Every GPU's own choice is one that can be planned, with every element type.
 #[test]
 fn automatic_options() {
     let auto = |major, minor| AttentionOptions::auto(ComputeCapability::new(major, minor));
     for (major, minor) in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)] {
-        for dtype in [DType::F16, DType::Bf16] {
+        for dtype in [DType::F16, DType::Bf16, DType::F32] {
             assert_eq!(supports(&AttentionProblem { dtype, ..problem() }, &auto(major, minor)), Ok(()));
         }
     }
@@ -352,6 +352,25 @@ fn host_slices() {
     let words = "the slices hold bf16, the problem's dtype is f16; they must be the same";
     assert_eq!(error.expect_err(words).to_string(), words);
     assert!(call(&good, &good, &good).is_ok());
+}
+
+/// f32 is rounded to f16, which ends at 65504.
+#[test]
+fn f32_out_of_range() {
+    let problem = AttentionProblem { dtype: DType::F32, ..problem() };
+    let call = |element: f32| {
+        let (good, mut value) = (vec![1.0; 25600], vec![1.0; 25600]);
+        value[6400 + 64 * 3 + 5] = element;
+        attention(Device::Cpu, problem, AttentionOptions::default(), &good, &good, &value)
+    };
+    assert!(call(65504.0).is_ok() && call(-65504.0).is_ok());
+    let words =
+        "value[0, 1, 3, 5] is -65504.004; f32 tensors are rounded to f16, and allowed are numbers from -65504 to 65504";
+    assert_eq!(call(-65504.004).expect_err(words).to_string(), words);
+    for (element, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let words = format!("value[0, 1, 3, 5] is {name}; allowed are finite numbers");
+        assert_eq!(call(element).expect_err(&words).to_string(), words);
+    }
 }
 
 #[test]

@@ -6,11 +6,12 @@ mod common {
 }
 
 use common::options::any_options;
-use half::{bf16, f16};
+use half::f16;
 use proptest::prelude::*;
 use sage_tests::error::Accuracy;
 use sage_tests::modes::{PV_MODES, QK_MODES, f16_roundings, on_codes};
 use sage_tests::tensor::{Inputs, attend};
+use sage_tests::with_element;
 use sageattention::{
     AttentionOptions, AttentionProblem, CausalAlign, DType, Element, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
     TensorLayout, supports, testing,
@@ -25,9 +26,10 @@ fn rounding(bits: i32) -> f64 {
 
 /// The expected relative L1 between the engine and [`on_codes`]: probabilities are rounded, then sums, then the output.
 fn expected(problem: &AttentionProblem, options: &AttentionOptions) -> f64 {
-    let bits = match problem.dtype {
-        DType::F16 => 10,
-        _ => 7,
+    let (bits, output) = match problem.dtype {
+        DType::Bf16 => (7, rounding(7)),
+        DType::F32 => (10, 0.0),
+        _ => (10, rounding(10)),
     };
     let probability = match options.pv_mode {
         PvMode::Fp8 => rounding(3),
@@ -35,7 +37,7 @@ fn expected(problem: &AttentionProblem, options: &AttentionOptions) -> f64 {
     };
     // of a sum's roundings, all of one size, the errors are independent
     let sums = f16_roundings(options, problem.key_len).sqrt() * rounding(10);
-    (probability.powi(2) + sums.powi(2) + rounding(bits).powi(2)).sqrt()
+    (probability.powi(2) + sums.powi(2) + output.powi(2)).sqrt()
 }
 
 /// How much larger than expected an error may be; outputs of few keys or channels scatter more.
@@ -86,10 +88,12 @@ fn the_whole_matrix() {
                     let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, shape, [1, 150]);
                     let error = near_codes::<f16>(&problem, &options, 1);
                     (least, largest) = (least.min(error), largest.max(error));
-                    if supports(&AttentionProblem { dtype: DType::Bf16, ..problem }, &options).is_ok() {
-                        let problem = AttentionProblem { dtype: DType::Bf16, ..problem };
-                        let error = near_codes::<bf16>(&problem, &options, 2);
-                        (least, largest) = (least.min(error), largest.max(error));
+                    for dtype in [DType::Bf16, DType::F32] {
+                        let problem = AttentionProblem { dtype, ..problem };
+                        if supports(&problem, &options).is_ok() {
+                            let error = with_element!(dtype, T => near_codes::<T>(&problem, &options, 2));
+                            (least, largest) = (least.min(error), largest.max(error));
+                        }
                     }
                 }
             }

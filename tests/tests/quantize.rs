@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use sage_layout::round::{e4m3_from_f32, f32_from_e4m3};
 use sage_layout::scale::{self, INT8_MAX, int_scale, largest_code};
 use sage_layout::{int4_tile, swizzle, tile, token_order, value_tile};
-use sage_tests::modes::QK_MODES;
-use sage_tests::tensor::{Inputs, offset};
+use sage_tests::modes::{PV_MODES, QK_MODES};
+use sage_tests::tensor::{Inputs, attend, offset};
 use sageattention::{
     AttentionOptions, AttentionProblem, DType, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout, testing,
 };
@@ -363,6 +363,28 @@ fn values_of_16_bits_are_as_they_were() {
 }
 
 /// Degenerate channels and groups give codes and scales that are numbers.
+/// f32 gives the codes, in every mode, of the f16 that it is rounded to; the output is not rounded.
+#[test]
+fn f32_is_rounded_to_f16() {
+    let narrow = problem();
+    let wide = AttentionProblem { dtype: DType::F32, ..narrow };
+    let inputs = Inputs::<f32>::random(&wide, 11);
+    let round = |elements: &[f32]| elements.iter().copied().map(f16::from_f32).collect::<Vec<_>>();
+    let rounded = Inputs { query: round(&inputs.query), key: round(&inputs.key), value: round(&inputs.value) };
+    assert!(inputs.query.iter().zip(&rounded.query).any(|(wide, narrow)| narrow.to_f32() != *wide));
+    let modes = QK_MODES.into_iter().flat_map(|qk_mode| PV_MODES.map(|pv_mode| (qk_mode, pv_mode)));
+    for ((qk_mode, smooth_q), (pv_mode, pv_accum)) in modes {
+        let options = AttentionOptions { qk_mode, smooth_q, pv_mode, pv_accum, return_lse: true, ..Default::default() };
+        let expected = testing::quantize(&narrow, &options, rounded.slices());
+        assert!(testing::quantize(&wide, &options, inputs.slices()) == expected, "{options:?}");
+        let (wide, narrow) = (attend(&wide, &options, &inputs), attend(&narrow, &options, &rounded));
+        assert_eq!(wide.log_sum_exp, narrow.log_sum_exp);
+        assert_ne!(wide.output, narrow.output);
+        let wide = wide.output.iter().map(|&element| f16::from_f64(element).to_f64());
+        assert!(wide.eq(narrow.output), "{options:?}");
+    }
+}
+
 #[test]
 fn zeros_and_constants_are_numbers() {
     let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 130, 64]);

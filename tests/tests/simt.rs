@@ -11,13 +11,15 @@ use common::calls::calls;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
 use sage_tests::simt;
 use sage_tests::tensor::{Inputs, Outputs, gather, query_shape};
-use sageattention::simt::{Accumulation, Options, Schedule};
+use sage_tests::with_element;
+use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionProblem, CausalAlign, ComputeCapability, DType, Device, Element, Mask,
-    PvAccum, PvMode, QkMode, TensorLayout, attention,
+    AttentionOptions, AttentionOutput, AttentionProblem, CallInputs, CausalAlign, ComputeCapability, DType, Device,
+    Element, Mask, PvAccum, PvMode, QkMode, TensorLayout, attention, testing,
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
@@ -28,10 +30,7 @@ fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, exe
 }
 
 fn check_dtype(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, seed: u64) {
-    match problem.dtype {
-        DType::F16 => check::<f16>(problem, options, execution, seed),
-        _ => check::<bf16>(problem, options, execution, seed),
-    }
+    with_element!(problem.dtype, T => check::<T>(problem, options, execution, seed));
 }
 
 fn with_lse() -> AttentionOptions {
@@ -109,7 +108,12 @@ proptest! {
 /// Rows of the caller's tensors that lie apart, in any order of the axes.
 #[test]
 fn strides() {
-    let mut problem = AttentionProblem::cross(TensorLayout::Hnd, DType::Bf16, [2, 2, 70, 64], [1, 130]);
+    for dtype in [DType::Bf16, DType::F32] {
+        check_strides(AttentionProblem::cross(TensorLayout::Hnd, dtype, [2, 2, 70, 64], [1, 130]));
+    }
+}
+
+fn check_strides(mut problem: AttentionProblem) {
     for (padding, schedule) in [(8, Schedule::Random(1)), (3, Schedule::Random(2))] {
         problem.query_strides.token += padding;
         problem.query_strides.head *= 2;
@@ -119,7 +123,67 @@ fn strides() {
         problem.value_strides.batch *= 2;
         problem.output_strides = problem.query_strides;
         for options in modes() {
-            check::<bf16>(&problem, &options, &Options::new(schedule), 5);
+            check_dtype(&problem, &options, &Options::new(schedule), 5);
+        }
+    }
+}
+
+/// With f32 that f16 can hold, all is as with f16 but the output, which is not rounded.
+#[test]
+fn f32_is_f16_and_its_output_is_not_rounded() {
+    let ampere = ComputeCapability::new(8, 0);
+    for (gpu, pv_mode, head_dim) in [
+        (HOPPER, PvMode::Fp8, 64),
+        (HOPPER, PvMode::F16, 128),
+        (HOPPER, PvMode::Fp8, 100),
+        (HOPPER, PvMode::Fp8, 200),
+        (HOPPER, PvMode::F16, 37),
+        (ampere, PvMode::F16, 64),
+    ] {
+        let narrow = AttentionProblem::cross(TensorLayout::Nhd, DType::F16, [1, 2, 100, head_dim], [1, 150]);
+        let wide = AttentionProblem { dtype: DType::F32, ..narrow };
+        let options = AttentionOptions { pv_mode, ..with_lse() };
+        let inputs = Inputs::<f16>::random(&narrow, 13);
+        let (widened, more) = (inputs.widened(), CallInputs::default());
+        let run = |result: Result<Execution, _>| result.expect("a call without mistakes");
+        let narrow = run(Execution::of_gpu(gpu, &narrow, &options, inputs.slices(), &more, &in_order()));
+        let wide = run(Execution::of_gpu(gpu, &wide, &options, widened.slices(), &more, &in_order()));
+        for region in ["query_codes", "query_scales", "key_codes", "key_scales", "value_codes", "value_tiles"] {
+            assert!(narrow.workspace(region) == wide.workspace(region), "{region}");
+        }
+        assert_eq!(narrow.log_sum_exp(), wide.log_sum_exp());
+        let (narrow, wide) = (narrow.output::<f16>(), wide.output::<f32>());
+        assert!(wide.iter().any(|&element| f16::from_f32(element).to_f32() != element));
+        assert!(wide.iter().map(|&element| f16::from_f32(element)).eq(narrow), "{pv_mode:?}, {head_dim}");
+    }
+}
+
+/// What f16 can't hold becomes the largest that it can.
+#[test]
+fn f32_beyond_f16() {
+    for head_dim in [64, 61] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F32, [1, 1, 70, head_dim], [1, 140]);
+        for options in modes() {
+            let mut beyond = Inputs::<f32>::random(&problem, 14);
+            beyond.query[3] = 1e9;
+            beyond.query[5] = 65520.0;
+            beyond.key[7 * head_dim] = -65504.01;
+            beyond.key[7 * head_dim + 8] = f32::NEG_INFINITY;
+            beyond.value[11 * head_dim + 8] = 1e30;
+            let mut clamped = beyond.clone();
+            for tensor in [&mut clamped.query, &mut clamped.key, &mut clamped.value] {
+                tensor.iter_mut().for_each(|element| *element = element.clamp(-65504.0, 65504.0));
+            }
+            let [beyond, clamped] = [beyond, clamped].map(|inputs| {
+                let result = Execution::new(&problem, &options, inputs.slices(), &CallInputs::default(), &in_order());
+                let result = result.expect("a call without mistakes");
+                let regions = expected_regions(&testing::quantize(&problem, &options, inputs.slices()));
+                for (region, expected) in regions.into_iter().filter(|(_, expected)| !expected.is_empty()) {
+                    assert!(result.workspace(region).expect("a region of the plan") == expected, "{region}");
+                }
+                (result.output::<f32>(), result.log_sum_exp())
+            });
+            assert_eq!(beyond, clamped);
         }
     }
 }
@@ -172,14 +236,13 @@ fn windows_of_several_items() {
 /// Scores that rise along the keys: references are replaced, and everything so far must follow.
 #[test]
 fn rising_scores() {
-    for (head_dim, dtype) in [(64, DType::F16), (128, DType::Bf16), (256, DType::F16)] {
+    for (head_dim, dtype) in [(64, DType::F16), (128, DType::Bf16), (256, DType::F16), (128, DType::F32)] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 1, 20, head_dim], [1, 700]);
         for options in modes() {
             let options = AttentionOptions { smooth_k: false, ..options };
-            match dtype {
-                DType::F16 => simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<f16>::rising(&problem, 9)),
-                _ => simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<bf16>::rising(&problem, 9)),
-            }
+            with_element!(dtype, T => {
+                simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<T>::rising(&problem, 9));
+            });
         }
     }
 }

@@ -5,12 +5,12 @@ mod common {
 }
 
 use common::calls::calls;
-use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use sage_tests::modes::{PV_MODES, QK_MODES, element_types};
 use sage_tests::simt;
 use sage_tests::tensor::Inputs;
+use sage_tests::with_element;
 use sageattention::simt::{Accumulation, Options, Schedule};
 use sageattention::{
     AttentionOptions, AttentionProblem, CausalAlign, ComputeCapability, DType, Element, Mask, PvMode, QkMode,
@@ -27,7 +27,7 @@ const TURING: ComputeCapability = ComputeCapability::new(7, 5);
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, inputs: &Inputs<T>) {
     simt::check(ADA, problem, options, execution, inputs);
     let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q && problem.head_dim <= 128;
-    if is_plain_int8 && options.pv_mode == PvMode::F16 && problem.dtype == DType::F16 {
+    if is_plain_int8 && options.pv_mode == PvMode::F16 && problem.dtype != DType::Bf16 {
         simt::check(TURING, problem, options, execution, inputs);
     }
 }
@@ -42,19 +42,14 @@ fn check_dtype(
     fn inputs<T: Element>(problem: &AttentionProblem, (seed, rising): (u64, bool)) -> Inputs<T> {
         if rising { Inputs::rising(problem, seed) } else { Inputs::random(problem, seed) }
     }
-    match problem.dtype {
-        DType::F16 => {
-            check::<f16>(problem, options, execution, &inputs(problem, (seed, rising)));
-        }
-        _ => check::<bf16>(problem, options, execution, &inputs(problem, (seed, rising))),
-    }
+    with_element!(problem.dtype, T => check::<T>(problem, options, execution, &inputs(problem, (seed, rising))));
 }
 
-/// Every variant with every head dimension that it has.
+/// Every variant with every head dimension that it has. f32 runs those of f16.
 fn for_each_variant((qk_mode, smooth_q): (QkMode, bool), mut f: impl FnMut(DType, usize, AttentionOptions)) {
     for (pv_mode, pv_accum) in PV_MODES {
         for head_dim in [64, 128, 256].into_iter().filter(|head_dim| *head_dim <= 128 || (qk_mode, smooth_q) == INT8) {
-            for &dtype in element_types((pv_mode, pv_accum)) {
+            for &dtype in element_types((pv_mode, pv_accum)).iter().filter(|dtype| **dtype != DType::F32) {
                 let options =
                     AttentionOptions { return_lse: true, qk_mode, smooth_q, pv_mode, pv_accum, ..Default::default() };
                 f(dtype, head_dim, options);

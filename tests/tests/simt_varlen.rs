@@ -1,12 +1,13 @@
 //! Sequences of different lengths in the SIMT executor: no mistake under any schedule, codes and scales as of each sequence
 //! alone, and attention near the CPU engine.
 
-use half::{bf16, f16};
+use half::f16;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use sage_tests::simt::check_batch;
 use sage_tests::tensor::Inputs;
 use sage_tests::varlen::Batch;
+use sage_tests::with_element;
 use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::{
     AttentionOptions, CallInputs, CausalAlign, ComputeCapability, DType, Mask, PvMode, SequenceLengths, TensorLayout,
@@ -18,10 +19,9 @@ const MASKS: [Mask; 3] =
     [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
 
 fn check(batch: &Batch, options: &AttentionOptions, execution: &Options, seed: u64) {
-    match batch.problem.dtype {
-        DType::F16 => check_batch(HOPPER, batch, options, execution, &Inputs::<f16>::random(&batch.problem, seed)),
-        _ => check_batch(HOPPER, batch, options, execution, &Inputs::<bf16>::random(&batch.problem, seed)),
-    }
+    with_element!(batch.problem.dtype, T => {
+        check_batch(HOPPER, batch, options, execution, &Inputs::<T>::random(&batch.problem, seed));
+    });
 }
 
 /// In each mode, with each mask.
@@ -35,7 +35,7 @@ fn each() -> impl Iterator<Item = AttentionOptions> {
 fn packed() {
     let sequences = [[200, 130], [0, 50], [1, 129], [70, 0], [64, 64], [0, 0], [193, 300]];
     for (index, options) in each().enumerate() {
-        let (dtype, head_dim) = if index % 2 == 0 { (DType::F16, 64) } else { (DType::Bf16, 128) };
+        let (dtype, head_dim) = [(DType::F16, 64), (DType::Bf16, 128), (DType::F32, 64), (DType::F32, 128)][index % 4];
         let batch = Batch::packed(dtype, &sequences, [2, 1, head_dim]);
         check(&batch, &options, &Options::new(Schedule::Random(index as u64)), 1);
     }

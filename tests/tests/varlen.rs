@@ -5,11 +5,12 @@ mod common {
 }
 
 use common::options::any_options;
-use half::{bf16, f16};
+use half::f16;
 use proptest::prelude::*;
 use sage_layout::sequence::Sequence;
 use sage_tests::tensor::{Inputs, Outputs, attend, attend_varlen, gather, indices, key_shape, offset, query_shape};
 use sage_tests::varlen::Batch;
+use sage_tests::with_element;
 use sageattention::{
     AttentionOptions, AttentionProblem, CallInputs, CausalAlign, DType, Device, Element, Error, Lengths, Mask, PvAccum,
     PvMode, QkMode, SequenceLengths, TensorLayout, Unsupported, attention_with, supports, testing,
@@ -29,7 +30,7 @@ fn any_heads() -> impl Strategy<Value = [usize; 3]> {
 fn any_packed() -> impl Strategy<Value = Batch> {
     let length = || prop_oneof![1 => Just(0usize), 4 => 1..40usize, 3 => 100..300usize, 1 => 1000..1200usize];
     let sequences = prop::collection::vec((length(), length()).prop_map(|(queries, keys)| [queries, keys]), 1..6);
-    let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16)];
+    let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16), Just(DType::F32)];
     let has_tokens = |sequences: &Vec<[usize; 2]>| (0..2).all(|of| sequences.iter().any(|lengths| lengths[of] > 0));
     (sequences.prop_filter("tokens", has_tokens), any_heads(), dtype)
         .prop_map(|(sequences, heads, dtype)| Batch::packed(dtype, &sequences, heads))
@@ -47,7 +48,7 @@ fn any_padded() -> impl Strategy<Value = Batch> {
 
 /// What other sums need of values is f16's.
 fn fitting(batch: &Batch, options: &AttentionOptions) -> AttentionOptions {
-    let pv_accum = if batch.problem.dtype == DType::F16 { options.pv_accum } else { PvAccum::F32 };
+    let pv_accum = if batch.problem.dtype != DType::Bf16 { options.pv_accum } else { PvAccum::F32 };
     AttentionOptions { pv_accum, ..*options }
 }
 
@@ -69,10 +70,9 @@ proptest! {
     #[test]
     fn packed_sequences_are_alone(batch in any_packed(), options in ragged_options(), seed: u64) {
         let options = fitting(&batch, &options);
-        match batch.problem.dtype {
-            DType::F16 => check_sequences(&batch, &options, &Inputs::<f16>::random(&batch.problem, seed)),
-            _ => check_sequences(&batch, &options, &Inputs::<bf16>::random(&batch.problem, seed)),
-        }
+        with_element!(batch.problem.dtype, T => {
+            check_sequences(&batch, &options, &Inputs::<T>::random(&batch.problem, seed));
+        });
     }
 
     /// Padding is NaN, or as large as can be: it is never read.

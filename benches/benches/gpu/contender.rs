@@ -40,12 +40,12 @@ impl Tensors {
             let tensor: Vec<f16> = (0..elements)
                 .map(|index| f16::from_f32(normal[(start + index) % normal.len()] + offset * offsets[index % head_dim]))
                 .collect();
-            let mut memory = DeviceMemory::new(gpu, argument, DType::BYTES * elements)?;
+            let mut memory = DeviceMemory::new(gpu, argument, DType::F16.bytes() * elements)?;
             memory.write(0, bytemuck::cast_slice(&tensor), &stream)?;
             Ok::<_, Error>(memory)
         };
         let (query, key, value) = (tensor("query", 0.0)?, tensor("key", 1.0)?, tensor("value", 0.0)?);
-        let output = DeviceMemory::new(gpu, "output", DType::BYTES * elements)?;
+        let output = DeviceMemory::new(gpu, "output", DType::F16.bytes() * elements)?;
         Ok(Self { gpu, stream, tokens, heads, head_dim, query, key, value, output })
     }
 

@@ -389,7 +389,7 @@ impl Bench {
         let operations = (case.part != Part::Quantization).then_some(4.0 * pairs * case.head_dim as f64);
         let bytes = variant(case).filter(|_| case.part == Part::Quantization).map(|variant| {
             let elements = TOKENS * tensors.heads * case.head_dim;
-            variant.code_bytes().iter().map(|code| elements as f64 * (DType::BYTES as f64 + code)).sum()
+            variant.code_bytes().iter().map(|code| elements as f64 * (DType::F16.bytes() as f64 + code)).sum()
         });
         self.report.measurements.push(Measurement::new(case.clone(), mode, samples, operations, bytes));
     }

@@ -1,6 +1,6 @@
 //! Caches in host memory: [`QuantizedKv`]. The CPU makes the GPU's codes, bit for bit.
 
-use crate::attention::{AttentionOutput, at_least, check_finite};
+use crate::attention::{AttentionOutput, at_least, check_range};
 #[cfg(feature = "simt")]
 use crate::cache::kernels;
 use crate::cache::launch::{AppendBuffers, CacheAttentionBuffers};
@@ -152,8 +152,8 @@ impl CachePlan {
         let elements = |strides| extent(problem.key_shape(), strides).expect("checked by the plan") as usize;
         let key = at_least("key", key, elements(problem.key_strides))?;
         let value = at_least("value", value, elements(problem.value_strides))?;
-        check_finite("key", key, problem.key_shape(), problem.key_strides, None)?;
-        check_finite("value", value, problem.key_shape(), problem.value_strides, None)?;
+        check_range("key", key, problem.key_shape(), problem.key_strides, None)?;
+        check_range("value", value, problem.key_shape(), problem.value_strides, None)?;
         match device {
             Device::Cpu => self.append_on_cpu(cache, key, value),
             Device::Gpu(ordinal) => {
@@ -193,7 +193,7 @@ impl CachePlan {
         cache.check(self, 0)?;
         let elements = |strides| extent(problem.query_shape(), strides).expect("checked by the plan") as usize;
         let query = at_least("query", query, elements(problem.query_strides))?;
-        check_finite("query", query, problem.query_shape(), problem.query_strides, None)?;
+        check_range("query", query, problem.query_shape(), problem.query_strides, None)?;
         let sinks = wanted("sinks", self.options.sinks, sinks)?;
         let sinks = sinks.map(|sinks| at_least("sinks", sinks, problem.query_heads)).transpose()?;
         crate::attention::check_sinks(sinks)?;

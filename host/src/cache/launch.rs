@@ -7,7 +7,7 @@ use crate::gpu::Gpu;
 use crate::gpu::launch::{TENSOR_ALIGNMENT, check_address, launch_kernel};
 use crate::gpu::module::{Function, is_about_the_image};
 use crate::plan::wanted;
-use crate::tensor::{DType, extent};
+use crate::tensor::extent;
 use crate::workspace;
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch;
@@ -133,7 +133,8 @@ impl CachePlan {
         for (argument, address, strides) in
             [("key", buffers.key, problem.key_strides), ("value", buffers.value, problem.value_strides)]
         {
-            let needed = extent(problem.key_shape(), strides).expect("checked by the plan") * DType::BYTES as u64;
+            let needed =
+                extent(problem.key_shape(), strides).expect("checked by the plan") * problem.dtype.bytes() as u64;
             check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
         }
         self.check_shared(buffers.cache, buffers.lengths, buffers.page_table, buffers.key_mean)
@@ -149,7 +150,8 @@ impl CachePlan {
         for (argument, address, strides) in
             [("query", buffers.query, problem.query_strides), ("output", buffers.output, problem.output_strides)]
         {
-            let needed = extent(problem.query_shape(), strides).expect("checked by the plan") * DType::BYTES as u64;
+            let needed =
+                extent(problem.query_shape(), strides).expect("checked by the plan") * problem.dtype.bytes() as u64;
             check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
         }
         let return_lse = self.options.return_lse;

@@ -43,7 +43,7 @@ pub struct CacheProblem {
     pub pages: usize,
     /// Pages that a sequence may have.
     pub pages_per_sequence: usize,
-    /// Element type of all four tensors.
+    /// Element type of all four tensors: f16 or bf16.
     pub dtype: DType,
     /// Strides of the queries.
     pub query_strides: Strides,
@@ -164,6 +164,9 @@ impl CachePlan {
         let padded_head_dim = padded_head_dim.ok_or(Unsupported::HeadDim { got: head_dim })?;
         if query_heads % key_heads != 0 {
             return Err(Unsupported::HeadRatio { query_heads, key_heads }.into());
+        }
+        if problem.dtype == DType::F32 {
+            return Err(Unsupported::CacheDType { got: problem.dtype }.into());
         }
         if !BLOCKS_PER_PAGE.iter().any(|blocks| (blocks * BLOCK_TOKENS) as usize == page_tokens) {
             return Err(Unsupported::PageTokens { got: page_tokens }.into());
@@ -351,6 +354,8 @@ mod tests {
             Unsupported::PageTokens { got: 32 }
         );
         assert_eq!(refused(CacheProblem { tokens: 0, ..problem() }, options), Unsupported::Zero { argument: "tokens" });
+        let f32s = CacheProblem { dtype: DType::F32, ..problem() };
+        assert_eq!(refused(f32s, options), Unsupported::CacheDType { got: DType::F32 });
         let few = CacheProblem { pages: 1023, ..problem() };
         assert!(matches!(refused(few, options), Unsupported::TooLarge { got: 1024, allowed: 1023, .. }));
         plan(few, CacheOptions { page_table: true, ..options }).unwrap();

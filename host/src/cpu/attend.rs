@@ -114,7 +114,7 @@ pub(crate) fn attend<T: Element>(
     let quantized = quantize(plan, query, key, value)?;
     let format = match (plan.options.pv_mode, T::DTYPE) {
         (PvMode::Fp8, _) => ProbabilityFormat::E4m3,
-        (PvMode::F16, DType::F16) => ProbabilityFormat::F16,
+        (PvMode::F16, DType::F16 | DType::F32) => ProbabilityFormat::F16,
         (PvMode::F16, DType::Bf16) => ProbabilityFormat::Bf16,
     };
     let operands = Operands {
@@ -258,7 +258,9 @@ impl<T: Element> Operands<'_, T> {
             let values = tile_index * TILE * width..(tile_index + 1) * TILE * width;
             match plan.options.pv_mode {
                 PvMode::Fp8 => instructions.decode_e4m3(&quantized.value_codes[values], &mut scratch.values),
-                PvMode::F16 => T::widen(bytemuck::cast_slice(&quantized.value_elements[values]), &mut scratch.values),
+                PvMode::F16 => {
+                    T::Rounded::widen(bytemuck::cast_slice(&quantized.value_elements[values]), &mut scratch.values);
+                }
             }
             let stored = &quantized.key_scales[tile_index * KEY_SCALES_PER_TILE as usize..];
             let key_scales = std::array::from_fn(|key| stored[scale::key_scale_index(key as u32) as usize]);

@@ -173,7 +173,7 @@ fn channel_statistics<T: Element>(plan: &Resolved, input: &View<T>) -> ChannelSt
         for tile in (segment * SEGMENT..end).step_by(TILE) {
             let mut partial = PartialSums::default();
             for token in tile..end.min(tile + TILE) {
-                input.read_row([batch, head, token], &mut row);
+                input.read_rounded_row([batch, head, token], &mut row);
                 partial.add(token - tile, &row[..width]);
                 for channel in 0..width {
                     let element = row[channel];
@@ -263,7 +263,7 @@ fn quantize_value<T: Element>(plan: &Resolved, value: &View<T>, inverses: &[f32]
         let inverse = &inverses[batch_head * width..][..width];
         let mut row = [0.0f32; MAX_WIDTH];
         for (token, codes) in (tile * TILE..problem.key_len).zip(codes.chunks_exact_mut(width)) {
-            value.read_row([batch, head, token], &mut row);
+            value.read_rounded_row([batch, head, token], &mut row);
             for channel in 0..width {
                 codes[channel] = e4m3_from_f32((row[channel] - mean[channel]) * inverse[channel]);
             }
@@ -279,15 +279,12 @@ fn pad_value<T: Element>(plan: &Resolved, value: &View<T>, means: &[f32], elemen
         let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
         let mean = nth_row(means, batch_head, width);
         for (token, row) in elements.chunks_exact_mut(width).enumerate().take(problem.key_len) {
-            let source = value.row([batch, head, token]);
-            let row: &mut [T] = bytemuck::cast_slice_mut(&mut row[..problem.head_dim]);
-            match mean {
-                None => row.copy_from_slice(source),
-                Some(mean) => {
-                    for ((element, source), mean) in row.iter_mut().zip(source).zip(mean) {
-                        *element = T::from_f32(source.to_f32() - mean);
-                    }
-                }
+            let row: &mut [T::Rounded] = bytemuck::cast_slice_mut(&mut row[..problem.head_dim]);
+            for (element, source) in row.iter_mut().zip(value.row([batch, head, token])) {
+                *element = source.rounded();
+            }
+            for (element, mean) in row.iter_mut().zip(mean.unwrap_or_default()) {
+                *element = T::Rounded::from_f32(element.to_f32() - mean);
             }
         }
     });
@@ -342,7 +339,7 @@ fn query_means<T: Element>(plan: &Resolved, query: &View<T>) -> Vec<f32> {
         let mut row = [0.0f32; MAX_WIDTH];
         let mut partial = PartialSums::default();
         for token in 0..queries {
-            query.read_row([batch, head, first + token], &mut row);
+            query.read_rounded_row([batch, head, first + token], &mut row);
             partial.add(token, &row[..width]);
         }
         for (channel, mean) in mean.iter_mut().enumerate() {
@@ -396,7 +393,7 @@ pub(super) fn read_keys<T: Element>(
     let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
     rows.fill(0.0);
     for (token, row) in (tile * TILE..problem.key_len).zip(rows.chunks_exact_mut(width)) {
-        key.read_row([batch, head, token], row);
+        key.read_rounded_row([batch, head, token], row);
         subtract(row, mean);
     }
 }
@@ -419,7 +416,7 @@ fn quantize_query<T: Element>(plan: &Resolved, query: &View<T>, means: &[f32], c
             let mean = nth_row(means, block, width);
             rows.fill(0.0);
             for (token, row) in (tile * QUERY_TILE..problem.query_len).zip(rows.chunks_exact_mut(width)) {
-                query.read_row([batch, head, token], row);
+                query.read_rounded_row([batch, head, token], row);
                 subtract(row, mean);
             }
             let groups = Groups {
@@ -504,7 +501,7 @@ fn log_sum_exp_shift<T: Element>(plan: &Resolved, query: &View<T>, key_mean: &[f
         let mean = &key_mean[key_head * width..][..width];
         let mut row = [0.0f32; MAX_WIDTH];
         for (token, shift) in shifts.iter_mut().enumerate().take(problem.query_len) {
-            query.read_row([batch, head, token], &mut row);
+            query.read_rounded_row([batch, head, token], &mut row);
             *shift = plan.softmax_scale * dot(&row[..width], mean);
         }
     });

@@ -18,6 +18,11 @@ impl<T: Element> View<'_, T> {
         T::widen(self.row([batch, head, token]), &mut destination[..self.head_dim]);
     }
 
+    /// The same with what quantization starts from.
+    pub fn read_rounded_row(&self, [batch, head, token]: [usize; 3], destination: &mut [f32]) {
+        T::widen_rounded(self.row([batch, head, token]), &mut destination[..self.head_dim]);
+    }
+
     /// A row's elements.
     pub fn row(&self, [batch, head, token]: [usize; 3]) -> &[T] {
         let start = offset(self.strides, [batch, head, token]);

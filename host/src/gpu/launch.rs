@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::kernels::{self, Call};
 use crate::options::{AttentionOptions, Bias, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
-use crate::tensor::{DType, SequenceLengths, extent};
+use crate::tensor::{SequenceLengths, extent};
 use crate::workspace;
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch::{self, Choice};
@@ -73,7 +73,7 @@ impl GpuBuffers {
     }
 }
 
-/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches.
+/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, with f32 tensors five.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
     plan: AttentionPlan,
@@ -85,6 +85,7 @@ pub struct PreparedPlan {
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
     architecture: Architecture,
+    round: Option<Function>,
     quantize: Function,
     attention: Function,
 }
@@ -92,7 +93,8 @@ struct Kernels {
 impl Kernels {
     /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
-        match family {
+        match (family, self.round) {
+            (Family::Round, Some(round)) => round,
             _ if family.quantizes() => self.quantize,
             _ => self.attention,
         }
@@ -135,9 +137,12 @@ impl AttentionPlan {
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
-        for Choice { architecture, quantize, attention } in choices.filter(is_wanted) {
+        for Choice { architecture, round, quantize, attention } in choices.filter(is_wanted) {
             let function = |kernel| gpu.function(architecture, kernel);
-            let load = || Ok(Kernels { architecture, quantize: function(quantize)?, attention: function(attention)? });
+            let load = || {
+                let round = round.map(function).transpose()?;
+                Ok(Kernels { architecture, round, quantize: function(quantize)?, attention: function(attention)? })
+            };
             match load() {
                 Ok(kernels) => return Ok(PreparedPlan { plan: *self, gpu, kernels }),
                 // another architecture's may be there, or be older than the driver
@@ -159,7 +164,8 @@ impl AttentionPlan {
     /// or the reverse, sinks, a bias or a boolean mask without the option or the reverse.
     pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
         let problem = self.problem();
-        let bytes = |shape, strides| extent(shape, strides).expect("checked by the plan") * DType::BYTES as u64;
+        let bytes =
+            |shape, strides| extent(shape, strides).expect("checked by the plan") * problem.dtype.bytes() as u64;
         let tensors = [
             ("query", buffers.query, bytes(problem.query_shape(), problem.query_strides)),
             ("key", buffers.key, bytes(problem.key_shape(), problem.key_strides)),
@@ -233,7 +239,8 @@ impl PreparedPlan {
     /// Enqueues the call on a stream and returns. Nothing is allocated, nothing is waited for, no other stream is
     /// touched; so the call can be captured into a CUDA graph.
     ///
-    /// The inputs should be finite. Nothing looks at them first; an infinity or NaN makes whatever it reaches NaN.
+    /// The inputs should be finite. Nothing looks at them first; an infinity or NaN makes whatever it reaches NaN. But in f32, what is
+    /// beyond ±65504, infinities too, counts as that.
     ///
     /// `stream` is a `CUstream` (or `cudaStream_t`) of the GPU's primary context; null is the context's default stream.
     ///

@@ -165,6 +165,8 @@ pub fn is_used(architecture: Architecture) -> bool {
 pub struct Choice {
     /// The architecture that they are compiled for.
     pub architecture: Architecture,
+    /// What rounds f32 for the quantizer; none for other element types.
+    pub round: Option<Kernel>,
     /// The quantizer.
     pub quantize: Kernel,
     /// The attention kernel.
@@ -181,8 +183,13 @@ pub fn choices(
     let families = architectures(gpu)
         .flat_map(|architecture| families(architecture).map(move |(family, served)| (architecture, family, served)));
     families.filter(move |(.., served)| *served == modes).filter_map(move |(architecture, family, _)| {
-        let kernel = |family| Kernel::find(family, padded_head_dim, element);
-        Some(Choice { architecture, quantize: kernel(family.quantizer(modes.ragged))?, attention: kernel(family)? })
+        let kernel = |family| Kernel::find(family, padded_head_dim, element.rounded());
+        Some(Choice {
+            architecture,
+            round: Kernel::find(Family::Round, padded_head_dim, element),
+            quantize: kernel(family.quantizer(modes.ragged))?,
+            attention: kernel(family)?,
+        })
     })
 }
 
@@ -264,12 +271,13 @@ mod tests {
         for gpu in capabilities() {
             for modes in all_modes() {
                 for (head_dim, element) in NATIVE_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
-                    for Choice { architecture, quantize, attention } in choices(gpu, modes, head_dim, element) {
+                    for Choice { architecture, round, quantize, attention } in choices(gpu, modes, head_dim, element) {
                         assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
                         for kernel in [quantize, attention] {
                             assert!(kernel.family().exists_for(architecture), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
+                        assert_eq!(round, None);
                         assert_eq!(quantize.family(), attention.family().quantizer(modes.ragged));
                         assert!(families(architecture).any(|found| found == (attention.family(), modes)));
                     }
@@ -280,7 +288,7 @@ mod tests {
 
     #[test]
     fn every_attention_family_is_chosen_on_a_gpu_of_its_own() {
-        for &family in Family::ALL.iter().filter(|family| !family.quantizes() && !family.is_about_a_cache()) {
+        for &family in Family::ALL.iter().filter(|family| family.attends()) {
             let modes: Vec<_> =
                 FAMILIES.iter().filter(|(served, _)| *served == family).map(|(_, modes)| *modes).collect();
             assert!(!modes.is_empty(), "{family:?} has no modes");
@@ -323,6 +331,22 @@ mod tests {
             ]
             .map(Modes::with_modified_scores)
         );
+    }
+
+    /// It is rounded first; all else is the same.
+    #[test]
+    fn f32_runs_wherever_f16_does() {
+        for (gpu, modes) in capabilities().flat_map(|gpu| all_modes().map(move |modes| (gpu, modes))) {
+            for head_dim in NATIVE_HEAD_DIMS {
+                let [f16, f32] =
+                    [ElementType::F16, ElementType::F32].map(|element| choices(gpu, modes, head_dim, element));
+                assert!(f32.eq(f16.map(|choice| {
+                    let round = Kernel::find(Family::Round, head_dim, ElementType::F32);
+                    assert!(round.is_some_and(|round| round.family().exists_for(choice.architecture)));
+                    Choice { round, ..choice }
+                })));
+            }
+        }
     }
 
     #[test]

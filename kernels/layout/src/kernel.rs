@@ -17,6 +17,18 @@ pub enum ElementType {
     F16,
     /// bfloat16.
     Bf16,
+    /// IEEE binary32.
+    F32,
+}
+
+impl ElementType {
+    /// What quantizers and attention kernels take instead: binary32 is rounded to binary16 first ([`Family::Round`]).
+    pub const fn rounded(self) -> Self {
+        match self {
+            Self::F16 | Self::F32 => Self::F16,
+            Self::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Makes [`Family`] of the families, each with the architectures whose PTX it is compiled to.
@@ -53,6 +65,8 @@ macro_rules! define_family {
 }
 
 define_family! {
+    /// Queries, keys or values in f32 to f16, before they are quantized.
+    Round: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
     Quantize: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// The same, with smoothed queries, or queries and keys in INT4.
@@ -127,6 +141,11 @@ impl Family {
     /// Whether its kernels quantize, before those of attention.
     pub const fn quantizes(self) -> bool {
         matches!(self, Self::Quantize | Self::QuantizeSmoothed | Self::QuantizeRagged)
+    }
+
+    /// Whether its kernels do attention.
+    pub const fn attends(self) -> bool {
+        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Round)
     }
 
     /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`.
@@ -212,6 +231,9 @@ impl Family {
 macro_rules! for_each_kernel {
     ($callback:ident) => {
         $callback! {
+            RoundD64F32 = "sage_round_d64_f32": Round, 64, F32;
+            RoundD128F32 = "sage_round_d128_f32": Round, 128, F32;
+            RoundD256F32 = "sage_round_d256_f32": Round, 256, F32;
             QuantizeD64F16 = "sage_quantize_d64_f16": Quantize, 64, F16;
             QuantizeD64Bf16 = "sage_quantize_d64_bf16": Quantize, 64, Bf16;
             QuantizeD128F16 = "sage_quantize_d128_f16": Quantize, 128, F16;
@@ -389,7 +411,7 @@ macro_rules! define_kernel {
                 match self { $(Self::$variant => $head_dim),* }
             }
 
-            /// Element type of the caller's tensors.
+            /// Element type of its tensors: the caller's, or what they are rounded to.
             pub const fn element(self) -> ElementType {
                 match self { $(Self::$variant => ElementType::$element),* }
             }
@@ -435,7 +457,9 @@ impl Kernel {
     /// Threads of a CTA; becomes `.maxntid`.
     pub const fn threads(self) -> u32 {
         match self.family() {
-            family if family.quantizes() => crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim()),
+            family if family.quantizes() || matches!(family, Family::Round) => {
+                crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
+            }
             family if family.is_persistent() => (1 + consumer_warpgroups(self.head_dim())) * 128,
             Family::CacheAttention => 32,
             Family::CacheAppend | Family::CacheAttentionWide => 128,
@@ -451,7 +475,7 @@ impl Kernel {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             // it needs more: 80
             Family::QuantizeRagged => 768 / self.threads(),
-            family if family.quantizes() => 1024 / self.threads(),
+            family if family.quantizes() || matches!(family, Family::Round) => 1024 / self.threads(),
             family if family.is_persistent() => 1,
             // how many run together, shared memory decides
             Family::CacheAttention | Family::CacheAttentionWide => 2,
@@ -482,7 +506,7 @@ impl Kernel {
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Attention | Family::AttentionF16 | Family::TuringF16F16 => false,
+            Family::Round | Family::Attention | Family::AttentionF16 | Family::TuringF16F16 => false,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,
@@ -492,6 +516,7 @@ impl Kernel {
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
+            Family::Round => 0,
             family if family.quantizes() => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention | Family::AttentionRagged | Family::AttentionModified => {
                 AttentionShared::fp8(self.head_dim()).bytes
@@ -513,6 +538,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
+            Family::Round => 0,
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
             Family::QuantizeRagged => 31,
@@ -724,18 +750,19 @@ impl MergeShared {
 mod tests {
     use super::*;
 
+    extern crate std;
+
     #[test]
     fn symbols_are_unique_and_say_what_they_are() {
         for (index, kernel) in Kernel::ALL.iter().enumerate() {
             assert!(Kernel::ALL[..index].iter().all(|other| other.symbol() != kernel.symbol()));
-            assert!(kernel.symbol().ends_with(match (kernel.head_dim(), kernel.element()) {
-                (64, ElementType::F16) => "_d64_f16",
-                (64, ElementType::Bf16) => "_d64_bf16",
-                (128, ElementType::F16) => "_d128_f16",
-                (128, ElementType::Bf16) => "_d128_bf16",
-                (_, ElementType::F16) => "_d256_f16",
-                (_, ElementType::Bf16) => "_d256_bf16",
-            }));
+            let element = match kernel.element() {
+                ElementType::F16 => "f16",
+                ElementType::Bf16 => "bf16",
+                ElementType::F32 => "f32",
+            };
+            assert!(kernel.symbol().ends_with(&std::format!("_d{}_{element}", kernel.head_dim())));
+            assert_eq!(kernel.element() == ElementType::F32, kernel.family() == Family::Round);
             assert_eq!(Kernel::find(kernel.family(), kernel.head_dim(), kernel.element()), Some(*kernel));
         }
     }

@@ -37,7 +37,7 @@ pub struct TensorView {
     pub tokens: u32,
     /// Channels that exist, at most the kernel's padded head dimension.
     pub head_dim: u32,
-    /// 1 if every row starts at a multiple of 16 bytes and is a multiple of 16 bytes long, else 0.
+    /// 1 if every row starts at a multiple of 16 bytes and has a multiple of eight channels, else 0.
     pub vectorized: u32,
 }
 
@@ -71,6 +71,20 @@ pub struct SequencesParams {
     pub key_places: u32,
     /// Places for segments, of a head.
     pub segment_places: u32,
+}
+
+/// `Round`: grid (batch · heads · tiles). A CTA rounds 128 tokens of a head.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RoundParams {
+    /// f32.
+    pub source: TensorView,
+    /// f16 `[batch · heads][tokens][row]`: to nearest even, and beyond ±65504 that.
+    pub rounded: Address,
+    /// Tiles of 128 tokens, of a head.
+    pub tiles: u32,
+    /// Channels with what pads them, zeros, to a multiple of eight.
+    pub row: u32,
 }
 
 /// `Quantize`: grid (at most as many CTAs as run at a time, and at most one an item).
@@ -262,6 +276,8 @@ pub struct AttentionParams {
     pub keys: TensorView,
     /// With sequences of different lengths, 1 if `visible` is counted from each one's last key and query, else 0.
     pub from_last_key: u32,
+    /// 1 if the output is f32, 0 if it is of the kernel's element type.
+    pub output_is_f32: u32,
     /// For the families that take a ragged batch: lengths, items and operands are as in [`QuantizeParams::sequences`].
     pub sequences: SequencesParams,
     /// Elements of `log_sum_exp` from one head to the next, and from a sequence to the next beyond its queries.
@@ -376,6 +392,8 @@ pub struct MergeParams {
 /// The parameters of some kernel.
 #[derive(Clone, Copy, Debug)]
 pub enum Params {
+    /// Of `Round`.
+    Round(RoundParams),
     /// Of the quantizers.
     Quantize(QuantizeParams),
     /// Of every attention family but those on a cache.
@@ -391,19 +409,20 @@ pub enum Params {
 impl Params {
     /// Whether kernels of a family take them.
     pub const fn are_of(&self, family: Family) -> bool {
-        match (self, family) {
-            (Self::CacheAppend(_), Family::CacheAppend) => true,
-            (Self::CacheAttention(_), Family::CacheAttention | Family::CacheAttentionWide) => true,
-            (Self::Merge(_), Family::Merge) => true,
-            (Self::Quantize(_), family) => family.quantizes(),
-            (Self::Attention(_), family) => !family.quantizes() && !family.is_about_a_cache(),
-            _ => false,
+        match self {
+            Self::Round(_) => matches!(family, Family::Round),
+            Self::Quantize(_) => family.quantizes(),
+            Self::Attention(_) => family.attends(),
+            Self::CacheAppend(_) => matches!(family, Family::CacheAppend),
+            Self::CacheAttention(_) => matches!(family, Family::CacheAttention | Family::CacheAttentionWide),
+            Self::Merge(_) => matches!(family, Family::Merge),
         }
     }
 
     /// Where the struct is.
     pub const fn as_ptr(&self) -> *const () {
         match self {
+            Self::Round(params) => core::ptr::from_ref(params).cast(),
             Self::Quantize(params) => core::ptr::from_ref(params).cast(),
             Self::Attention(params) => core::ptr::from_ref(params).cast(),
             Self::CacheAppend(params) => core::ptr::from_ref(params).cast(),
@@ -423,6 +442,7 @@ macro_rules! from_params {
     )* };
 }
 from_params! {
+    Round: RoundParams;
     Quantize: QuantizeParams;
     Attention: AttentionParams;
     CacheAppend: CacheAppendParams;
@@ -435,6 +455,7 @@ const _: () = {
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
+    assert!(size_of::<RoundParams>() == 64 && offset_of!(RoundParams, rounded) == 48);
     assert!(size_of::<SequencesParams>() == 64 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
     assert!(size_of::<QuantizeParams>() == 400 && offset_of!(QuantizeParams, query_codes) == 144);
@@ -455,6 +476,7 @@ const _: () = {
             && offset_of!(AttentionParams, heads_per_group) == 160
             && offset_of!(AttentionParams, query_mean) == 168
             && offset_of!(AttentionParams, keys) == 184
+            && offset_of!(AttentionParams, output_is_f32) == 236
             && offset_of!(AttentionParams, sequences) == 240
     );
 };

@@ -27,6 +27,13 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
     buffer: u32,
     values: impl Fn(usize) -> f32,
 ) {
+    if params.output_is_f32 != 0 {
+        // opaque, or what follows from it is kept in registers from one item to the next
+        let lane = math::opaque(lane) % warp::LANES;
+        // SAFETY: forwarded contract.
+        unsafe { store_f32(params, head_dim, item, first_row, lane, values) };
+        return;
+    }
     let output = &params.output;
     let stride = 2 * channels + AttentionShared::OUTPUT_PADDING;
     let place = buffer + lane / 4 * stride + 4 * (lane % 4);
@@ -76,6 +83,42 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
         }
     }
     warp::sync_warp();
+}
+
+/// The same in f32, without shared memory: four lanes have 32 bytes of a row, as many as memory takes at a time.
+///
+/// # Safety
+///
+/// The output is writable.
+#[inline(always)]
+unsafe fn store_f32<S: Sequences>(
+    params: &AttentionParams,
+    head_dim: u32,
+    item: WorkItem<S>,
+    first_row: u32,
+    lane: u32,
+    values: impl Fn(usize) -> f32,
+) {
+    let output = &params.output;
+    let start = item.sequence.query_offset(output, item.head);
+    let tokens = item.sequence.queries(output.tokens);
+    let first_channel = 2 * (lane % 4);
+    for half in 0..2 {
+        let row = first_row + lane / 4 + 8 * half;
+        let place = start + row as i64 * output.strides.token + first_channel as i64;
+        let address = output.address.wrapping_add_signed(4 * place);
+        let channels = if row < tokens { output.head_dim } else { 0 };
+        for group in 0..head_dim / 8 {
+            for part in 0..2 {
+                let channel = 8 * group + part;
+                if first_channel + channel < channels {
+                    let value = values((4 * group + 2 * half + part) as usize);
+                    // SAFETY: the element is inside the output.
+                    unsafe { global::store_f32(address + 4 * channel as u64, value) };
+                }
+            }
+        }
+    }
 }
 
 /// How a lane's two rows end: what their sums are divided by, and their log-sum-exps.

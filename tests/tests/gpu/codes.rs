@@ -2,11 +2,12 @@
 
 use half::f16;
 
-use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_lse};
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, gpu};
 use sage_tests::modes::{PV_MODES, QK_MODES};
 use sage_tests::tensor::Inputs;
+use sage_tests::with_element;
 use sageattention::{AttentionOptions, AttentionProblem, DType, Element, Error, Gpu, QuantGranularity};
 
 /// What was read from outside of the tensors shows in some region or in the result: as NaN, or as a large number.

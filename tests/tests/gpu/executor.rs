@@ -1,8 +1,9 @@
 //! The SIMT executor against the GPU, on the same inputs: how far its arithmetic is the hardware's.
 
-use crate::{DTYPES, with_element, with_lse};
+use crate::{DTYPES, with_lse};
 use sage_tests::gpu::{Call, gpu};
 use sage_tests::tensor::{Inputs, gather, query_shape};
+use sage_tests::with_element;
 use sageattention::simt::{Accumulation, Execution, Options, Schedule};
 use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Element, Gpu, Mask, TensorLayout};
 

@@ -16,27 +16,10 @@ mod shapes;
 mod streams;
 mod varlen;
 
+use sage_tests::with_element;
 use sageattention::{AttentionOptions, AttentionProblem, DType, Mask, PvMode, QuantGranularity, TensorLayout};
 
-/// Evaluates with `$T` the Rust type of a problem's elements.
-macro_rules! with_element {
-    ($dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            sageattention::DType::F16 => {
-                type $T = half::f16;
-                $body
-            }
-            sageattention::DType::Bf16 => {
-                type $T = half::bf16;
-                $body
-            }
-            other => unreachable!("{other}"),
-        }
-    };
-}
-pub(crate) use with_element;
-
-const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
+const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 const LAYOUTS: [TensorLayout; 2] = [TensorLayout::Hnd, TensorLayout::Nhd];
 
 /// The default options with a log-sum-exp.

@@ -1,10 +1,11 @@
 //! Windows, sinks, soft caps, biases and boolean masks, near the CPU engine.
 
-use crate::{DTYPES, LAYOUTS, compare, modes, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, compare, modes, pick, with_lse};
 use half::f16;
 use sage_tests::gpu::{assert_near, attend, attend_with, gpu};
 use sage_tests::modes::{MASKS, PV_MODES, QK_MODES, element_types};
 use sage_tests::tensor::{Inputs, exact};
+use sage_tests::with_element;
 use sageattention::{
     Architecture, AttentionOptions, AttentionProblem, Bias, BiasType, CausalAlign, Mask, PvMode, ScoreStrides,
 };

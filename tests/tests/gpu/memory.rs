@@ -1,9 +1,10 @@
 //! Addresses: strides of every kind, offsets over 32 bits, and buffers that a call refuses.
 
-use crate::{DTYPES, LAYOUTS, modes, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, modes, with_lse};
 use half::f16;
 use sage_tests::gpu::{Call, NAN_POISON, attend, gpu, skip};
 use sage_tests::tensor::{Inputs, gather, key_shape, query_shape, span, tensor};
+use sage_tests::with_element;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, Strides};
 

@@ -1,9 +1,10 @@
 //! The `mma.sync` kernels, near the CPU engine.
 
-use crate::{LAYOUTS, pick, with_element, with_lse};
+use crate::{LAYOUTS, pick, with_lse};
 use sage_tests::gpu::{assert_near, attend_with, gpu};
 use sage_tests::modes::{PV_MODES, QK_MODES, element_types};
 use sage_tests::tensor::{Inputs, attend};
+use sage_tests::with_element;
 use sageattention::{
     Architecture, AttentionOptions, AttentionProblem, CausalAlign, DType, Mask, PvMode, QkMode, QuantGranularity,
 };
@@ -13,7 +14,7 @@ fn architectures(options: &AttentionOptions, dtype: DType, head_dim: usize) -> &
     let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q && head_dim <= 128;
     match (options.pv_mode, dtype) {
         (PvMode::Fp8, _) => &[Architecture::Sm89],
-        (PvMode::F16, DType::F16) if is_plain_int8 => &[Architecture::Sm80, Architecture::Sm75],
+        (PvMode::F16, DType::F16 | DType::F32) if is_plain_int8 => &[Architecture::Sm80, Architecture::Sm75],
         (PvMode::F16, _) => &[Architecture::Sm80],
     }
 }

@@ -1,10 +1,11 @@
 //! What attention must satisfy whatever the numbers are.
 
-use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_lse};
 use half::f16;
 use sage_tests::error::{Accuracy, assert_rows_near};
 use sage_tests::gpu::{assert_near, attend, gpu};
 use sage_tests::tensor::{Inputs, Outputs, Random, indices, key_shape, offset, query_shape, tensor};
+use sage_tests::with_element;
 use sageattention::{AttentionOptions, AttentionProblem, CausalAlign, Mask, PvMode, QuantGranularity};
 
 fn problem(head_dim: usize) -> AttentionProblem {
@@ -254,6 +255,26 @@ fn zeros() {
         let result = attend(gpu, &problem, &options, &inputs);
         assert!(result.output.iter().all(|&element| element == 0.0));
         assert!(result.log_sum_exp.iter().all(|&value| (value - 300f32.ln()).abs() < 1e-3));
+    }
+}
+
+/// With f32 that f16 can hold, all is as with f16 but the output, which is not rounded.
+#[test]
+fn f32_is_f16_and_its_output_is_not_rounded() {
+    let Some(gpu) = gpu() else { return };
+    for (index, head_dim) in [64, 128, 256, 40, 37].into_iter().enumerate() {
+        for options in modes() {
+            let shape = [2, 4, 300, head_dim];
+            let narrow = AttentionProblem::cross(pick(&LAYOUTS, index), DTYPES[0], shape, [2, 555]);
+            let wide = AttentionProblem { dtype: DTYPES[2], ..narrow };
+            let inputs = Inputs::<f16>::random(&narrow, 50);
+            let narrow = attend(gpu, &narrow, &options, &inputs);
+            let wide = attend(gpu, &wide, &options, &inputs.widened());
+            assert_eq!(wide.log_sum_exp, narrow.log_sum_exp);
+            assert!(wide.output != narrow.output);
+            let rounded: Vec<f64> = wide.output.iter().map(|&element| f16::from_f64(element).to_f64()).collect();
+            assert!(rounded == narrow.output, "{head_dim}, {options:?}");
+        }
     }
 }
 

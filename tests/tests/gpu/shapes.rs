@@ -28,7 +28,7 @@ fn odd_sizes() {
     }
 }
 
-/// 2 element types × 2 layouts × 7 head dimensions × 3 granularities × 2 masks. Rows of 1, 127 and (as bytes) 40 · 2 …
+/// 3 element types × 2 layouts × 7 head dimensions × 3 granularities × 2 masks. Rows of 1, 127 and (as bytes) 40 · 2 …
 /// take the path without vector loads where they are no whole chunks.
 #[test]
 fn every_combination() {

@@ -1,10 +1,11 @@
 //! Sequences of different lengths: codes and scales as of each sequence alone, attention near the CPU engine.
 
-use crate::{DTYPES, LAYOUTS, modes, pick, with_element, with_lse};
+use crate::{DTYPES, LAYOUTS, modes, pick, with_lse};
 use half::f16;
 use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, assert_near, gpu};
 use sage_tests::tensor::{Inputs, attend_varlen, indices, key_shape, offset};
 use sage_tests::varlen::Batch;
+use sage_tests::with_element;
 use sageattention::{AttentionOptions, CausalAlign, Error, Gpu, Mask, PvMode, SequenceLengths};
 
 const MASKS: [Mask; 3] =

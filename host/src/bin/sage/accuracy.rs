@@ -68,6 +68,7 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
         let rows = match &sample.slices {
             Slices::F16(slices) => rows(&sample, slices, device)?,
             Slices::Bf16(slices) => rows(&sample, slices, device)?,
+            Slices::F32(slices) => rows(&sample, slices, device)?,
         };
         let words = ["Q·Kᵀ", "smoothed", "P·V", "sums"].map(Column::Left);
         let numbers = ["cosine", "relative L1", "RMSE", "worst head"].map(Column::Right);

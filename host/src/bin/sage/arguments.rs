@@ -2,9 +2,10 @@
 
 use clap::ValueEnum;
 use sageattention::{
-    AttentionOptions, CausalAlign, DType, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
+    AttentionOptions, CausalAlign, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
     Unsupported,
 };
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -13,7 +14,7 @@ use std::str::FromStr;
 pub struct TensorArguments {
     /// Safetensors file with query, key and value, in f16, bf16 or f32
     pub input: PathBuf,
-    /// Name of the query tensor, of rank 4, or of rank 3 for a single sequence
+    /// Name of the query tensor, of rank 4, or of rank 3 for a single sequence and for packed ones
     #[arg(long = "q", value_name = "NAME", default_value = "q")]
     pub query: String,
     /// Name of the key tensor
@@ -22,12 +23,59 @@ pub struct TensorArguments {
     /// Name of the value tensor
     #[arg(long = "v", value_name = "NAME", default_value = "v")]
     pub value: String,
-    /// Order of the tensors' axes
-    #[arg(long, value_enum, default_value_t = Layout::Hnd)]
-    pub layout: Layout,
+    /// Order of the tensors' axes [default: hnd; nhd for packed sequences]
+    #[arg(long, value_enum)]
+    pub layout: Option<Layout>,
     /// 16-bit type that f32 tensors are rounded to [default: f16]
     #[arg(long, value_enum)]
     pub precision: Option<Precision>,
+    /// How long its sequences are
+    #[command(flatten)]
+    pub lengths: LengthsArguments,
+}
+
+impl TensorArguments {
+    /// Order of the tensors' axes.
+    pub fn layout(&self) -> TensorLayout {
+        match (self.layout, &self.lengths.cu_seqlens_q) {
+            (Some(layout), _) => layout.into(),
+            (None, Some(_)) => TensorLayout::Nhd,
+            (None, None) => TensorLayout::Hnd,
+        }
+    }
+}
+
+/// Lengths of sequences that are not equally long.
+#[derive(Default, clap::Args)]
+pub struct LengthsArguments {
+    /// Tokens at which packed sequences' queries begin, and the end of the last: integers with commas between them, or the
+    /// name of an I32 tensor; the tensors are then [tokens, heads, head_dim]
+    #[arg(long, value_name = "LIST|NAME", requires = "cu_seqlens_k")]
+    pub cu_seqlens_q: Option<Numbers>,
+    /// The same of keys and values
+    #[arg(long, value_name = "LIST|NAME", requires = "cu_seqlens_q")]
+    pub cu_seqlens_k: Option<Numbers>,
+    /// Keys of each batch that count, the others pad it: likewise a list, or the name of an I32 tensor
+    #[arg(long, value_name = "LIST|NAME", conflicts_with_all = ["cu_seqlens_q", "cu_seqlens_k"])]
+    pub kv_lens: Option<Numbers>,
+}
+
+/// Integers, or where they are.
+#[derive(Clone)]
+pub enum Numbers {
+    /// On the command line.
+    List(Vec<i32>),
+    /// In the file's tensor of this name.
+    Tensor(String),
+}
+
+impl FromStr for Numbers {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let list: Result<_, _> = text.split(',').map(|number| number.trim().parse()).collect();
+        Ok(list.map_or_else(|_| Self::Tensor(text.to_owned()), Self::List))
+    }
 }
 
 /// What to compute.
@@ -252,15 +300,6 @@ pub enum Precision {
     Bf16,
 }
 
-impl From<Precision> for DType {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F16 => Self::F16,
-            Precision::Bf16 => Self::Bf16,
-        }
-    }
-}
-
 /// The device that was asked for.
 #[derive(Clone, Copy)]
 pub enum DeviceChoice {
@@ -302,6 +341,10 @@ pub fn explain(error: Error) -> anyhow::Error {
             "--causal with {query_len} queries and {key_len} keys can mean two things; for unequal lengths choose \
              --causal=top-left or --causal=bottom-right"
         ),
+        Error::Unsupported(Unsupported::CausalLengths { .. }) => anyhow::anyhow!(
+            "--causal with sequences of different lengths can mean two things; choose --causal=top-left or \
+             --causal=bottom-right"
+        ),
         Error::Unsupported(Unsupported::SoftmaxScale { got }) => {
             anyhow::anyhow!("--scale is {got}; it must be finite and positive")
         }
@@ -320,6 +363,7 @@ pub fn explain(error: Error) -> anyhow::Error {
                 allowed.join(", ")
             )
         }
+        Error::OutOfRange { .. } => anyhow::anyhow!("{error}; use --precision bf16"),
         Error::NoKernels { .. } => {
             anyhow::anyhow!("{error}; --device cpu computes every mode, and `sage devices` lists what GPUs do")
         }

@@ -37,6 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let tensors = match &operands.slices {
         Slices::F16(slices) => attend(arguments, &operands, slices, &score_tensors)?,
         Slices::Bf16(slices) => attend(arguments, &operands, slices, &score_tensors)?,
+        Slices::F32(slices) => attend(arguments, &operands, slices, &score_tensors)?,
     };
     Ok(output.write(&tensors)?)
 }
@@ -52,11 +53,12 @@ fn attend<T: Element>(
     let device = arguments.device.resolve();
     let slices = slices.each_ref().map(Vec::as_slice);
     let call = Call::new(operands.problem, options, slices, score_tensors).map_err(explain)?;
+    let call = call.with_lengths(&operands.lengths);
     let start = Instant::now();
     let AttentionOutput { output, log_sum_exp } = call.attention(device).map_err(explain)?;
     eprintln!("attention on {device}: {:.1?}", start.elapsed());
 
-    let output = match arguments.tensors.layout.into() {
+    let output = match arguments.tensors.layout() {
         TensorLayout::Hnd => output,
         TensorLayout::Nhd => swap_middle_axes(&output, call.problem().query_shape()),
     };

@@ -4,14 +4,15 @@ use crate::progress::Progress;
 use crate::score_tensors::ScoreTensors;
 use sageattention::testing::{self, ExactOutput};
 use sageattention::{
-    AttentionOptions, AttentionOutput, AttentionPlan, AttentionProblem, Device, Element, Error, TensorLayout,
-    attention_with,
+    AttentionOptions, AttentionOutput, AttentionPlan, AttentionProblem, CallInputs, Device, Element, Error, Lengths,
+    SequenceLengths, TensorLayout, attention_with,
 };
 
 /// Multiply-adds between two moves of the progress bar, a thread: about a tenth of a second.
 const STEP_MULTIPLY_ADDS: usize = 1 << 31;
 
 /// A call that was checked.
+#[derive(Clone, Copy)]
 pub struct Call<'a, T> {
     problem: AttentionProblem,
     options: AttentionOptions,
@@ -19,12 +20,14 @@ pub struct Call<'a, T> {
     key: &'a [T],
     value: &'a [T],
     score_tensors: &'a ScoreTensors,
+    lengths: SequenceLengths<&'a [i32]>,
     /// The first batch and query head of the tensors.
     first: [usize; 2],
 }
 
 impl<'a, T: Element> Call<'a, T> {
-    /// Checks the problem and the options. The output will be contiguous, in the order of its axes.
+    /// Checks the problem and the options; sequences are equally long, or as [`with_lengths`](Self::with_lengths) says. The output
+    /// will be contiguous, in the order of its axes.
     pub fn new(
         problem: AttentionProblem,
         options: AttentionOptions,
@@ -33,7 +36,13 @@ impl<'a, T: Element> Call<'a, T> {
     ) -> Result<Self, Error> {
         let problem = head_major(problem);
         AttentionPlan::new(problem, options)?;
-        Ok(Self { problem, options, query, key, value, score_tensors, first: [0; 2] })
+        let lengths = SequenceLengths::Uniform;
+        Ok(Self { problem, options, query, key, value, score_tensors, lengths, first: [0; 2] })
+    }
+
+    /// The call on sequences of these lengths.
+    pub fn with_lengths(self, lengths: &'a SequenceLengths<Vec<i32>>) -> Self {
+        Self { lengths: lengths.as_ref().map(|_, lengths| lengths.as_slice()), ..self }
     }
 
     /// What is computed.
@@ -64,27 +73,35 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn run(&self, device: Device) -> Result<AttentionOutput<T>, Error> {
         let inputs = [self.query, self.key, self.value];
-        attention_with(device, self.problem, self.options, inputs, self.score_tensors.inputs(self.first))
+        attention_with(device, self.problem, self.options, inputs, self.inputs())
     }
 
-    /// Attention in f64, on the same 16-bit tensors: the output is `[batch, query_heads, query_len, head_dim]`.
+    fn inputs(&self) -> CallInputs<'_> {
+        CallInputs { lengths: self.lengths, ..self.score_tensors.inputs(self.first) }
+    }
+
+    /// Attention in f64, on the same tensors: the output is `[batch, query_heads, query_len, head_dim]`.
     pub fn exact_output(&self) -> Vec<f64> {
         let steps = self.steps();
         let progress = Progress::start("exact attention", steps.len());
         let mut whole = Vec::new();
         for step in steps {
             let inputs = [step.query, step.key, step.value];
-            let call_inputs = step.score_tensors.inputs(step.first);
-            let ExactOutput { output, .. } = testing::exact_with(&step.problem, &step.options, inputs, &call_inputs);
+            let ExactOutput { output, .. } = testing::exact_with(&step.problem, &step.options, inputs, &step.inputs());
             whole.extend(output);
             progress.advance();
         }
         whole
     }
 
-    /// The call cut into calls on neighbouring heads, which give neighbouring parts of the result.
+    /// The call cut into calls on neighbouring heads, which give neighbouring parts of the result. Sequences of different lengths
+    /// stay together.
     fn steps(&self) -> Vec<Call<'a, T>> {
-        let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, .. } = self.problem;
+        let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, lengths, .. } =
+            self.problem;
+        if lengths != Lengths::Uniform {
+            return vec![*self];
+        }
         let ratio = query_heads / key_heads;
         let multiply_adds = [ratio, query_len, key_len, 2 * head_dim]
             .into_iter()
@@ -107,6 +124,7 @@ impl<'a, T: Element> Call<'a, T> {
                 }),
                 options: self.options,
                 score_tensors: self.score_tensors,
+                lengths: SequenceLengths::Uniform,
                 first: [batch, first * ratio],
             }
         };

@@ -32,11 +32,12 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<()> {
     let operands = Operands::read(&mut file, &arguments.tensors)?;
     let score_tensors = ScoreTensors::read(&mut file, &arguments.options.score, &operands.problem)?;
     let reference = arguments.reference.as_deref();
-    let reference = reference.map(|name| Reference::read(&mut file, name, &operands, arguments.tensors.layout.into()));
+    let reference = reference.map(|name| Reference::read(&mut file, name, &operands, arguments.tensors.layout()));
     let reference = reference.transpose()?;
     match &operands.slices {
         Slices::F16(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
         Slices::Bf16(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
+        Slices::F32(slices) => compare(arguments, &operands, (slices, &score_tensors), reference, out),
     }
 }
 
@@ -50,7 +51,8 @@ fn compare<T: Element>(
     let device = arguments.device.resolve();
     let slices = slices.each_ref().map(Vec::as_slice);
     let call = Call::new(operands.problem, score_tensors.options(arguments.options.options()), slices, score_tensors)
-        .map_err(explain)?;
+        .map_err(explain)?
+        .with_lengths(&operands.lengths);
     let AttentionOutput { output, .. } = call.attention(device).map_err(explain)?;
     let output: Vec<f64> = output.into_iter().map(|element| element.to_f32().into()).collect();
     let [_, heads, tokens, head_dim] = call.problem().query_shape();

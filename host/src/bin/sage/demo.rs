@@ -86,6 +86,7 @@ fn row(sample: &Sample, modes: &AttentionOptions, device: Device) -> Result<[Str
     match &sample.slices {
         Slices::F16(slices) => measure(sample, options, device, slices),
         Slices::Bf16(slices) => measure(sample, options, device, slices),
+        Slices::F32(slices) => measure(sample, options, device, slices),
     }
 }
 

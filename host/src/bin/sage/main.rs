@@ -7,6 +7,7 @@ mod call;
 mod compare;
 mod demo;
 mod devices;
+mod lengths;
 mod operands;
 mod progress;
 mod samples;

@@ -1,11 +1,12 @@
 //! Query, key and value, from a file to what the library takes.
 
-use crate::arguments::TensorArguments;
+use crate::arguments::{Precision, TensorArguments};
+use crate::lengths;
 use crate::tensor_file::{Tensor, TensorFile};
 use anyhow::Context;
 use half::{bf16, f16};
 use safetensors::Dtype;
-use sageattention::{AttentionProblem, DType, Element, TensorDesc, TensorLayout};
+use sageattention::{AttentionProblem, DType, Element, Lengths, SequenceLengths, TensorDesc, TensorLayout};
 
 /// What can be wrong with a tensor.
 #[derive(Debug, thiserror::Error)]
@@ -18,14 +19,13 @@ enum OperandError {
         "{argument} `{name}` has rank {}, shape {shape:?}; it must have rank 4, [{axes}], or rank 3 without the batch",
         .shape.len()
     )]
-    Rank { argument: &'static str, name: String, shape: Vec<usize>, axes: &'static str },
+    Rank { argument: &'static str, name: String, shape: Vec<usize>, axes: String },
+    #[error("{argument} `{name}` has rank {}, shape {shape:?}; packed sequences must have rank 3, [{axes}]", .shape.len())]
+    PackedRank { argument: &'static str, name: String, shape: Vec<usize>, axes: String },
     #[error("--precision is for F32 tensors; query `{query}` holds {got:?}, which is computed as it is")]
     NothingToRound { query: String, got: Dtype },
-    #[error(
-        "{argument} `{name}` holds {got:e}; {precision}, which it is to be rounded to, ends at {largest:e}{}",
-        if *.precision == DType::F16 { "; use --precision bf16" } else { "" }
-    )]
-    Overflow { argument: &'static str, name: String, got: f32, precision: DType, largest: f32 },
+    #[error("{argument} `{name}` holds {got:e}; bf16, which it is to be rounded to, ends at {:e}", bf16::MAX.to_f32())]
+    Overflow { argument: &'static str, name: String, got: f32 },
     #[error("reference `{name}` has shape {got:?}; it must be {expected:?}, as the query's")]
     ReferenceShape { name: String, got: Vec<usize>, expected: Vec<usize> },
 }
@@ -36,6 +36,8 @@ pub struct Operands {
     pub problem: AttentionProblem,
     /// Their elements.
     pub slices: Slices,
+    /// The lengths of their sequences.
+    pub lengths: SequenceLengths<Vec<i32>>,
     /// The query's shape in the file.
     pub query_shape: Vec<usize>,
     /// The elements' type in the file.
@@ -48,6 +50,8 @@ pub enum Slices {
     F16([Vec<f16>; 3]),
     /// In bfloat16.
     Bf16([Vec<bf16>; 3]),
+    /// In binary32, which the library rounds to binary16.
+    F32([Vec<f32>; 3]),
 }
 
 impl Operands {
@@ -60,24 +64,28 @@ impl Operands {
         ];
         let [(_, query), ..] = &tensors;
         let dtype = common_dtype(&tensors)?;
-        let precision = match (dtype, arguments.precision) {
-            (Dtype::F32, precision) => precision.map_or(DType::F16, DType::from),
+        let (computed, precision) = match (dtype, arguments.precision) {
+            (Dtype::F32, None | Some(Precision::F16)) => (DType::F32, DType::F16),
+            (Dtype::F32, Some(Precision::Bf16)) => (DType::Bf16, DType::Bf16),
             (_, Some(_)) => {
                 return Err(OperandError::NothingToRound { query: query.name.clone(), got: dtype }.into());
             }
-            (Dtype::BF16, None) => DType::Bf16,
-            (_, None) => DType::F16,
+            (Dtype::BF16, None) => (DType::Bf16, DType::Bf16),
+            (_, None) => (DType::F16, DType::F16),
         };
 
-        let problem = problem(arguments.layout.into(), precision, &tensors)?;
-        let slices = match precision {
+        let lengths = lengths::read(file, &arguments.lengths)?;
+        let problem = problem(arguments.layout(), computed, &tensors, lengths.kind())?;
+        let problem = lengths::with_lengths(problem, &lengths);
+        let slices = match computed {
+            DType::F32 => Slices::F32(elements(&tensors)?),
             DType::Bf16 => Slices::Bf16(elements(&tensors)?),
             _ => Slices::F16(elements(&tensors)?),
         };
         if dtype == Dtype::F32 {
             eprintln!("note: query, key and value are F32; they are rounded to {precision}");
         }
-        Ok(Self { problem, slices, query_shape: query.shape.clone(), file_dtype: dtype })
+        Ok(Self { problem, slices, lengths, query_shape: query.shape.clone(), file_dtype: dtype })
     }
 }
 
@@ -106,16 +114,22 @@ fn problem(
     layout: TensorLayout,
     dtype: DType,
     tensors: &[(&'static str, Tensor); 3],
+    lengths: Lengths,
 ) -> anyhow::Result<AttentionProblem> {
     let mut shapes = [[1; 4]; 3];
     for (padded, (argument, Tensor { name, shape, .. })) in shapes.iter_mut().zip(tensors) {
         let axes = match layout {
-            TensorLayout::Hnd => "batch, heads, tokens, head_dim",
-            TensorLayout::Nhd => "batch, tokens, heads, head_dim",
+            TensorLayout::Hnd => ["batch", "heads", "tokens", "head_dim"],
+            TensorLayout::Nhd => ["batch", "tokens", "heads", "head_dim"],
         };
-        match shape.len() {
-            rank @ 3..=4 => padded[4 - rank..].copy_from_slice(shape),
-            _ => return Err(OperandError::Rank { argument, name: name.clone(), shape: shape.clone(), axes }.into()),
+        let (name, shape) = (name.clone(), shape.clone());
+        match (shape.len(), lengths) {
+            (3, _) => padded[1..].copy_from_slice(&shape),
+            (_, Lengths::Packed) => {
+                return Err(OperandError::PackedRank { argument, name, shape, axes: axes[1..].join(", ") }.into());
+            }
+            (4, _) => padded.copy_from_slice(&shape),
+            _ => return Err(OperandError::Rank { argument, name, shape, axes: axes.join(", ") }.into()),
         }
     }
     // Only beside an axis of size 0, which no plan accepts, do sizes overflow: a file holds as many bytes as its shapes say.
@@ -137,7 +151,7 @@ fn elements<T: Element>(tensors: &[(&'static str, Tensor); 3]) -> Result<[Vec<T>
     Ok([narrow(query)?, narrow(key)?, narrow(value)?])
 }
 
-/// A tensor's elements, rounded if they are f32.
+/// A tensor's elements, rounded if they are f32 and `T` is not.
 fn narrow<T: Element>((argument, tensor): &(&'static str, Tensor)) -> Result<Vec<T>, OperandError> {
     if tensor.dtype != Dtype::F32 {
         return Ok(tensor.bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect());
@@ -146,9 +160,7 @@ fn narrow<T: Element>((argument, tensor): &(&'static str, Tensor)) -> Result<Vec
     wide.map(|wide| {
         let narrow = T::from_f32(wide);
         if wide.is_finite() && !narrow.to_f32().is_finite() {
-            let (name, precision) = (tensor.name.clone(), T::DTYPE);
-            let largest = if precision == DType::F16 { f16::MAX.to_f32() } else { bf16::MAX.to_f32() };
-            return Err(OperandError::Overflow { argument, name, got: wide, precision, largest });
+            return Err(OperandError::Overflow { argument, name: tensor.name.clone(), got: wide });
         }
         Ok(narrow)
     })

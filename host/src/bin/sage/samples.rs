@@ -1,6 +1,6 @@
 //! What the demo and the accuracy tables run on: activations of a trained model, and random numbers.
 
-use crate::arguments::{Layout, TensorArguments};
+use crate::arguments::{LengthsArguments, TensorArguments};
 use crate::operands::{Operands, Slices};
 use crate::tensor_file::TensorFile;
 use anyhow::Result;
@@ -57,8 +57,9 @@ impl Sample {
             query: format!("{layer}.q"),
             key: format!("{layer}.k"),
             value: format!("{layer}.v"),
-            layout: Layout::Hnd,
+            layout: None,
             precision: None,
+            lengths: LengthsArguments::default(),
         };
         let Operands { problem, slices, .. } = Operands::read(file, &arguments)?;
         Ok(Self { title: title.to_owned(), mask, problem, slices })
@@ -85,6 +86,7 @@ impl Sample {
         match &mut self.slices {
             Slices::F16([_, key, _]) => shift(key, self.problem.head_dim),
             Slices::Bf16([_, key, _]) => shift(key, self.problem.head_dim),
+            Slices::F32([_, key, _]) => shift(key, self.problem.head_dim),
         }
         Self { title: format!("{}, keys shifted", self.title), ..self }
     }
