@@ -31,7 +31,7 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
         // opaque, or what follows from it is kept in registers from one item to the next
         let lane = math::opaque(lane) % warp::LANES;
         // SAFETY: forwarded contract.
-        unsafe { store_f32(params, head_dim, item, first_row, lane, values) };
+        unsafe { store_f32(params, [first, channels], item, first_row, lane, values) };
         return;
     }
     let output = &params.output;
@@ -93,7 +93,7 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
 #[inline(always)]
 unsafe fn store_f32<S: Sequences>(
     params: &AttentionParams,
-    head_dim: u32,
+    [first, channels]: [u32; 2],
     item: WorkItem<S>,
     first_row: u32,
     lane: u32,
@@ -102,16 +102,16 @@ unsafe fn store_f32<S: Sequences>(
     let output = &params.output;
     let start = item.sequence.query_offset(output, item.head);
     let tokens = item.sequence.queries(output.tokens);
-    let first_channel = 2 * (lane % 4);
+    let first = first + 2 * (lane % 4);
     for half in 0..2 {
         let row = first_row + lane / 4 + 8 * half;
-        let place = start + row as i64 * output.strides.token + first_channel as i64;
+        let place = start + row as i64 * output.strides.token + first as i64;
         let address = output.address.wrapping_add_signed(4 * place);
-        let channels = if row < tokens { output.head_dim } else { 0 };
-        for group in 0..head_dim / 8 {
+        let end = if row < tokens { output.head_dim } else { 0 };
+        for group in 0..channels / 8 {
             for part in 0..2 {
                 let channel = 8 * group + part;
-                if first_channel + channel < channels {
+                if first + channel < end {
                     let value = values((4 * group + 2 * half + part) as usize);
                     // SAFETY: the element is inside the output.
                     unsafe { global::store_f32(address + 4 * channel as u64, value) };
