@@ -128,13 +128,13 @@ define_family! {
     /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) with queries and keys in INT4, smoothed or not.
     MmaInt4Fp8F32F16: [Architecture::Sm89];
     /// Keys and values to the blocks of a cache.
-    CacheAppend: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    CacheAppend: [Architecture::Sm80, Architecture::Sm90a];
     /// Attention with `mma.sync` of up to 16 rows on a part of a cache.
-    CacheAttention: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    CacheAttention: [Architecture::Sm80, Architecture::Sm90a];
     /// The same of up to 64 rows, which share what is copied.
-    CacheAttentionWide: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    CacheAttentionWide: [Architecture::Sm80, Architecture::Sm90a];
     /// Attention on parts of the keys to attention on all.
-    Merge: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    Merge: [Architecture::Sm80, Architecture::Sm90a];
 }
 
 impl Family {
@@ -501,12 +501,13 @@ impl Kernel {
     }
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
-    /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own. The
-    /// budgets (`kernels/budgets`) say how many.
+    /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own, or
+    /// the output of 256 channels. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Round | Family::Attention | Family::AttentionF16 | Family::TuringF16F16 => false,
+            Family::Round | Family::TuringF16F16 => false,
+            Family::Attention | Family::AttentionF16 => self.head_dim() > 128,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,

@@ -11,16 +11,16 @@ use super::softmax::OnlineSoftmax;
 use crate::element::Element;
 use crate::sequences::Sequences;
 
-/// Writes a warp's output from channel `first` on, a multiple of 8: `values(element)` is accumulator register `element` of these channels.
+/// Writes some channels of a warp's output, all or a multiple of 8: `values(element)` is accumulator register `element` of these.
 ///
 /// # Safety
 ///
 /// `buffer` is the warp's own shared memory of `16 · (2 · channels + 16)` bytes that nobody reads any more; the output
 /// is writable.
 #[inline(always)]
-pub unsafe fn store_rows<E: Element, S: Sequences>(
+pub unsafe fn store_rows<E: Element, S: Sequences, const HEAD_DIM: u32>(
     params: &AttentionParams,
-    [first, channels]: [u32; 2],
+    [first, end]: [u32; 2],
     item: WorkItem<S>,
     first_row: u32,
     lane: u32,
@@ -31,9 +31,10 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
         // opaque, or what follows from it is kept in registers from one item to the next
         let lane = math::opaque(lane) % warp::LANES;
         // SAFETY: forwarded contract.
-        unsafe { store_f32(params, [first, channels], item, first_row, lane, values) };
+        unsafe { store_f32(params, [first, end], item, first_row, lane, values) };
         return;
     }
+    let channels = end - first;
     let output = &params.output;
     let stride = 2 * channels + AttentionShared::OUTPUT_PADDING;
     let place = buffer + lane / 4 * stride + 4 * (lane % 4);
@@ -68,10 +69,12 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
             piece += warp::LANES;
         }
     } else {
+        // the kernel's head dimension is at least the output's
+        let existing = if end == HEAD_DIM { output.head_dim } else { end.min(output.head_dim) }.saturating_sub(first);
         let mut row = 0;
         while row < WARP_ROWS && in_output(row) {
             let mut channel = lane;
-            while channel < channels.min(output.head_dim.saturating_sub(first)) {
+            while channel < existing {
                 // SAFETY: as above; the element is inside the output.
                 unsafe {
                     let bits = shared::load_u16(buffer + row * stride + 2 * channel);
@@ -93,12 +96,13 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
 #[inline(always)]
 unsafe fn store_f32<S: Sequences>(
     params: &AttentionParams,
-    [first, channels]: [u32; 2],
+    [first, end]: [u32; 2],
     item: WorkItem<S>,
     first_row: u32,
     lane: u32,
     values: impl Fn(usize) -> f32,
 ) {
+    let groups = (end - first) / 8;
     let output = &params.output;
     let start = item.sequence.query_offset(output, item.head);
     let tokens = item.sequence.queries(output.tokens);
@@ -107,8 +111,11 @@ unsafe fn store_f32<S: Sequences>(
         let row = first_row + lane / 4 + 8 * half;
         let place = start + row as i64 * output.strides.token + first as i64;
         let address = output.address.wrapping_add_signed(4 * place);
+        // opaque, or the sums of the output's address and each channel's are kept in registers from one item to the next
+        let [low, high] = [address as u32, (address >> 32) as u32].map(math::opaque);
+        let address = (high as u64) << 32 | low as u64;
         let end = if row < tokens { output.head_dim } else { 0 };
-        for group in 0..channels / 8 {
+        for group in 0..groups {
             for part in 0..2 {
                 let channel = 8 * group + part;
                 if first + channel < end {
