@@ -432,12 +432,13 @@ impl Kernel {
     }
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
-    /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own. The
-    /// budgets (`kernels/budgets`) say how many.
+    /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own, or
+    /// the output of 256 channels. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Attention | Family::AttentionF16 | Family::TuringF16F16 => false,
+            Family::Attention | Family::AttentionF16 => self.head_dim() > 128,
+            Family::TuringF16F16 => false,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,
         }

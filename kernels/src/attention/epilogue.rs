@@ -11,22 +11,23 @@ use super::softmax::OnlineSoftmax;
 use crate::element::Element;
 use crate::sequences::Sequences;
 
-/// Writes a warp's output from channel `first` on, a multiple of 8: `values(element)` is accumulator register `element` of these channels.
+/// Writes some channels of a warp's output, all or a multiple of 8: `values(element)` is accumulator register `element` of these.
 ///
 /// # Safety
 ///
 /// `buffer` is the warp's own shared memory of `16 · (2 · channels + 16)` bytes that nobody reads any more; the output
 /// is writable.
 #[inline(always)]
-pub unsafe fn store_rows<E: Element, S: Sequences>(
+pub unsafe fn store_rows<E: Element, S: Sequences, const HEAD_DIM: u32>(
     params: &AttentionParams,
-    [first, channels]: [u32; 2],
+    [first, end]: [u32; 2],
     item: WorkItem<S>,
     first_row: u32,
     lane: u32,
     buffer: u32,
     values: impl Fn(usize) -> f32,
 ) {
+    let channels = end - first;
     let output = &params.output;
     let stride = 2 * channels + AttentionShared::OUTPUT_PADDING;
     let place = buffer + lane / 4 * stride + 4 * (lane % 4);
@@ -61,10 +62,12 @@ pub unsafe fn store_rows<E: Element, S: Sequences>(
             piece += warp::LANES;
         }
     } else {
+        // the kernel's head dimension is at least the output's
+        let existing = if end == HEAD_DIM { output.head_dim } else { end.min(output.head_dim) }.saturating_sub(first);
         let mut row = 0;
         while row < WARP_ROWS && in_output(row) {
             let mut channel = lane;
-            while channel < channels.min(output.head_dim.saturating_sub(first)) {
+            while channel < existing {
                 // SAFETY: as above; the element is inside the output.
                 unsafe {
                     let bits = shared::load_u16(buffer + row * stride + 2 * channel);

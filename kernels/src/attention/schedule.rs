@@ -60,20 +60,14 @@ impl<S: Sequences> WorkItem<S> {
         KeyTiles::of(params, self.sequence, [self.first_query, queries], KEY_TILE)
     }
 
-    /// Its first query tile, over all heads.
-    #[inline(always)]
-    pub fn first_query_tile(&self, params: &AttentionParams) -> u64 {
-        let of_head = self.sequence.first_query_tile(self.head as u64, S::query_places(params));
-        of_head + (self.first_query / WARPGROUP_ROWS) as u64
-    }
-
-    /// Which of its query tiles is a warpgroup's, if it has `queries` queries. One without queries gets another's: its own may be beyond
-    /// those that queries are padded to.
+    /// The query tile of one of its warpgroups, counted from its sequence's first, if it has `queries` queries. A warpgroup without queries
+    /// gets the item's first: its own may be beyond those that queries are padded to.
     #[inline(always)]
     pub fn query_tile(&self, params: &AttentionParams, queries: u32, warpgroup: u32) -> u32 {
         let is_padded_to = CTA_QUERIES.is_multiple_of(queries);
         let first_row = self.first_query + warpgroup * WARPGROUP_ROWS;
-        if is_padded_to || first_row < self.sequence.queries(params.output.tokens) { warpgroup } else { 0 }
+        let has_queries = is_padded_to || first_row < self.sequence.queries(params.output.tokens);
+        self.first_query / WARPGROUP_ROWS + if has_queries { warpgroup } else { 0 }
     }
 
     /// The part of the item's key tiles that one of its warpgroups needs.

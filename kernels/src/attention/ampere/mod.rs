@@ -493,7 +493,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             }
             // SAFETY: the warp's own region; the outputs are as the parameters say.
             unsafe {
-                epilogue::store_rows::<E, S>(
+                epilogue::store_rows::<E, S, HEAD_DIM>(
                     params,
                     [0, HEAD_DIM],
                     self.item,

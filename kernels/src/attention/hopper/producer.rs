@@ -56,11 +56,11 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
                     item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32 + tiles.first;
                 for turn in 0..=tiles.count() {
                     if turn == query_turn {
-                        let first_tile = item.first_query_tile(params) as u32;
+                        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(params));
                         for warpgroup in 0..warpgroups {
                             let words = [item.head, item.first_query, item.sequence.index(), 0];
                             let full = announce(index, words, warpgroup, query_phase, query_bytes);
-                            let tile = first_tile + item.query_tile(params, memory.queries(), warpgroup);
+                            let tile = first_tile as u32 + item.query_tile(params, memory.queries(), warpgroup);
                             let source = tile as u64 * query_bytes as u64;
                             let query = base + memory.query + warpgroup * query_bytes;
                             bulk_to_shared(query, params.query + source, query_bytes, full);

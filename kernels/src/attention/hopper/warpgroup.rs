@@ -174,8 +174,9 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
     pub unsafe fn query_scale<S: Sequences>(&self, item: WorkItem<S>) -> f32 {
-        let tile = item.query_tile(self.params, self.memory.queries(), self.index) as u64;
-        let tile = item.first_query_tile(self.params) + tile;
+        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(self.params));
+        let tile = item.query_tile(self.params, self.memory.queries(), self.index);
+        let tile = first_tile + tile as u64;
         let place = tile * QUERY_SCALES_PER_TILE as u64 + (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
         // SAFETY: scales hold a row for each query tile.
         unsafe { global::load_f32(self.params.query_scale + 4 * place) }
@@ -315,8 +316,8 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
             let values = |element| values((first / 2) as usize + element);
             // SAFETY: forwarded contract.
             unsafe {
-                let channels = [first, channels];
-                epilogue::store_rows::<E, S>(self.params, channels, item, first_row, lane, region, values);
+                let channels = [first, first + channels];
+                epilogue::store_rows::<E, S, HEAD_DIM>(self.params, channels, item, first_row, lane, region, values);
             }
         }
     }
