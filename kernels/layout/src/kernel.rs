@@ -54,11 +54,15 @@ macro_rules! define_family {
 
             /// Whether its kernels are among those of an architecture.
             ///
-            /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores: their drivers
-            /// compile the PTX.
+            /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores, and what is about a
+            /// cache none of Ampere's smaller GPUs: their drivers compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
-                let is_blackwell = matches!(architecture, Architecture::Sm100 | Architecture::Sm120);
-                self.architectures().contains(&architecture.ptx()) && !(self.smooths_queries() && is_blackwell)
+                let only_ptx = match architecture {
+                    Architecture::Sm100 | Architecture::Sm120 => self.smooths_queries(),
+                    Architecture::Sm86 => self.is_about_a_cache(),
+                    _ => false,
+                };
+                self.architectures().contains(&architecture.ptx()) && !only_ptx
             }
         }
     };
@@ -396,8 +400,8 @@ macro_rules! define_kernel {
                 match self { $(Self::$variant => $symbol),* }
             }
 
-            /// The archive that its images are embedded in, with those of other element types.
-            pub const fn archive(self) -> &'static str {
+            /// The archive of its family and head dimension.
+            const fn archive_of_family(self) -> &'static str {
                 match self { $(Self::$variant => concat!(stringify!($family), "_d", stringify!($head_dim))),* }
             }
 
@@ -452,6 +456,17 @@ impl Kernel {
     /// The kernels of an architecture.
     pub fn of(architecture: Architecture) -> impl Iterator<Item = Self> {
         Self::ALL.iter().copied().filter(move |kernel| kernel.family().exists_for(architecture))
+    }
+
+    /// The archive that its images are embedded in, with those of other element types; and with those of a cache's other kernels, which
+    /// are loaded together.
+    pub const fn archive(self) -> &'static str {
+        match (self.family().is_about_a_cache(), self.head_dim()) {
+            (true, 64) => "Cache_d64",
+            (true, 128) => "Cache_d128",
+            (true, _) => "Cache_d256",
+            (false, _) => self.archive_of_family(),
+        }
     }
 
     /// Threads of a CTA; becomes `.maxntid`.
