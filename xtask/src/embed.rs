@@ -15,7 +15,7 @@ use sage_layout::architecture::Architecture;
 use sage_layout::dispatch;
 use sage_layout::kernel::Kernel;
 
-use crate::build_ptx;
+use crate::{build_ptx, ptx};
 
 /// What the kernels in the library may take, and a program with the library in it, in bytes.
 const LIMIT: u64 = 8 << 20;
@@ -76,7 +76,10 @@ fn pack_archive(folder: &Path, name: &str, kernels: &[Kernel]) -> Result<u64> {
     let mut index = String::new();
     let mut bytes = Vec::new();
     for Image { architecture, kernel, extension, file } in &images {
-        let content = fs::read(file)?;
+        let content = match *extension {
+            "ptx" => ptx::compact(&fs::read_to_string(file)?).into_bytes(),
+            _ => fs::read(file)?,
+        };
         index += &format!("{} {} {extension} {}\n", architecture.name(), kernel.symbol(), content.len());
         bytes.extend(content);
     }
@@ -97,6 +100,8 @@ fn pack_archive(folder: &Path, name: &str, kernels: &[Kernel]) -> Result<u64> {
 fn compress(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut options = LzmaOptions::with_preset(9);
     options.dict_size = DICTIONARY;
+    // an instruction of machine code has 16 bytes, and what it begins with tells little of the rest
+    (options.lc, options.pb) = (0, 4);
     let mut writer = LzmaWriter::new_use_header(Vec::new(), &options, Some(bytes.len() as u64))?;
     writer.write_all(bytes)?;
     Ok(writer.finish()?)

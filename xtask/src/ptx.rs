@@ -165,6 +165,11 @@ pub fn code_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(without_comment)
 }
 
+/// The same code without comments and indentation, for drivers.
+pub fn compact(text: &str) -> String {
+    code_lines(text).map(str::trim).filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
+}
+
 fn without_comment(line: &str) -> &str {
     line.split_once("//").map_or(line, |(code, _)| code)
 }
@@ -235,6 +240,16 @@ $L__BB0_1: barrier.cta.sync.aligned 0;
         assert!(first.contains("memory[]") && !first.contains("helper") && !first.contains("table"));
         assert!(second.contains("table[8]") && !second.contains("memory"));
         assert_eq!(second.matches(".func").count(), 2, "declaration and definition");
+    }
+
+    #[test]
+    fn compact_code_is_the_same_code() {
+        let compacted = compact(MODULE);
+        let [before, after] = [MODULE, &compacted].map(|text| Module::parse(text).unwrap());
+        let names = |module: &Module| module.entries().map(|entry| entry.name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&before), &before.header), (names(&after), &after.header));
+        assert!(compacted.contains("\nmov.u32 %r1, memory;\n{ .reg .pred p; @p bar.sync 1, 128; }\n"), "{compacted}");
+        assert!(!compacted.contains("//") && !compacted.contains("\n\n"));
     }
 
     #[test]
