@@ -43,7 +43,7 @@ impl<T: Element> Steps<T> {
             cache.page_table = Some(pages[..problem.batch * problem.pages_per_sequence].to_vec());
         }
         if options.smooth_k {
-            cache.key_mean = Some((0..problem.key_heads * problem.head_dim).map(|index| offset_of(index)).collect());
+            cache.key_mean = Some((0..problem.key_heads * problem.head_dim).map(offset_of).collect());
         }
         let sinks = options.sinks.then(|| (0..problem.query_heads).map(|_| 2.0 * random.normal()).collect());
         let tokens = vec![Vec::new(); problem.batch];

@@ -167,7 +167,8 @@ fn bad_caches_are_refused() -> Result<(), Error> {
     let options = CacheOptions { page_table: true, smooth_k: true, ..Default::default() };
     let steps = Steps::<f16>::new(problem, options, 8)?;
     let tensor = vec![f16::ONE; 2 * 100 * 64];
-    let append = |change: &dyn Fn(&mut QuantizedKv), key: &[f16]| {
+    type Change<'a> = &'a dyn Fn(&mut QuantizedKv);
+    let append = |change: Change, key: &[f16]| {
         let mut cache = steps.cache.clone();
         change(&mut cache);
         let before = cache.clone();
@@ -175,7 +176,7 @@ fn bad_caches_are_refused() -> Result<(), Error> {
         assert!(cache == before, "a refused call changes nothing");
         error.to_string()
     };
-    let cases: [(&dyn Fn(&mut QuantizedKv), &str); 7] = [
+    let cases: [(Change, &str); 7] = [
         (&|cache| cache.lengths[1] = 29, "lengths[1] is 29; it must be from 0 to 28"),
         (&|cache| cache.lengths[0] = -1, "lengths[0] is -1"),
         (&|cache| cache.lengths = vec![0], "lengths has 1 elements; it must have 2"),

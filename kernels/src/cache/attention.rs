@@ -374,7 +374,7 @@ impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
                     unsafe { global::store_u32x4(output + 4 * channel as u64, quad) };
                 }
             }
-            if lane % 4 == 0 {
+            if lane.is_multiple_of(4) {
                 let log_sum_exp = match row_sum[row] == 0.0 {
                     true => f32::NEG_INFINITY,
                     false => self.softmax.log_sum_exp(row, row_sum[row]) + self.shift[row],
