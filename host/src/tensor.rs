@@ -86,7 +86,7 @@ pub enum Lengths {
     #[default]
     Uniform,
     /// Every sequence has `query_len` queries, and of its `key_len` keys and values only the first count: as many as `kv_lens`
-    /// says. What pads them is never read.
+    /// says. What pads them does not matter.
     PaddedKeys,
     /// Sequences lie one after the other in tensors without a batch axis, from where `cu_seqlens_q` and `cu_seqlens_k` say.
     /// Here `query_len` and `key_len` are the tokens of all sequences together.

@@ -289,20 +289,3 @@ macro_rules! define_launch {
 }
 #[cfg(not(target_arch = "nvptx64"))]
 sage_layout::for_each_kernel!(define_launch);
-
-#[cfg(all(test, not(target_arch = "nvptx64")))]
-mod tests {
-    use super::*;
-    use sage_layout::kernel::{ElementType, Family};
-    use simt::host::Schedule;
-
-    #[test]
-    fn parameters_of_another_kernel_are_refused() {
-        let kernel = Kernel::find(Family::Attention, 64, ElementType::F16).expect("a row of the table");
-        // SAFETY: numbers, for which zeros are valid.
-        let params = Params::Quantize(unsafe { core::mem::zeroed() });
-        let report = launch(kernel, [1; 3], &params, &Memory::new(), &Options::new(Schedule::InOrder));
-        let report = report.expect_err("parameters of another kernel");
-        assert_eq!(report.kind, Kind::Launch, "{report}");
-    }
-}
