@@ -112,8 +112,7 @@ pub fn attention_with<T: Element>(
             if crate::simt::choice(crate::simt::HOPPER, &plan).is_none() {
                 return Err(crate::kernels::none("the SIMT executor".to_owned(), crate::simt::HOPPER, &plan));
             }
-            let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
-            let execution = crate::simt::Options::new(schedule);
+            let execution = crate::simt::replayed();
             let result = crate::simt::Execution::new(&problem, &options, [query, key, value], &call_inputs, &execution)
                 .map_err(|(kernel, report)| Error::Simt { kernel: kernel.symbol(), report: report.to_string() })?;
             result.copy_output(&mut output);

@@ -344,7 +344,7 @@ impl Call<'_> {
 }
 
 /// A tensor whose address is a multiple of 16 bytes: so are the rows if the strides are multiples of 8 elements.
-fn view(address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
+pub(crate) fn view(address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
     let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
     TensorView {
         address,

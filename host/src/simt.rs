@@ -26,6 +26,11 @@ pub(crate) fn choice(gpu: ComputeCapability, plan: &AttentionPlan) -> Option<Cho
     dispatch::choices(gpu, kernels::modes(&plan.resolved), head_dim, dtype.into()).next()
 }
 
+/// How a device executes: under the schedule that the environment names, or else in order.
+pub(crate) fn replayed() -> Options {
+    Options::new(Schedule::replayed().unwrap_or(Schedule::InOrder))
+}
+
 /// A call that was executed.
 #[derive(Debug)]
 pub struct Execution {

@@ -5,7 +5,7 @@ use crate::attention::{AttentionOutput, at_least, check_range};
 use crate::cache::kernels;
 use crate::cache::launch::{AppendBuffers, CacheAttentionBuffers};
 use crate::cache::plan::CachePlan;
-use crate::cpu::quantize::round_to_i8;
+use crate::cpu::quantize::{amax_of, round_to_i8};
 use crate::cpu::view::{self, View};
 use crate::cpu::zeroed;
 use crate::device::Device;
@@ -249,9 +249,8 @@ impl CachePlan {
                 key.read_row([batch, head, token], &mut keys);
                 value.read_row([batch, head, token], &mut channels);
                 keys.iter_mut().zip(mean).for_each(|(key, mean)| *key -= mean);
-                let amax = |values: &[f32]| values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-                let (scale, inverse) = int_scale(amax(&keys), INT8_MAX);
-                let exponent = value_exponent(amax(&channels));
+                let (scale, inverse) = int_scale(amax_of(&keys), INT8_MAX);
+                let exponent = value_exponent(amax_of(&channels));
                 for channel in 0..width {
                     let at = swizzle::offset(row, channel, width);
                     block[at as usize] = round_to_i8(keys[channel as usize] * inverse) as u8;
@@ -328,11 +327,11 @@ impl Row {
     ) -> Self {
         let mut values = [0.0; MAX_WIDTH];
         query.read_row(place, &mut values);
-        let mut largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let mut largest = amax_of(&values);
         if let Some(partner) = partner {
             let mut values = [0.0; MAX_WIDTH];
             query.read_row(partner, &mut values);
-            largest = values.iter().fold(largest, |largest, value| largest.max(value.abs()));
+            largest = largest.max(amax_of(&values));
         }
         let (scale, inverse) = int_scale(largest, INT8_MAX);
         let mut shift = 0.0;
@@ -512,9 +511,7 @@ fn execute(
 
     let kernel =
         Kernel::find(family, plan.padded_head_dim, plan.problem.dtype.into()).expect("a row of the kernel table");
-    let schedule = crate::simt::Schedule::replayed().unwrap_or(crate::simt::Schedule::InOrder);
-    let options = crate::simt::Options::new(schedule);
-    match sage_kernels::entry::launch(kernel, grid, &params, memory, &options) {
+    match sage_kernels::entry::launch(kernel, grid, &params, memory, &crate::simt::replayed()) {
         Ok(_) => Ok(()),
         Err(report) => Err(Error::Simt { kernel: kernel.symbol(), report: report.to_string() }),
     }

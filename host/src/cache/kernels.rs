@@ -2,11 +2,10 @@
 
 use crate::cache::launch::{AppendBuffers, CacheAttentionBuffers};
 use crate::cache::plan::CachePlan;
+use crate::kernels::view;
 use crate::tensor::Strides;
 use sage_layout::kernel::{Family, MergeShared, threads_per_row};
-use sage_layout::params::{
-    Address, CacheAppendParams, CacheAttentionParams, CacheView, MergeParams, Params, TensorView,
-};
+use sage_layout::params::{Address, CacheAppendParams, CacheAttentionParams, CacheView, MergeParams, Params};
 
 /// Threads of a CTA that appends.
 const APPEND_THREADS: u32 = 128;
@@ -23,20 +22,6 @@ fn cache(plan: &CachePlan, pages: Address, page_table: Option<Address>, lengths:
         pages_per_sequence: plan.problem.pages_per_sequence as u32,
         blocks_per_page: plan.blocks_per_page() as u32,
         key_heads: plan.problem.key_heads as u32,
-    }
-}
-
-/// A tensor of 16-bit elements.
-fn view(address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
-    // The address is a multiple of 16 bytes, so the rows are if the strides are multiples of 8 elements.
-    let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
-    TensorView {
-        address,
-        strides,
-        heads: heads as u32,
-        tokens: tokens as u32,
-        head_dim: head_dim as u32,
-        vectorized: whole_chunks.into(),
     }
 }
 

@@ -4,11 +4,9 @@ use crate::cache::kernels::{self, Launch};
 use crate::cache::plan::CachePlan;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::gpu::launch::{TENSOR_ALIGNMENT, check_address, launch_kernel};
+use crate::gpu::launch::{check_address, check_log_sum_exp, check_sinks, check_tensor, check_workspace, launch_kernel};
 use crate::gpu::module::{Function, is_about_the_image};
 use crate::plan::wanted;
-use crate::tensor::extent;
-use crate::workspace;
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch;
 use sage_layout::kernel::{Family, Kernel};
@@ -130,13 +128,9 @@ impl CachePlan {
     /// Addresses that are null or not aligned, buffers that the options do not ask for, or the reverse.
     pub fn check_append(&self, buffers: &AppendBuffers) -> Result<(), Error> {
         let problem = &self.problem;
-        for (argument, address, strides) in
-            [("key", buffers.key, problem.key_strides), ("value", buffers.value, problem.value_strides)]
-        {
-            let needed =
-                extent(problem.key_shape(), strides).expect("checked by the plan") * problem.dtype.bytes() as u64;
-            check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
-        }
+        let shape = problem.key_shape();
+        check_tensor("key", buffers.key, problem.dtype, shape, problem.key_strides)?;
+        check_tensor("value", buffers.value, problem.dtype, shape, problem.value_strides)?;
         self.check_shared(buffers.cache, buffers.lengths, buffers.page_table, buffers.key_mean)
     }
 
@@ -147,28 +141,13 @@ impl CachePlan {
     /// As [`check_append`](Self::check_append); a workspace that is too small.
     pub fn check_attention(&self, buffers: &CacheAttentionBuffers) -> Result<(), Error> {
         let problem = &self.problem;
-        for (argument, address, strides) in
-            [("query", buffers.query, problem.query_strides), ("output", buffers.output, problem.output_strides)]
-        {
-            let needed =
-                extent(problem.query_shape(), strides).expect("checked by the plan") * problem.dtype.bytes() as u64;
-            check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
-        }
-        let return_lse = self.options.return_lse;
-        match buffers.log_sum_exp {
-            Some(address) if return_lse => check_address("log_sum_exp", address, self.rows() as u64 * 4, 4)?,
-            None if !return_lse => {}
-            _ => return Err(Error::LogSumExpBuffer { return_lse }),
-        }
-        if let Some(address) = wanted("sinks", self.options.sinks, buffers.sinks)? {
-            check_address("sinks", address, problem.query_heads as u64 * 4, 4)?;
-        }
+        let shape = problem.query_shape();
+        check_tensor("query", buffers.query, problem.dtype, shape, problem.query_strides)?;
+        check_tensor("output", buffers.output, problem.dtype, shape, problem.output_strides)?;
+        check_log_sum_exp(self.options.return_lse, buffers.log_sum_exp, self.rows())?;
+        check_sinks(self.options.sinks, buffers.sinks, problem.query_heads)?;
         self.check_shared(buffers.cache, buffers.lengths, buffers.page_table, buffers.key_mean)?;
-        let needed = self.workspace_bytes();
-        if buffers.workspace_bytes < needed {
-            return Err(Error::WorkspaceTooSmall { got: buffers.workspace_bytes, needed });
-        }
-        check_address("workspace", buffers.workspace, needed, workspace::ALIGNMENT)
+        check_workspace(buffers.workspace, buffers.workspace_bytes, self.workspace_bytes())
     }
 }
 

@@ -472,7 +472,7 @@ impl Groups {
     }
 }
 
-fn amax_of(elements: &[f32]) -> f32 {
+pub(crate) fn amax_of(elements: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
     for chunk in elements.chunks_exact(16) {
         for (lane, element) in lanes.iter_mut().zip(chunk) {

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::kernels::{self, Call};
 use crate::options::{AttentionOptions, Bias, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
-use crate::tensor::{SequenceLengths, extent};
+use crate::tensor::{DType, SequenceLengths, Strides, extent};
 use crate::workspace;
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch::{self, Choice};
@@ -16,7 +16,7 @@ use sage_layout::params::Params;
 use std::ffi::c_void;
 
 /// Alignment of the four tensors, in bytes: rows are read and written in pieces of this size where strides allow.
-pub(crate) const TENSOR_ALIGNMENT: u64 = 16;
+const TENSOR_ALIGNMENT: u64 = 16;
 
 /// Device addresses of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,29 +164,16 @@ impl AttentionPlan {
     /// or the reverse, sinks, a bias or a boolean mask without the option or the reverse.
     pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
         let problem = self.problem();
-        let bytes =
-            |shape, strides| extent(shape, strides).expect("checked by the plan") * problem.dtype.bytes() as u64;
-        let tensors = [
-            ("query", buffers.query, bytes(problem.query_shape(), problem.query_strides)),
-            ("key", buffers.key, bytes(problem.key_shape(), problem.key_strides)),
-            ("value", buffers.value, bytes(problem.key_shape(), problem.value_strides)),
-            ("output", buffers.output, bytes(problem.query_shape(), problem.output_strides)),
-        ];
-        for (argument, address, needed) in tensors {
-            check_address(argument, address, needed, TENSOR_ALIGNMENT)?;
+        for (argument, address, shape, strides) in [
+            ("query", buffers.query, problem.query_shape(), problem.query_strides),
+            ("key", buffers.key, problem.key_shape(), problem.key_strides),
+            ("value", buffers.value, problem.key_shape(), problem.value_strides),
+            ("output", buffers.output, problem.query_shape(), problem.output_strides),
+        ] {
+            check_tensor(argument, address, problem.dtype, shape, strides)?;
         }
-        let return_lse = self.options().return_lse;
-        match buffers.log_sum_exp {
-            Some(address) if return_lse => {
-                check_address("log_sum_exp", address, self.log_sum_exp_len() as u64 * 4, 4)?;
-            }
-            None if !return_lse => {}
-            _ => return Err(Error::LogSumExpBuffer { return_lse }),
-        }
-        let sinks = wanted("sinks", self.options().sinks, buffers.sinks)?;
-        if let Some(address) = sinks {
-            check_address("sinks", address, problem.query_heads as u64 * 4, 4)?;
-        }
+        check_log_sum_exp(self.options().return_lse, buffers.log_sum_exp, self.log_sum_exp_len())?;
+        check_sinks(self.options().sinks, buffers.sinks, problem.query_heads)?;
         let (got, expected) = (buffers.lengths.kind(), problem.lengths);
         if got != expected {
             return Err(Error::LengthsKind { got, expected });
@@ -211,11 +198,7 @@ impl AttentionPlan {
         if let (Some(strides), Some(address)) = (boolean_mask, address) {
             check_address("boolean_mask", address, extent(strides), 1)?;
         }
-        let needed = self.workspace_bytes();
-        if buffers.workspace_bytes < needed {
-            return Err(Error::WorkspaceTooSmall { got: buffers.workspace_bytes, needed });
-        }
-        check_address("workspace", buffers.workspace, needed, workspace::ALIGNMENT)
+        check_workspace(buffers.workspace, buffers.workspace_bytes, self.workspace_bytes())
     }
 }
 
@@ -332,4 +315,41 @@ pub(crate) fn check_address(argument: &'static str, got: u64, needed: u64, align
         _ if !got.is_multiple_of(alignment) => Err(Error::UnalignedPointer { argument, got, alignment }),
         _ => Ok(()),
     }
+}
+
+/// A tensor of a problem that was checked.
+pub(crate) fn check_tensor(
+    argument: &'static str,
+    address: u64,
+    dtype: DType,
+    shape: [usize; 4],
+    strides: Strides,
+) -> Result<(), Error> {
+    let needed = extent(shape, strides).expect("checked by the plan") * dtype.bytes() as u64;
+    check_address(argument, address, needed, TENSOR_ALIGNMENT)
+}
+
+/// The log-sum-exp of so many rows, which is there if it was asked for.
+pub(crate) fn check_log_sum_exp(return_lse: bool, address: Option<u64>, rows: usize) -> Result<(), Error> {
+    match address {
+        Some(address) if return_lse => check_address("log_sum_exp", address, rows as u64 * 4, 4),
+        None if !return_lse => Ok(()),
+        _ => Err(Error::LogSumExpBuffer { return_lse }),
+    }
+}
+
+/// The sinks of so many query heads, which are there if they were asked for.
+pub(crate) fn check_sinks(is_wanted: bool, address: Option<u64>, heads: usize) -> Result<(), Error> {
+    match wanted("sinks", is_wanted, address)? {
+        Some(address) => check_address("sinks", address, heads as u64 * 4, 4),
+        None => Ok(()),
+    }
+}
+
+/// A workspace of `bytes` bytes.
+pub(crate) fn check_workspace(address: u64, bytes: u64, needed: u64) -> Result<(), Error> {
+    if bytes < needed {
+        return Err(Error::WorkspaceTooSmall { got: bytes, needed });
+    }
+    check_address("workspace", address, needed, workspace::ALIGNMENT)
 }
