@@ -18,7 +18,8 @@ use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
 use sage_layout::kernel::{ElementType, Family, Kernel};
 use sage_layout::params::{
-    Address, AttentionParams, Modifiers, Params, QuantizeParams, RoundParams, ScoreView, SequencesParams, TensorView,
+    Address, AttentionParams, MaskTilesParams, Modifiers, Params, QuantizeParams, RoundParams, ScoreView,
+    SequencesParams, TensorView,
 };
 use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
@@ -236,7 +237,30 @@ impl Call<'_> {
                 AttentionParams { value: self.address(tiles), value_mean_codes: self.address_if(mean), ..params }
             }
         };
+        if let (true, Some(params)) = (self.attention.modifies_scores(), self.mask_tiles()) {
+            let MaskTilesParams { mask, heads, items, key_tiles, .. } = params;
+            let batches = if mask.batch == 0 { 1 } else { problem.batch as u32 };
+            launch(Family::MaskTiles, [batches * heads * items * key_tiles, 1, 1], params.into())?;
+        }
         launch(self.attention, [items.min(resident), 1, 1], params.into())
+    }
+
+    /// What looks through the boolean mask, if there is one.
+    fn mask_tiles(&self) -> Option<MaskTilesParams> {
+        let resolved = &self.plan.resolved;
+        let (tiles, [_, heads, items, key_tiles]) = (self.plan.workspace.mask_tiles?, resolved.mask_tiles()?);
+        let mask = self.modifiers().boolean_mask;
+        let rows = [mask.address as i64, mask.batch, mask.head, mask.query];
+        Some(MaskTilesParams {
+            mask,
+            tiles: self.address(tiles),
+            heads,
+            items,
+            key_tiles,
+            queries: if mask.query == 0 { 1 } else { resolved.problem.query_len as u32 },
+            keys: resolved.problem.key_len as u32,
+            vectorized: (mask.key == 1 && rows.iter().all(|row| row % 16 == 0)).into(),
+        })
     }
 
     /// What is done to scores.
@@ -249,12 +273,27 @@ impl Call<'_> {
             _ => ScoreView::default(),
         };
         let soft_cap = options.soft_cap.unwrap_or(0.0);
+        let mask_tiles = self.plan.workspace.mask_tiles.zip(self.plan.resolved.mask_tiles());
+        let mask_tiles = mask_tiles.map_or(ScoreView::default(), |(region, [batches, heads, items, tiles])| {
+            // bytes from one to the next, none where all are the same
+            let row = 4 * i64::from(tiles);
+            let [query, head] = [row, row * i64::from(items)];
+            let stride = |count: u32, bytes: i64| if count == 1 { 0 } else { bytes };
+            ScoreView {
+                address: self.address(region),
+                batch: stride(batches, head * i64::from(heads)),
+                head: stride(heads, head),
+                query: stride(items, query),
+                key: 4,
+            }
+        });
         Modifiers {
             soft_cap,
             inverse_soft_cap: 1.0 / soft_cap,
             score_shift: self.address_if(self.plan.workspace.log_sum_exp_shift),
             bias: view(self.buffers.bias, options.bias.map(|bias| bias.strides)),
             boolean_mask: view(self.buffers.boolean_mask, options.boolean_mask),
+            mask_tiles,
             bias_type: options.bias.map_or(0, |bias| bias.dtype as u32),
             padding: 0,
         }

@@ -1,7 +1,7 @@
 //! Checking a call, once, before anything runs: [`AttentionPlan`].
 
 use crate::error::{Error, Unsupported};
-use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode};
+use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode, ScoreStrides};
 use crate::tensor::{AttentionProblem, DType, Lengths, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::visibility::Band;
@@ -68,6 +68,18 @@ impl Resolved {
     /// Whether scores are modified before the softmax.
     pub(crate) fn modifies_scores(&self) -> bool {
         modifies_scores(&self.options)
+    }
+
+    /// Tiles of the boolean mask that the GPU looks through before attention: batches, heads, items of queries, key tiles, each 1 where all
+    /// are the same. `None` without a mask, or if it would be too many, which no mask in memory is that has an element for each.
+    pub(crate) fn mask_tiles(&self) -> Option<[u32; 4]> {
+        let ScoreStrides { batch, head, query, .. } = self.options.boolean_mask?;
+        let [batches, heads, queries, keys] = self.problem.score_shape().map(|size| size as u32);
+        let each = |stride: i64, count: u32| if stride == 0 { 1 } else { count };
+        let items = each(query, tile::query_ctas(queries));
+        let shape = [each(batch, batches), each(head, heads), items, tile::key_tiles(keys)];
+        let count = shape.iter().try_fold(1u32, |count, &size| count.checked_mul(size))?;
+        (count <= i32::MAX as u32).then_some(shape)
     }
 
     /// Key tiles after which Hopper's kernels empty the accumulators of e4m3 values.

@@ -131,8 +131,9 @@ impl Execution {
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();
         let mut launch = |family: Family, grid, params: Params| {
-            let kernel = match (family, choice.round) {
-                (Family::Round, Some(round)) => round,
+            let kernel = match family {
+                Family::Round => choice.round.expect("a kernel for each element type"),
+                Family::MaskTiles => choice.mask_tiles.expect("a kernel for each boolean mask"),
                 _ if family.quantizes() => choice.quantize,
                 _ => choice.attention,
             };

@@ -18,7 +18,7 @@ use crate::{
             codes::{Int4, Int8, SmoothedInt8},
             product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
         },
-        hopper,
+        hopper, mask_tiles,
         modifier::{Modified, Unmodified},
     },
     cache, quantize, round,
@@ -29,6 +29,9 @@ use crate::{
 macro_rules! params {
     (Round) => {
         RoundParams
+    };
+    (MaskTiles) => {
+        MaskTilesParams
     };
     (Quantize) => {
         QuantizeParams
@@ -61,6 +64,9 @@ macro_rules! params {
     (Round, $params:ident) => {
         Params::Round($params)
     };
+    (MaskTiles, $params:ident) => {
+        Params::MaskTiles($params)
+    };
     (Quantize, $params:ident) => {
         Params::Quantize($params)
     };
@@ -90,6 +96,9 @@ macro_rules! params {
 macro_rules! program {
     (Round, $head_dim:literal, F32) => {
         round::round::<$head_dim>
+    };
+    (MaskTiles, 64, F16) => {
+        mask_tiles::mask_tiles
     };
     (Quantize, $head_dim:literal, $element:ident) => {
         quantize::quantize::<$element, Uniform, $head_dim, false>

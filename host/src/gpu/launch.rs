@@ -74,7 +74,8 @@ impl GpuBuffers {
     }
 }
 
-/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, with f32 tensors five.
+/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, with f32 tensors five, with a boolean mask
+/// one more.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
     plan: AttentionPlan,
@@ -87,6 +88,7 @@ pub struct PreparedPlan {
 struct Kernels {
     architecture: Architecture,
     round: Option<Function>,
+    mask_tiles: Option<Function>,
     quantize: Function,
     attention: Function,
 }
@@ -94,8 +96,9 @@ struct Kernels {
 impl Kernels {
     /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
-        match (family, self.round) {
-            (Family::Round, Some(round)) => round,
+        match (family, self.round, self.mask_tiles) {
+            (Family::Round, Some(round), _) => round,
+            (Family::MaskTiles, _, Some(mask_tiles)) => mask_tiles,
             _ if family.quantizes() => self.quantize,
             _ => self.attention,
         }
@@ -138,11 +141,12 @@ impl AttentionPlan {
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
-        for Choice { architecture, round, quantize, attention } in choices.filter(is_wanted) {
+        for Choice { architecture, round, mask_tiles, quantize, attention } in choices.filter(is_wanted) {
             let function = |kernel| gpu.function(architecture, kernel);
             let load = || {
-                let round = round.map(function).transpose()?;
-                Ok(Kernels { architecture, round, quantize: function(quantize)?, attention: function(attention)? })
+                let [round, mask_tiles] = [round, mask_tiles].map(|kernel| kernel.map(function).transpose());
+                let (quantize, attention) = (function(quantize)?, function(attention)?);
+                Ok(Kernels { architecture, round: round?, mask_tiles: mask_tiles?, quantize, attention })
             };
             match load() {
                 Ok(kernels) => return Ok(PreparedPlan { plan: *self, gpu, kernels }),

@@ -167,6 +167,8 @@ pub struct Choice {
     pub architecture: Architecture,
     /// What rounds f32 for the quantizer; none for other element types.
     pub round: Option<Kernel>,
+    /// What looks through a boolean mask, if there is one, before attention.
+    pub mask_tiles: Option<Kernel>,
     /// The quantizer.
     pub quantize: Kernel,
     /// The attention kernel.
@@ -187,6 +189,7 @@ pub fn choices(
         Some(Choice {
             architecture,
             round: Kernel::find(Family::Round, padded_head_dim, element),
+            mask_tiles: family.modifies_scores().then_some(Kernel::MaskTilesD64F16),
             quantize: kernel(family.quantizer(modes.ragged))?,
             attention: kernel(family)?,
         })

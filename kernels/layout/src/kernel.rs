@@ -89,6 +89,9 @@ define_family! {
     AttentionModified: [Architecture::Sm90a];
     /// [`AttentionF16`](Self::AttentionF16) with scores modified.
     AttentionModifiedF16: [Architecture::Sm90a];
+    /// What a boolean mask shows of key tiles ([`mask_tile`](crate::mask_tile)), before [`AttentionModified`](Self::AttentionModified) and
+    /// its sibling; whatever the head dimension and the element type, of which its row has some.
+    MaskTiles: [Architecture::Sm90a];
     /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
     MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16.
@@ -149,7 +152,7 @@ impl Family {
 
     /// Whether its kernels do attention.
     pub const fn attends(self) -> bool {
-        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Round)
+        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Round | Self::MaskTiles)
     }
 
     /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`.
@@ -235,6 +238,7 @@ impl Family {
 macro_rules! for_each_kernel {
     ($callback:ident) => {
         $callback! {
+            MaskTilesD64F16 = "sage_mask_tiles_d64_f16": MaskTiles, 64, F16;
             RoundD64F32 = "sage_round_d64_f32": Round, 64, F32;
             RoundD128F32 = "sage_round_d128_f32": Round, 128, F32;
             RoundD256F32 = "sage_round_d256_f32": Round, 256, F32;
@@ -476,7 +480,7 @@ impl Kernel {
                 crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
             }
             family if family.is_persistent() => (1 + consumer_warpgroups(self.head_dim())) * 128,
-            Family::CacheAttention => 32,
+            Family::CacheAttention | Family::MaskTiles => 32,
             Family::CacheAppend | Family::CacheAttentionWide => 128,
             Family::Merge => 32 * MergeShared::ROWS,
             _ => mma_warps(self.head_dim()) * 32,
@@ -496,6 +500,8 @@ impl Kernel {
             Family::CacheAttention | Family::CacheAttentionWide => 2,
             Family::CacheAppend => 8,
             Family::Merge => 4,
+            // as many as a multiprocessor holds: their loads are short
+            Family::MaskTiles => 32,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
@@ -521,7 +527,7 @@ impl Kernel {
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Round | Family::TuringF16F16 => false,
+            Family::Round | Family::MaskTiles | Family::TuringF16F16 => false,
             Family::Attention | Family::AttentionF16 => self.head_dim() > 128,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
@@ -532,7 +538,7 @@ impl Kernel {
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::Round => 0,
+            Family::Round | Family::MaskTiles => 0,
             family if family.quantizes() => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention | Family::AttentionRagged | Family::AttentionModified => {
                 AttentionShared::fp8(self.head_dim()).bytes
@@ -554,7 +560,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Round => 0,
+            Family::Round | Family::MaskTiles => 0,
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
             Family::QuantizeRagged => 31,

@@ -210,10 +210,35 @@ pub struct Modifiers {
     pub bias: ScoreView,
     /// u8: scores count where it is not 0.
     pub boolean_mask: ScoreView,
+    /// Where [`MaskTilesParams::tiles`] are, in bytes: of a batch and head, of an item in place of a query, and of a key tile in place of a
+    /// key; address 0 if there are none, and nothing is known of the mask.
+    pub mask_tiles: ScoreView,
     /// The bias's [`BiasType`].
     pub bias_type: u32,
     /// Nothing.
     pub padding: u32,
+}
+
+/// `MaskTiles`: grid (batches · heads · items · key tiles). A CTA of one warp looks at one tile of the mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct MaskTilesParams {
+    /// u8, in elements that are bytes.
+    pub mask: ScoreView,
+    /// u32 `[batches][heads][items][key tiles]`: see [`mask_tile`](crate::mask_tile).
+    pub tiles: Address,
+    /// Heads of the mask, 1 if all are the same.
+    pub heads: u32,
+    /// Items, of [`CTA_QUERIES`](crate::tile::CTA_QUERIES) queries; 1 if all queries are the same.
+    pub items: u32,
+    /// Key tiles.
+    pub key_tiles: u32,
+    /// Queries of the mask, 1 if all are the same.
+    pub queries: u32,
+    /// Keys.
+    pub keys: u32,
+    /// Whether keys are adjacent, and every address of a row a multiple of 16 bytes: 1, else 0.
+    pub vectorized: u32,
 }
 
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
@@ -394,6 +419,8 @@ pub struct MergeParams {
 pub enum Params {
     /// Of `Round`.
     Round(RoundParams),
+    /// Of `MaskTiles`.
+    MaskTiles(MaskTilesParams),
     /// Of the quantizers.
     Quantize(QuantizeParams),
     /// Of every attention family but those on a cache.
@@ -411,6 +438,7 @@ impl Params {
     pub const fn are_of(&self, family: Family) -> bool {
         match self {
             Self::Round(_) => matches!(family, Family::Round),
+            Self::MaskTiles(_) => matches!(family, Family::MaskTiles),
             Self::Quantize(_) => family.quantizes(),
             Self::Attention(_) => family.attends(),
             Self::CacheAppend(_) => matches!(family, Family::CacheAppend),
@@ -423,6 +451,7 @@ impl Params {
     pub const fn as_ptr(&self) -> *const () {
         match self {
             Self::Round(params) => core::ptr::from_ref(params).cast(),
+            Self::MaskTiles(params) => core::ptr::from_ref(params).cast(),
             Self::Quantize(params) => core::ptr::from_ref(params).cast(),
             Self::Attention(params) => core::ptr::from_ref(params).cast(),
             Self::CacheAppend(params) => core::ptr::from_ref(params).cast(),
@@ -443,6 +472,7 @@ macro_rules! from_params {
 }
 from_params! {
     Round: RoundParams;
+    MaskTiles: MaskTilesParams;
     Quantize: QuantizeParams;
     Attention: AttentionParams;
     CacheAppend: CacheAppendParams;
@@ -462,13 +492,14 @@ const _: () = {
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
     assert!(offset_of!(QuantizeParams, sequences) == 336);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
-    assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 104 && offset_of!(Modifiers, bias) == 16);
-    assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 96);
+    assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 144 && offset_of!(Modifiers, bias) == 16);
+    assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 136);
     assert!(offset_of!(AttentionParams, modifiers) == 320);
     assert!(size_of::<CacheView>() == 40 && size_of::<CacheAppendParams>() == 144);
     assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
     assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
-    assert!(size_of::<AttentionParams>() == 432 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<MaskTilesParams>() == 72 && offset_of!(MaskTilesParams, heads) == 48);
+    assert!(size_of::<AttentionParams>() == 472 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140
