@@ -14,7 +14,7 @@ use half::f16;
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionOutput<T> {
-    /// `[batch, query_heads, query_len, head_dim]`, laid out by the problem's `output_strides`. Elements between rows
+    /// `[batch, query_heads, query_len, value_head_dim]`, laid out by the problem's `output_strides`. Elements between rows
     /// that the strides leave free are zero.
     pub output: Vec<T>,
     /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with
@@ -83,7 +83,7 @@ pub fn attention_with<T: Element>(
     let elements = |shape, strides| extent(shape, strides).expect("checked by the plan") as usize;
     let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
     let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
-    let value = at_least("value", value, elements(problem.key_shape(), problem.value_strides))?;
+    let value = at_least("value", value, elements(problem.value_shape(), problem.value_strides))?;
     let call_inputs = check_call_inputs(&plan, call_inputs)?;
     check_range("query", query, problem.query_shape(), problem.query_strides, None)?;
     let kv_lens = match call_inputs.lengths {
@@ -91,8 +91,8 @@ pub fn attention_with<T: Element>(
         _ => None,
     };
     check_range("key", key, problem.key_shape(), problem.key_strides, kv_lens)?;
-    check_range("value", value, problem.key_shape(), problem.value_strides, kv_lens)?;
-    let mut output = cpu::zeroed("output", elements(problem.query_shape(), problem.output_strides))?;
+    check_range("value", value, problem.value_shape(), problem.value_strides, kv_lens)?;
+    let mut output = cpu::zeroed("output", elements(problem.output_shape(), problem.output_strides))?;
     let mut log_sum_exp = match options.return_lse {
         true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
         false => None,

@@ -2,7 +2,7 @@
 
 use crate::options::{PvMode, QkMode};
 use crate::plan::{Places, Resolved};
-use crate::tensor::DType;
+use crate::tensor::{DType, rounded_row};
 use sage_layout::int4_tile;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
@@ -98,9 +98,13 @@ impl Workspace {
             region
         };
         let rounded = (resolved.problem.dtype == DType::F32).then(|| {
-            let shapes = [resolved.problem.query_shape(), resolved.problem.key_shape(), resolved.problem.key_shape()];
-            let row = (resolved.problem.rounded_row() * DType::F16.bytes()) as u64;
-            shapes.map(|[batch, heads, tokens, _]| region([(batch * heads) as u64, tokens as u64, row]))
+            let problem = &resolved.problem;
+            [problem.query_shape(), problem.key_shape(), problem.value_shape()].map(
+                |[batch, heads, tokens, head_dim]| {
+                    let row = rounded_row(head_dim) * DType::F16.bytes();
+                    region([(batch * heads) as u64, tokens as u64, row as u64])
+                },
+            )
         });
         let workspace = Self {
             rounded,

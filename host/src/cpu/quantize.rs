@@ -72,7 +72,7 @@ pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], valu
     let (head_dim, width) = (problem.head_dim, plan.padded_head_dim as usize);
     let query = View { elements: query, strides: problem.query_strides, head_dim };
     let key = View { elements: key, strides: problem.key_strides, head_dim };
-    let value = View { elements: value, strides: problem.value_strides, head_dim };
+    let value = View { elements: value, strides: problem.value_strides, head_dim: problem.value_head_dim };
 
     // First of all, so that nothing is computed where memory does not suffice: all else is small beside the codes.
     let padded_queries = padded_queries(problem.query_len as u32) as usize;
@@ -279,7 +279,7 @@ fn pad_value<T: Element>(plan: &Resolved, value: &View<T>, means: &[f32], elemen
         let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
         let mean = nth_row(means, batch_head, width);
         for (token, row) in elements.chunks_exact_mut(width).enumerate().take(problem.key_len) {
-            let row: &mut [T::Rounded] = bytemuck::cast_slice_mut(&mut row[..problem.head_dim]);
+            let row: &mut [T::Rounded] = bytemuck::cast_slice_mut(&mut row[..problem.value_head_dim]);
             for (element, source) in row.iter_mut().zip(value.row([batch, head, token])) {
                 *element = source.rounded();
             }
