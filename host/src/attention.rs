@@ -8,6 +8,7 @@ use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
 use crate::options::{AttentionOptions, Bias, CallInputs, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
+use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, DType, SequenceLengths, Strides, extent};
 use half::f16;
 
@@ -77,26 +78,16 @@ pub fn attention_with<T: Element>(
 ) -> Result<AttentionOutput<T>, Error> {
     let _span = tracing::info_span!("attention", %device, ?problem, ?options).entered();
     let plan = AttentionPlan::new(problem, options)?;
-    if T::DTYPE != problem.dtype {
-        return Err(Error::SliceDType { got: T::DTYPE, expected: problem.dtype });
-    }
-    let elements = |shape, strides| extent(shape, strides).expect("checked by the plan") as usize;
-    let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
-    let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
-    let value = at_least("value", value, elements(problem.value_shape(), problem.value_strides))?;
+    check_dtype::<T>(&problem)?;
     let call_inputs = check_call_inputs(&plan, call_inputs)?;
-    check_range("query", query, problem.query_shape(), problem.query_strides, None)?;
     let kv_lens = match call_inputs.lengths {
         SequenceLengths::PaddedKeys { kv_lens } => Some(kv_lens),
         _ => None,
     };
-    check_range("key", key, problem.key_shape(), problem.key_strides, kv_lens)?;
-    check_range("value", value, problem.value_shape(), problem.value_strides, kv_lens)?;
-    let mut output = cpu::zeroed("output", elements(problem.output_shape(), problem.output_strides))?;
-    let mut log_sum_exp = match options.return_lse {
-        true => Some(cpu::zeroed("log_sum_exp", plan.log_sum_exp_len())?),
-        false => None,
-    };
+    let query = check_tensor(&problem, Operand::Query, query, None)?;
+    let key = check_tensor(&problem, Operand::Key, key, kv_lens)?;
+    let value = check_tensor(&problem, Operand::Value, value, kv_lens)?;
+    let AttentionOutput { mut output, mut log_sum_exp } = new_output(&plan)?;
     match device {
         Device::Cpu => {
             let inputs = [query, key, value];
@@ -124,13 +115,47 @@ pub fn attention_with<T: Element>(
     Ok(AttentionOutput { output, log_sum_exp })
 }
 
+/// Slices must hold what the problem says.
+pub(crate) fn check_dtype<T: Element>(problem: &AttentionProblem) -> Result<(), Error> {
+    match T::DTYPE == problem.dtype {
+        true => Ok(()),
+        false => Err(Error::SliceDType { got: T::DTYPE, expected: problem.dtype }),
+    }
+}
+
+/// The part of a slice that an operand reaches, which must be numbers; `kv_lens` are the keys of a padded batch.
+pub(crate) fn check_tensor<'a, T: Element>(
+    problem: &AttentionProblem,
+    operand: Operand,
+    slice: &'a [T],
+    kv_lens: Option<&[i32]>,
+) -> Result<&'a [T], Error> {
+    check_dtype::<T>(problem)?;
+    let (shape, strides) = problem.operand(operand);
+    let needed = extent(shape, strides).expect("checked by the plan") as usize;
+    let slice = at_least(operand.name(), slice, needed)?;
+    check_range(operand.name(), slice, shape, strides, kv_lens)?;
+    Ok(slice)
+}
+
+/// A plan's results, all zeros.
+pub(crate) fn new_output<T: Element>(plan: &AttentionPlan) -> Result<AttentionOutput<T>, Error> {
+    let problem = plan.problem();
+    let elements = extent(problem.output_shape(), problem.output_strides).expect("checked by the plan") as usize;
+    let log_sum_exp = || cpu::zeroed("log_sum_exp", plan.log_sum_exp_len());
+    Ok(AttentionOutput {
+        output: cpu::zeroed("output", elements)?,
+        log_sum_exp: plan.options().return_lse.then(log_sum_exp).transpose()?,
+    })
+}
+
 /// The part of a slice that its tensor reaches.
 pub(crate) fn at_least<'a, T>(tensor: &'static str, slice: &'a [T], needed: usize) -> Result<&'a [T], Error> {
     slice.get(..needed).ok_or(Error::SliceTooShort { tensor, got: slice.len(), needed })
 }
 
 /// The other inputs, if they are as the options say.
-fn check_call_inputs<'a>(plan: &AttentionPlan, inputs: CallInputs<'a>) -> Result<CallInputs<'a>, Error> {
+pub(crate) fn check_call_inputs<'a>(plan: &AttentionPlan, inputs: CallInputs<'a>) -> Result<CallInputs<'a>, Error> {
     let heads = plan.problem().query_heads;
     let sinks = wanted("sinks", plan.options().sinks, inputs.sinks)?;
     let sinks = sinks.map(|sinks| at_least("sinks", sinks, heads)).transpose()?;

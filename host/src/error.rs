@@ -3,6 +3,7 @@
 //! Every message names the argument, what it got and what is allowed.
 
 use crate::options::{BiasType, Mask, PvAccum, PvMode};
+use crate::quantized::{Operand, QuantizedFormat};
 use crate::tensor::{DType, Lengths};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::Modes;
@@ -101,6 +102,14 @@ pub enum Unsupported {
         option: &'static str,
         /// The problem's.
         lengths: Lengths,
+    },
+    /// A call whose operands can't be quantized each by itself.
+    #[error(
+        "{option} is not supported with operands that are quantized by themselves; quantize and attend in one call"
+    )]
+    QuantizedApart {
+        /// The option, or field of the problem.
+        option: &'static str,
     },
     /// Sums that the products of probabilities and values can't be taken in.
     #[error(
@@ -279,6 +288,16 @@ pub enum Error {
         /// [`AttentionPlan::workspace_bytes`](crate::AttentionPlan::workspace_bytes).
         needed: u64,
     },
+    /// A buffer of a call on quantized operands that is too small.
+    #[error("{argument} has {got} bytes; it needs {needed}")]
+    BufferTooSmall {
+        /// The buffer.
+        argument: &'static str,
+        /// Its size, in bytes.
+        got: u64,
+        /// What it needs.
+        needed: u64,
+    },
     /// The log-sum-exp was asked for without a buffer, or a buffer given without asking.
     #[error(
         "log_sum_exp is {}, return_lse is {return_lse}; a buffer is needed with return_lse and allowed only then",
@@ -299,6 +318,14 @@ pub enum Error {
         argument: &'static str,
         /// Whether the options ask for it.
         wanted: bool,
+    },
+    /// A quantized operand of another format than the plan's.
+    #[error("{}'s quantized format is {:?}; the plan reads {:?}", .operand.name(), .formats[0], .formats[1])]
+    QuantizedFormat {
+        /// The operand.
+        operand: Operand,
+        /// Its format, and the plan's.
+        formats: Box<[QuantizedFormat; 2]>,
     },
     /// A bias of another type than the options say.
     #[error("bias holds {got:?}, the options' bias is {expected:?}; they must be the same")]

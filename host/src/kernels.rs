@@ -10,8 +10,9 @@ use crate::error::Error;
 use crate::gpu::GpuBuffers;
 use crate::options::{CausalAlign, Mask, QkMode, ScoreStrides};
 use crate::plan::{AttentionPlan, Places, Resolved, modifies_scores};
+use crate::quantized::Operand;
 use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout, rounded_row};
-use crate::workspace::{Region, Values};
+use crate::workspace::{BufferAddresses, Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
@@ -30,10 +31,12 @@ const fn lag(resident: u32) -> u32 {
     (resident as u64 * 3 / 4) as u32
 }
 
-/// One call. All addresses were checked.
+/// One call, or a part of it. All addresses that the part needs were checked; others may be 0.
 pub(crate) struct Call<'a> {
     pub plan: &'a AttentionPlan,
     pub buffers: &'a GpuBuffers,
+    /// The workspace's buffers, wherever they are.
+    pub workspace: BufferAddresses,
     /// The attention kernel's family.
     pub attention: Family,
     /// CTAs that the device runs at a time.
@@ -69,18 +72,27 @@ pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan)
 }
 
 impl Call<'_> {
-    /// The counters that must be 0 before [`quantize`](Self::quantize): their address, and how many bytes.
+    /// The counters that must be 0 before [`quantize`](Self::quantize), and before [`attend`](Self::attend) if it did not come before
+    /// it: their address, and how many bytes.
     pub fn counters(&self) -> (Address, u64) {
         let counters = self.plan.workspace.counters;
         (self.address(counters), counters.bytes())
     }
 
-    /// Everything before the attention kernel.
-    pub fn quantize<E>(&self, mut launch: impl FnMut(Family, [u32; 3], Params) -> Result<(), E>) -> Result<(), E> {
+    /// Everything before the attention kernel, for some of the operands.
+    ///
+    /// The counters must be 0. Queries alone, if they need the keys' mean, find it in the keys' buffer.
+    pub fn quantize<E>(
+        &self,
+        operands: &[Operand],
+        mut launch: impl FnMut(Family, [u32; 3], Params) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let (problem, options) = (&resolved.problem, &resolved.options);
         if let Some(rounded) = workspace.rounded {
-            for ((address, shape, strides), rounded) in self.tensors().into_iter().zip(rounded) {
+            for &operand in operands {
+                let ((address, shape, strides), rounded) =
+                    (self.tensors()[operand as usize], rounded[operand as usize]);
                 let [batch, heads, tokens, head_dim] = shape;
                 let tiles = tile::key_tiles(tokens as u32);
                 let (rounded, row) = (self.address(rounded), rounded_row(head_dim) as u32);
@@ -95,16 +107,17 @@ impl Call<'_> {
         let kernel = kernel.expect("the kernel table has every family for every head dimension and element type");
         let resident = self.multiprocessors * kernel.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
+        let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
         let tiles = TilesPerHead {
-            key_statistics: if options.smooth_k { key_tiles } else { 0 },
+            key_statistics: if options.smooth_k { of(Operand::Key, key_tiles) } else { 0 },
             value_statistics: match workspace.values {
-                Values::Fp8 { .. } => key_tiles,
-                Values::F16 { .. } if resolved.smooth_v => key_tiles,
+                Values::Fp8 { .. } => of(Operand::Value, key_tiles),
+                Values::F16 { .. } if resolved.smooth_v => of(Operand::Value, key_tiles),
                 Values::F16 { .. } => 0,
             },
-            query: query_tiles * self.heads_per_key_head(),
-            key: key_tiles,
-            value: key_tiles,
+            query: of(Operand::Query, query_tiles * self.heads_per_key_head()),
+            key: of(Operand::Key, key_tiles),
+            value: of(Operand::Value, key_tiles),
         };
         let order = Order::new(key_heads, tiles, lag(resident));
         let params = QuantizeParams {
@@ -301,7 +314,7 @@ impl Call<'_> {
     }
 
     fn address(&self, region: Region) -> Address {
-        region.address(self.buffers.workspace)
+        region.address(&self.workspace)
     }
 
     /// A region's address, 0 if the plan has none.
@@ -311,12 +324,12 @@ impl Call<'_> {
 
     /// The caller's queries, keys and values.
     fn tensors(&self) -> [(Address, [usize; 4], Strides); 3] {
-        let (problem, buffers) = (self.plan.problem(), self.buffers);
-        [
-            (buffers.query, problem.query_shape(), problem.query_strides),
-            (buffers.key, problem.key_shape(), problem.key_strides),
-            (buffers.value, problem.value_shape(), problem.value_strides),
-        ]
+        let buffers = self.buffers;
+        let addresses = [buffers.query, buffers.key, buffers.value];
+        Operand::ALL.map(|operand| {
+            let (shape, strides) = self.plan.problem().operand(operand);
+            (addresses[operand as usize], shape, strides)
+        })
     }
 
     /// Queries, keys and values in 16 bits: the caller's, or what those in f32 were rounded to.

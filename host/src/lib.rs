@@ -56,6 +56,7 @@
 //! | [`options`] | modes, granularity, smoothing, masks, scale |
 //! | [`plan`] | all checks, once |
 //! | [`mod@attention`] | the call on host tensors |
+//! | [`quantized`] | queries, keys and values that are quantized by themselves |
 //! | [`cache`] | keys and values that are quantized once and kept |
 //! | [`gpu`] | kernels, launches, the driver found at run time |
 //! | [`device`] | CPU or GPU |
@@ -72,6 +73,7 @@ pub mod gpu;
 pub(crate) mod kernels;
 pub mod options;
 pub mod plan;
+pub mod quantized;
 #[cfg(feature = "simt")]
 #[doc(hidden)]
 pub mod simt;
@@ -88,9 +90,13 @@ pub use cache::{
 pub use device::Device;
 pub use element::Element;
 pub use error::{Error, Unsupported};
-pub use gpu::{Gpu, GpuBuffers, GpuInfo, PreparedPlan, devices};
+pub use gpu::{AttendBuffers, Gpu, GpuBuffers, GpuInfo, GpuQuantized, PreparedPlan, QuantizeBuffers, devices};
 pub use options::*;
 pub use plan::{AttentionPlan, supports};
+pub use quantized::{
+    HostQuantized, Operand, QUANTIZED_FORMAT_VERSION, QuantizedContents, QuantizedFormat, attend_quantized,
+    quantize_key, quantize_query, quantize_value,
+};
 pub use sage_layout::architecture::{Architecture, ComputeCapability};
 pub use tensor::*;
 

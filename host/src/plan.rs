@@ -202,7 +202,7 @@ impl AttentionPlan {
         supports(&problem, &options)?;
         let resolved = Resolved::derive(problem, options);
         let workspace = Workspace::new(&resolved);
-        tracing::debug!(?problem, ?options, workspace_bytes = workspace.bytes, "attention planned");
+        tracing::debug!(?problem, ?options, workspace_bytes = workspace.bytes(), "attention planned");
         Ok(Self { resolved, workspace })
     }
 
@@ -224,7 +224,7 @@ impl AttentionPlan {
     /// Size of the GPU workspace, in bytes. It holds the quantized operands, so it grows with the lengths, never with
     /// their product.
     pub fn workspace_bytes(&self) -> u64 {
-        self.workspace.bytes
+        self.workspace.bytes()
     }
 
     /// Elements (f32) of the log-sum-exp, `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with

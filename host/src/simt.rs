@@ -5,6 +5,7 @@ use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
 use crate::options::{AttentionOptions, CallInputs};
 use crate::plan::AttentionPlan;
+use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, extent};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Choice};
@@ -16,6 +17,15 @@ pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedul
 
 /// CTAs at a time: few, so that each takes several items.
 const MULTIPROCESSORS: u32 = 3;
+
+/// What is launched for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// The kernels of [`PreparedPlan::enqueue`](crate::PreparedPlan::enqueue).
+    Call,
+    /// Those that quantize keys, values and queries each by themselves, and attend to them.
+    EachOperand,
+}
 
 /// The GPU whose kernels are executed if none is named.
 pub(crate) const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
@@ -68,6 +78,23 @@ impl Execution {
         gpu: ComputeCapability,
         problem: &AttentionProblem,
         options: &AttentionOptions,
+        inputs: [&[T]; 3],
+        call_inputs: &CallInputs,
+        execution: &Options,
+    ) -> Result<Self, (Kernel, Report)> {
+        Self::in_steps(Steps::Call, gpu, problem, options, inputs, call_inputs, execution)
+    }
+
+    /// [`of_gpu`](Self::of_gpu) with what these steps launch.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn in_steps<T: Element>(
+        steps: Steps,
+        gpu: ComputeCapability,
+        problem: &AttentionProblem,
+        options: &AttentionOptions,
         [query, key, value]: [&[T]; 3],
         call_inputs: &CallInputs,
         execution: &Options,
@@ -114,10 +141,21 @@ impl Execution {
             Ok(())
         };
         let attention = choice.attention.family();
-        let call = Call { plan: &plan, buffers: &buffers, attention, multiprocessors: MULTIPROCESSORS };
+        let workspace = plan.workspace.buffers(workspace);
+        let call = Call { plan: &plan, buffers: &buffers, workspace, attention, multiprocessors: MULTIPROCESSORS };
         let (counters, bytes) = call.counters();
-        memory.fill(counters, 0, bytes as usize);
-        call.quantize(&mut launch)?;
+        let reset_counters = || memory.fill(counters, 0, bytes as usize);
+        reset_counters();
+        match steps {
+            Steps::Call => call.quantize(&Operand::ALL, &mut launch)?,
+            Steps::EachOperand => {
+                // keys first, whose mean queries may need
+                for operand in [Operand::Key, Operand::Value, Operand::Query] {
+                    call.quantize(&[operand], &mut launch)?;
+                    reset_counters();
+                }
+            }
+        }
         call.attend(&mut launch)?;
         Ok(Self { plan, memory, buffers, output_bytes, synchronisations })
     }

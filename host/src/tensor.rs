@@ -1,6 +1,7 @@
 //! Shapes, strides and element types: [`AttentionProblem`], and tensors in host memory.
 
 use crate::error::Error;
+use crate::quantized::Operand;
 use sage_layout::kernel::ElementType;
 pub use sage_layout::params::Strides;
 
@@ -307,6 +308,15 @@ impl AttentionProblem {
             value_strides,
             output_strides,
         })
+    }
+
+    /// An operand's shape, `[batch, heads, tokens, channels]`, and strides.
+    pub(crate) fn operand(&self, operand: Operand) -> ([usize; 4], Strides) {
+        match operand {
+            Operand::Query => (self.query_shape(), self.query_strides),
+            Operand::Key => (self.key_shape(), self.key_strides),
+            Operand::Value => (self.value_shape(), self.value_strides),
+        }
     }
 
     /// Batches that the tensors have: 1 with [`Lengths::Packed`].

@@ -25,12 +25,8 @@ pub fn exact_with<T: Element>(
 }
 
 /// Codes and scales.
-pub fn quantize<T: Element>(
-    problem: &AttentionProblem,
-    options: &AttentionOptions,
-    [query, key, value]: [&[T]; 3],
-) -> Quantized {
-    cpu::quantize(&Resolved::derive(*problem, *options), query, key, value).expect("memory for the codes")
+pub fn quantize<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: [&[T]; 3]) -> Quantized {
+    cpu::quantize(&Resolved::derive(*problem, *options), inputs.map(Some), None).expect("memory for the codes")
 }
 
 /// What smoothed queries take out of the scores, in octaves: `[query heads][query blocks][key tiles · 128]`, empty without

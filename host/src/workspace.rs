@@ -1,7 +1,11 @@
 //! The workspace: where in it the kernels keep what.
+//!
+//! It is four buffers, one after the other: one for each operand, and the call's own. So an operand can be quantized by itself into
+//! memory elsewhere, and kept (`crate::quantized`).
 
 use crate::options::{PvMode, QkMode};
 use crate::plan::{Places, Resolved};
+use crate::quantized::Operand;
 use crate::tensor::{DType, rounded_row};
 use sage_layout::int4_tile;
 use sage_layout::params::Address;
@@ -14,17 +18,34 @@ use std::ops::Range;
 /// Alignment of the workspace and of every region in it, in bytes: what a bulk copy and the memory system like best.
 pub(crate) const ALIGNMENT: u64 = 256;
 
-/// A buffer inside the workspace.
+/// A part of the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Buffer {
+    /// Quantized queries.
+    Query,
+    /// Quantized keys.
+    Key,
+    /// Quantized values.
+    Value,
+    /// What nobody needs after the call.
+    Scratch,
+}
+
+/// Addresses of the buffers, in the order of [`Buffer`].
+pub(crate) type BufferAddresses = [Address; 4];
+
+/// Something in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
+    buffer: Buffer,
     offset: u64,
     bytes: u64,
 }
 
 impl Region {
-    /// The region's device address in the workspace at `workspace`.
-    pub(crate) fn address(&self, workspace: Address) -> Address {
-        workspace + self.offset
+    /// The region's device address.
+    pub(crate) fn address(&self, buffers: &BufferAddresses) -> Address {
+        buffers[self.buffer as usize] + self.offset
     }
 
     /// The region's size.
@@ -57,8 +78,8 @@ pub(crate) struct Workspace {
     pub flushed_output: Option<Region>,
     /// See [`sage_layout::schedule::counter`].
     pub counters: Region,
-    /// All of it.
-    pub bytes: u64,
+    /// Sizes of the buffers, multiples of [`ALIGNMENT`].
+    sizes: [u64; 4],
 }
 
 /// The values' buffers.
@@ -71,10 +92,11 @@ pub(crate) enum Values {
 }
 
 impl Workspace {
-    /// Lays the regions out one after the other.
+    /// Lays each buffer's regions out one after the other.
     ///
     /// A plan has under 2³⁰ tiles of queries and under 2²⁸ of keys, so that all of it is under 2⁵⁰ bytes.
     pub(crate) fn new(resolved: &Resolved) -> Self {
+        use Buffer::{Key, Query, Scratch, Value};
         let options = &resolved.options;
         let head_dim = resolved.padded_head_dim;
         let Places { query_heads, key_heads, sequences, query_tiles, key_tiles, segments } = resolved.places();
@@ -91,58 +113,93 @@ impl Workspace {
             QkMode::Int4 => [WARPGROUP_ROWS, KEY_TILE].map(|rows| int4_tile::tile_bytes(rows, head_dim)),
         };
 
-        let mut bytes = 0;
-        let mut region = |[heads, tiles, size]: [u64; 3]| {
-            let region = Region { offset: bytes, bytes: heads * tiles * size };
-            bytes = (region.offset + region.bytes).next_multiple_of(ALIGNMENT);
+        let mut sizes = [0; 4];
+        let mut region = |buffer: Buffer, [heads, tiles, size]: [u64; 3]| {
+            let bytes = heads * tiles * size;
+            let end = &mut sizes[buffer as usize];
+            let region = Region { buffer, offset: *end, bytes };
+            *end = (*end + bytes).next_multiple_of(ALIGNMENT);
             region
         };
         let rounded = (resolved.problem.dtype == DType::F32).then(|| {
-            let problem = &resolved.problem;
-            [problem.query_shape(), problem.key_shape(), problem.value_shape()].map(
-                |[batch, heads, tokens, head_dim]| {
-                    let row = rounded_row(head_dim) * DType::F16.bytes();
-                    region([(batch * heads) as u64, tokens as u64, row as u64])
-                },
-            )
+            Operand::ALL.map(|operand| {
+                let ([batch, heads, tokens, head_dim], _) = resolved.problem.operand(operand);
+                let row = rounded_row(head_dim) * DType::F16.bytes();
+                region(Scratch, [(batch * heads) as u64, tokens as u64, row as u64])
+            })
         });
         let workspace = Self {
             rounded,
-            query_codes: region([query_heads, query_tiles, query_tile as u64]),
-            query_scales: region([query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
-            query_mean: options.smooth_q.then(|| region([query_heads, query_blocks, head_dim as u64 * 4])),
-            key_codes: region([key_heads, key_tiles, key_tile as u64]),
-            key_scales: region([key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
+            query_codes: region(Query, [query_heads, query_tiles, query_tile as u64]),
+            query_scales: region(Query, [query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
+            query_mean: options.smooth_q.then(|| region(Query, [query_heads, query_blocks, head_dim as u64 * 4])),
+            key_codes: region(Key, [key_heads, key_tiles, key_tile as u64]),
+            key_scales: region(Key, [key_heads, key_tiles, KEY_SCALES_PER_TILE as u64 * 4]),
             values: match options.pv_mode {
                 PvMode::Fp8 => Values::Fp8 {
-                    codes: region([key_heads, key_tiles, tile::key_tile_bytes(head_dim) as u64]),
-                    scale: region(channels),
-                    inverse_scale: region(channels),
-                    mean: region(segment_channels),
-                    mean_codes: region(segment_channels),
+                    codes: region(Value, [key_heads, key_tiles, tile::key_tile_bytes(head_dim) as u64]),
+                    scale: region(Value, channels),
+                    inverse_scale: region(Value, channels),
+                    mean: region(Value, segment_channels),
+                    mean_codes: region(Value, segment_channels),
                 },
                 PvMode::F16 => Values::F16 {
-                    tiles: region([key_heads, key_tiles, tile::value_tile_bytes(head_dim) as u64]),
-                    mean: resolved.smooth_v.then(|| region(channels)),
+                    tiles: region(Value, [key_heads, key_tiles, tile::value_tile_bytes(head_dim) as u64]),
+                    mean: resolved.smooth_v.then(|| region(Value, channels)),
                 },
             },
-            key_mean: options.smooth_k.then(|| region(channels)),
+            key_mean: options.smooth_k.then(|| region(Key, channels)),
             log_sum_exp_shift: resolved
                 .has_log_sum_exp_shift()
-                .then(|| region([query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
-            sequences: resolved.is_ragged().then(|| region([1, sequences, Sequence::BYTES as u64])),
-            sequence_order: resolved.is_ragged().then(|| region([1, sequences, 8])),
+                .then(|| region(Query, [query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
+            sequences: resolved.is_ragged().then(|| region(Scratch, [1, sequences, Sequence::BYTES as u64])),
+            sequence_order: resolved.is_ragged().then(|| region(Scratch, [1, sequences, 8])),
             flushed_output: resolved
                 .flushing_ctas()
-                .map(|ctas| region([1, ctas as u64, tile::output_bytes(head_dim) as u64])),
-            counters: region([1, counters, 4]),
-            bytes: 0,
+                .map(|ctas| region(Scratch, [1, ctas as u64, tile::output_bytes(head_dim) as u64])),
+            counters: region(Scratch, [1, counters, 4]),
+            sizes: [0; 4],
         };
-        Self { bytes, ..workspace }
+        Self { sizes, ..workspace }
     }
 
-    /// Name, offset and length in bytes of every region that there is.
+    /// All of it, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sizes.iter().sum()
+    }
+
+    /// A buffer's size in bytes.
+    pub(crate) fn buffer_bytes(&self, buffer: Buffer) -> u64 {
+        self.sizes[buffer as usize]
+    }
+
+    /// The buffers of a workspace at `workspace`.
+    pub(crate) fn buffers(&self, workspace: Address) -> BufferAddresses {
+        let mut end = workspace;
+        self.sizes.map(|bytes| {
+            end += bytes;
+            end - bytes
+        })
+    }
+
+    /// Name and place in the workspace of every region that there is, in their order.
     pub(crate) fn regions(&self) -> Vec<(&'static str, Range<u64>)> {
+        let starts = self.buffers(0);
+        let mut regions: Vec<_> = self
+            .named_regions()
+            .map(|(name, region)| (name, region.address(&starts)..region.address(&starts) + region.bytes))
+            .collect();
+        regions.sort_by_key(|(_, range)| range.start);
+        regions
+    }
+
+    /// Name, start and length of a buffer's regions.
+    pub(crate) fn regions_of(&self, buffer: Buffer) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let regions = self.named_regions().filter(move |(_, region)| region.buffer == buffer);
+        regions.map(|(name, Region { offset, bytes, .. })| (name, offset, bytes))
+    }
+
+    fn named_regions(&self) -> impl Iterator<Item = (&'static str, Region)> {
         let values = match self.values {
             Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => vec![
                 ("value_codes", Some(codes)),
@@ -170,11 +227,6 @@ impl Workspace {
             ("flushed_output", self.flushed_output),
             ("counters", Some(self.counters)),
         ];
-        rounded
-            .chain(queries_and_keys)
-            .chain(values)
-            .chain(rest)
-            .filter_map(|(name, region)| region.map(|region| (name, region.offset..region.offset + region.bytes)))
-            .collect()
+        rounded.chain(queries_and_keys).chain(values).chain(rest).filter_map(|(name, region)| Some((name, region?)))
     }
 }

@@ -5,8 +5,8 @@ use crate::tensor::{Inputs, Outputs, ScoreTensors, gather, indices, offset, span
 use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
-    Architecture, AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers, PreparedPlan,
-    PvMode, SequenceLengths,
+    Architecture, AttendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers,
+    Operand, PreparedPlan, PvMode, QuantizeBuffers, SequenceLengths,
 };
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -217,6 +217,47 @@ impl<T: Element> Call<T> {
         }
         // SAFETY: as in `enqueue`; without operands in the workspace, numbers are wrong, but no address is.
         unsafe { self.prepared.enqueue_part(Part::Attention, self.stream.raw(), &self.buffers()) }
+    }
+
+    /// The same in steps, each operand quantized by itself into memory of its own; with the results poisoned first. Waits, and checks
+    /// that nothing was written beside any buffer.
+    pub fn enqueue_in_steps(&mut self) -> Result<(), Error> {
+        for buffer in [Some(&mut self.output), self.log_sum_exp.as_mut()].into_iter().flatten() {
+            buffer.poison(&self.stream)?;
+        }
+        let (prepared, stream) = (&self.prepared, self.stream.raw());
+        let (gpu, plan) = (prepared.gpu(), prepared.plan());
+        let poisoned = |bytes: u64| Guarded::poisoned(gpu, bytes as usize, self.workspace.poison, &self.stream);
+        let mut quantized = Vec::new();
+        for operand in Operand::ALL {
+            quantized.push(poisoned(plan.quantized_format(operand)?.bytes())?);
+        }
+        let scratch = poisoned(plan.scratch_bytes())?;
+        let (scratch_address, scratch_bytes) = (scratch.address(), plan.scratch_bytes());
+        let of = |operand: Operand, tensor: &Guarded| QuantizeBuffers {
+            tensor: tensor.address(),
+            quantized: quantized[operand as usize].address(),
+            quantized_bytes: quantized[operand as usize].bytes as u64,
+            scratch: scratch_address,
+            scratch_bytes,
+        };
+        let GpuBuffers { output, log_sum_exp, sinks, bias, boolean_mask, .. } = self.buffers();
+        let results =
+            AttendBuffers { output, log_sum_exp, sinks, bias, boolean_mask, scratch: scratch_address, scratch_bytes };
+        // SAFETY: the stream and the buffers are this call's own and live as long as it; freeing them waits.
+        unsafe {
+            let key = prepared.quantize_key(stream, &of(Operand::Key, &self.key))?;
+            let value = prepared.quantize_value(stream, &of(Operand::Value, &self.value))?;
+            let queries = of(Operand::Query, &self.query);
+            let query = match prepared.quantize_query(stream, &queries, None) {
+                Err(Error::CallInput { argument: "key", wanted: true }) => {
+                    prepared.quantize_query(stream, &queries, Some(&key))?
+                }
+                result => result?,
+            };
+            prepared.attend_quantized(stream, [&query, &key, &value], &results)?;
+        }
+        quantized.iter().chain([&scratch]).try_for_each(|buffer| buffer.read(&self.stream).map(|_| ()))
     }
 
     /// Replaces the inputs by others of the same sizes.

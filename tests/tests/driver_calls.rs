@@ -3,8 +3,9 @@
 //! Enqueueing must neither allocate nor wait, nor touch another stream; and each GPU must get what is its own.
 
 use sageattention::{
-    AppendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, CacheAttentionBuffers, CacheOptions, CachePlan,
-    CacheProblem, DType, Error, Gpu, GpuBuffers, PreparedPlan, PvMode, QkMode, TensorLayout,
+    AppendBuffers, AttendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, CacheAttentionBuffers,
+    CacheOptions, CachePlan, CacheProblem, DType, Error, Gpu, GpuBuffers, GpuQuantized, Operand, PreparedPlan, PvMode,
+    QkMode, QuantizeBuffers, TensorLayout,
 };
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -284,6 +285,95 @@ fn enqueueing_is_a_memset_and_two_launches_on_the_callers_stream() {
             assert_eq!(*quantize, Call::Launch { stream: STREAM, function: QUANTIZE });
             assert_eq!(*attend, Call::Launch { stream: STREAM, function: ATTENTION });
         }
+    }
+}
+
+#[test]
+fn operands_by_themselves_are_a_memset_and_a_launch_each() {
+    const STREAM: usize = 0x5000;
+    let options = AttentionOptions { return_lse: true, ..Default::default() };
+    let Some(prepared) = prepare(0, options) else { return };
+    let plan = prepared.plan();
+    let place = |index: u64| index << 20;
+    let stream = STREAM as *mut c_void;
+    let scratch_bytes = plan.scratch_bytes();
+    let of = |operand: Operand| QuantizeBuffers {
+        tensor: place(1),
+        quantized: place(2 + operand as u64),
+        quantized_bytes: plan.quantized_format(operand).expect("a format").bytes(),
+        scratch: place(6),
+        scratch_bytes,
+    };
+    let attend = AttendBuffers {
+        output: place(7),
+        log_sum_exp: Some(place(8)),
+        scratch: place(6),
+        scratch_bytes,
+        ..Default::default()
+    };
+    // SAFETY: the driver of this test reads and writes nothing.
+    let quantize_key = |buffers: &QuantizeBuffers| unsafe { prepared.quantize_key(stream, buffers) };
+    // SAFETY: as above.
+    let quantize_query = |key: Option<&_>| unsafe { prepared.quantize_query(stream, &of(Operand::Query), key) };
+    let attend_quantized =
+        // SAFETY: as above.
+        |operands: [&_; 3], buffers: &AttendBuffers| unsafe { prepared.attend_quantized(stream, operands, buffers) };
+
+    let all = calls(|| {
+        let key = quantize_key(&of(Operand::Key)).expect("valid keys");
+        // SAFETY: as above.
+        let value = unsafe { prepared.quantize_value(stream, &of(Operand::Value)).expect("valid values") };
+        let query = quantize_query(Some(&key)).expect("valid queries");
+        attend_quantized([&query, &key, &value], &attend).expect("a valid call");
+    });
+    let all = all.into_iter().filter(|call| *call != Call::Other("cuPointerGetAttributes"));
+    let (memsets, others): (Vec<_>, Vec<_>) = all.partition(|call| matches!(call, Call::Memset { .. }));
+    let step = |function| [Call::PushContext(0), Call::Launch { stream: STREAM, function }, Call::PopContext];
+    assert_eq!(others, [QUANTIZE, QUANTIZE, QUANTIZE, ATTENTION].map(step).concat());
+    assert_eq!(memsets.len(), 4);
+    for memset in memsets {
+        let Call::Memset { stream: STREAM, address, bytes } = memset else { panic!("{memset:?}") };
+        assert!(address >= place(6) && address + bytes as u64 <= place(6) + scratch_bytes);
+    }
+
+    let key = quantize_key(&of(Operand::Key)).expect("valid keys");
+    let [query, value] = [Operand::Query, Operand::Value]
+        .map(|operand| GpuQuantized { format: plan.quantized_format(operand).expect("a format"), address: place(4) });
+    let far = SECOND + place(1);
+    type Step<'a> = &'a dyn Fn() -> Result<(), Error>;
+    let cases: [(Step, &str); 10] = [
+        (
+            &|| quantize_key(&QuantizeBuffers { tensor: 0, ..of(Operand::Key) }).map(drop),
+            "key's device address is null",
+        ),
+        (&|| quantize_key(&QuantizeBuffers { tensor: far, ..of(Operand::Key) }).map(drop), "key's device address 0x1"),
+        (
+            &|| quantize_key(&QuantizeBuffers { quantized: 8, ..of(Operand::Key) }).map(drop),
+            "quantized's device address is 0x8",
+        ),
+        (
+            &|| quantize_key(&QuantizeBuffers { quantized_bytes: 9, ..of(Operand::Key) }).map(drop),
+            "quantized has 9 bytes",
+        ),
+        (&|| quantize_key(&QuantizeBuffers { scratch_bytes: 9, ..of(Operand::Key) }).map(drop), "scratch has 9 bytes"),
+        (&|| quantize_query(None).map(drop), "key is None"),
+        (&|| quantize_query(Some(&value)).map(drop), "key's quantized format is"),
+        (&|| attend_quantized([&query, &value, &key], &attend), "key's quantized format is"),
+        (
+            &|| attend_quantized([&query, &GpuQuantized { address: far, ..key }, &value], &attend),
+            "key's device address 0x1",
+        ),
+        (
+            &|| attend_quantized([&query, &key, &value], &AttendBuffers { log_sum_exp: None, ..attend }),
+            "log_sum_exp is None",
+        ),
+    ];
+    for (run, words) in cases {
+        let mut result = Ok(());
+        let calls = calls(|| result = run());
+        let message = result.expect_err("a bad buffer").to_string();
+        assert!(message.contains(words), "{message}, not {words}");
+        assert!(!calls.iter().any(|call| matches!(call, Call::Memset { .. } | Call::Launch { .. })), "{calls:?}");
     }
 }
 

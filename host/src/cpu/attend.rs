@@ -110,27 +110,42 @@ pub(crate) fn attend<T: Element>(
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
+    let quantized = quantize(plan, [query, key, value].map(Some), None)?;
+    attend_quantized(plan, [&quantized; 3], key, call_inputs, output, log_sum_exp)
+}
+
+/// [`attend`] on queries, keys and values that were quantized, in one or each by itself. `key`, the caller's keys, is read with
+/// `smooth_q` alone.
+pub(crate) fn attend_quantized<T: Element>(
+    plan: &Resolved,
+    [query, quantized_key, value]: [&Quantized; 3],
+    key: &[T],
+    call_inputs: &CallInputs,
+    output: &mut [T],
+    log_sum_exp: Option<&mut [f32]>,
+) -> Result<(), Error> {
     let problem = &plan.problem;
-    let quantized = quantize(plan, query, key, value)?;
     let format = match (plan.options.pv_mode, T::DTYPE) {
         (PvMode::Fp8, _) => ProbabilityFormat::E4m3,
         (PvMode::F16, DType::F16 | DType::F32) => ProbabilityFormat::F16,
         (PvMode::F16, DType::Bf16) => ProbabilityFormat::Bf16,
     };
     let operands = Operands {
-        keys: interleave_keys(&quantized)?,
+        keys: interleave_keys(quantized_key)?,
         key: View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim },
         plan,
         call_inputs,
         format,
         summation: Summation::new(plan.options.pv_accum),
-        quantized,
+        query,
+        quantized_key,
+        value,
     };
     let tiles = problem.query_len.div_ceil(QUERY_TILE);
     // Held only while a finished tile is copied out.
     let destination = Mutex::new((output, log_sum_exp));
     (0..problem.batch * problem.query_heads * tiles).into_par_iter().for_each_init(
-        || Scratch::new(operands.quantized.width),
+        || Scratch::new(query.width),
         |scratch, item| {
             // late tiles of a causal mask see the most keys: they go first
             let (batch_head, tile) = (item / tiles, tiles - 1 - item % tiles);
@@ -141,7 +156,7 @@ pub(crate) fn attend<T: Element>(
             let (batch, head) = (batch_head / problem.query_heads, batch_head % problem.query_heads);
             for row in 0..QUERY_TILE.min(problem.query_len - first) {
                 let start = view::offset(problem.output_strides, [batch, head, first + row]);
-                let finished = &scratch.output[row * operands.quantized.width..];
+                let finished = &scratch.output[row * query.width..];
                 for (element, &value) in output[start..start + problem.value_head_dim].iter_mut().zip(finished) {
                     *element = T::from_f32(value);
                 }
@@ -224,7 +239,9 @@ struct Operands<'a, T> {
     key: View<'a, T>,
     format: ProbabilityFormat,
     summation: Summation,
-    quantized: Quantized,
+    query: &'a Quantized,
+    quantized_key: &'a Quantized,
+    value: &'a Quantized,
     /// Key codes, interleaved.
     keys: Vec<i8>,
 }
@@ -232,7 +249,7 @@ struct Operands<'a, T> {
 impl<T: Element> Operands<'_, T> {
     /// Attention of the 64 queries from `first` on; result and log-sum-exp are left in `scratch`.
     fn attend_tile(&self, scratch: &mut Scratch, batch_head: usize, first: usize) {
-        let (plan, quantized, width) = (self.plan, &self.quantized, self.quantized.width);
+        let (plan, width) = (self.plan, self.query.width);
         let problem = &plan.problem;
         let instructions = InstructionSet::detect();
         let key_head = batch_head / (problem.query_heads / problem.key_heads);
@@ -244,12 +261,12 @@ impl<T: Element> Operands<'_, T> {
         let tiles = visible(0).start / TILE..visible(rows - 1).end.div_ceil(TILE);
 
         let ceiling = ceiling(self.format, plan.options.pv_accum);
-        let key_mean = nth_row(&quantized.key_mean, key_head, width);
+        let key_mean = nth_row(&self.quantized_key.key_mean, key_head, width);
         let query_block = batch_head * query_blocks(problem.query_len as u32) as usize + first / BLOCK;
-        let query_mean = nth_row(&quantized.query_means, query_block, width);
+        let query_mean = nth_row(&self.query.query_means, query_block, width);
 
         let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first;
-        let shifts = quantized.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
+        let shifts = self.query.log_sum_exp_shift.get(padded_row..).unwrap_or_default();
 
         scratch.reset();
         for tile in tiles.clone() {
@@ -257,12 +274,12 @@ impl<T: Element> Operands<'_, T> {
             let keys = &self.keys[tile_index * TILE * width..][..TILE * width];
             let values = tile_index * TILE * width..(tile_index + 1) * TILE * width;
             match plan.options.pv_mode {
-                PvMode::Fp8 => instructions.decode_e4m3(&quantized.value_codes[values], &mut scratch.values),
+                PvMode::Fp8 => instructions.decode_e4m3(&self.value.value_codes[values], &mut scratch.values),
                 PvMode::F16 => {
-                    T::Rounded::widen(bytemuck::cast_slice(&quantized.value_elements[values]), &mut scratch.values);
+                    T::Rounded::widen(bytemuck::cast_slice(&self.value.value_elements[values]), &mut scratch.values);
                 }
             }
-            let stored = &quantized.key_scales[tile_index * KEY_SCALES_PER_TILE as usize..];
+            let stored = &self.quantized_key.key_scales[tile_index * KEY_SCALES_PER_TILE as usize..];
             let key_scales = std::array::from_fn(|key| stored[scale::key_scale_index(key as u32) as usize]);
             let bias = query_mean.map(|query_mean| {
                 read_keys(plan, &self.key, key_mean, [key_head, tile], &mut scratch.smoothed_keys);
@@ -281,7 +298,7 @@ impl<T: Element> Operands<'_, T> {
                     continue;
                 }
                 let padded_row = batch_head * padded_queries(problem.query_len as u32) as usize + first + block;
-                let queries = &quantized.query_codes[padded_row * width..][..ROWS * width];
+                let queries = &self.query.query_codes[padded_row * width..][..ROWS * width];
                 instructions.dots(queries, keys, &mut scratch.dots);
                 scratch.probabilities.fill(0.0);
                 for row in block_rows {
@@ -329,15 +346,15 @@ impl<T: Element> Operands<'_, T> {
             let segment = tile / SEGMENT_TILES as usize;
             let segment_ends = (tile + 1).is_multiple_of(SEGMENT_TILES as usize) && !self.summation.stays_f16();
             if tile + 1 == tiles.end || segment_ends {
-                let means = quantized.value_mean_codes.get((key_head * segment_count + segment) * width..);
+                let means = self.value.value_mean_codes.get((key_head * segment_count + segment) * width..);
                 scratch
                     .finish_segment(means.and_then(|means| means.get(..width)).unwrap_or(&[0.0; MAX_WIDTH][..width]));
             }
         }
-        let scales = quantized.value_scales.get(key_head * width..).and_then(|scales| scales.get(..width));
+        let scales = self.value.value_scales.get(key_head * width..).and_then(|scales| scales.get(..width));
         // capped scores are not smoothed any more
         let shifts = if plan.options.soft_cap.is_some() { &[] } else { shifts };
-        let output_mean = nth_row(&quantized.output_mean, key_head, width);
+        let output_mean = nth_row(&self.value.output_mean, key_head, width);
         let head = batch_head % problem.query_heads;
         let sink = self.call_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
         scratch.finish(scales.unwrap_or(&[1.0; MAX_WIDTH][..width]), output_mean, shifts, ceiling, sink);
@@ -345,7 +362,7 @@ impl<T: Element> Operands<'_, T> {
 
     fn query_scale(&self, batch_head: usize, row: usize) -> f32 {
         let stored = scale::query_scale_index(padded_queries(self.plan.problem.query_len as u32)) as usize;
-        self.quantized.query_scales[batch_head * stored + scale::query_scale_index(row as u32) as usize]
+        self.query.query_scales[batch_head * stored + scale::query_scale_index(row as u32) as usize]
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) const MAX_WIDTH: usize = sage_layout::tile::MAX_HEAD_DIM as usize;
 ///
 /// "Query heads" below counts all batches' query heads, "key heads" all batches' key heads. Lengths are padded as
 /// [`sage_layout::tile`] says, channels to the padded head dimension (`width`); padding has code 0.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantized {
     /// 64, 128 or 256.
     pub width: usize,
@@ -66,62 +66,66 @@ pub struct Quantized {
     pub log_sum_exp_shift: Vec<f32>,
 }
 
-/// Quantizes one call's inputs, which must be finite.
-pub(crate) fn quantize<T: Element>(plan: &Resolved, query: &[T], key: &[T], value: &[T]) -> Result<Quantized, Error> {
+/// Quantizes some of a call's inputs, which must be finite; the others' codes stay empty. Queries without keys may need what `key`
+/// has, keys that were quantized before.
+pub(crate) fn quantize<T: Element>(
+    plan: &Resolved,
+    [query, key, value]: [Option<&[T]>; 3],
+    quantized_key: Option<&Quantized>,
+) -> Result<Quantized, Error> {
     let (problem, options) = (&plan.problem, &plan.options);
     let (head_dim, width) = (problem.head_dim, plan.padded_head_dim as usize);
-    let query = View { elements: query, strides: problem.query_strides, head_dim };
-    let key = View { elements: key, strides: problem.key_strides, head_dim };
-    let value = View { elements: value, strides: problem.value_strides, head_dim: problem.value_head_dim };
+    let query = query.map(|elements| View { elements, strides: problem.query_strides, head_dim });
+    let key = key.map(|elements| View { elements, strides: problem.key_strides, head_dim });
+    let value =
+        value.map(|elements| View { elements, strides: problem.value_strides, head_dim: problem.value_head_dim });
 
     // First of all, so that nothing is computed where memory does not suffice: all else is small beside the codes.
-    let padded_queries = padded_queries(problem.query_len as u32) as usize;
-    let padded_keys = key_tiles(problem.key_len as u32) as usize * TILE;
-    let mut query_codes = zeroed("query codes", problem.batch * problem.query_heads * padded_queries * width)?;
-    let mut key_codes = zeroed("key codes", problem.batch * problem.key_heads * padded_keys * width)?;
-    let values = problem.batch * problem.key_heads * padded_keys * width;
-    let [value_codes_len, value_elements_len] = match options.pv_mode {
-        PvMode::Fp8 => [values, 0],
-        PvMode::F16 => [0, values],
-    };
-    let mut value_codes = zeroed("value codes", value_codes_len)?;
-    let mut value_elements = zeroed("padded values", value_elements_len)?;
-
-    let key_mean = if options.smooth_k { channel_mean(plan, &key) } else { Vec::new() };
-    let key_scales = quantize_key(plan, &key, &key_mean, &mut key_codes);
-    let ValueScales { scales, inverses, means, mean_codes } = match options.pv_mode {
-        PvMode::Fp8 => value_scales(plan, &value),
-        PvMode::F16 => ValueScales::default(),
-    };
-    let output_mean = match (options.pv_mode, plan.smooth_v) {
-        (PvMode::F16, true) => channel_mean(plan, &value),
-        _ => Vec::new(),
-    };
-    match options.pv_mode {
-        PvMode::Fp8 => quantize_value(plan, &value, &inverses, &means, &mut value_codes),
-        PvMode::F16 => pad_value(plan, &value, &output_mean, &mut value_elements),
-    }
-    let query_means = if options.smooth_q { query_means(plan, &query) } else { Vec::new() };
-    let query_scales = quantize_query(plan, &query, &query_means, &mut query_codes);
-    let log_sum_exp_shift =
-        if plan.has_log_sum_exp_shift() { log_sum_exp_shift(plan, &query, &key_mean) } else { Vec::new() };
-    Ok(Quantized {
+    let queries = problem.batch * problem.query_heads * padded_queries(problem.query_len as u32) as usize;
+    let keys = problem.batch * problem.key_heads * key_tiles(problem.key_len as u32) as usize * TILE;
+    let codes = |is_there, rows: usize| if is_there { rows * width } else { 0 };
+    let is_fp8 = options.pv_mode == PvMode::Fp8;
+    let mut quantized = Quantized {
         width,
         qk_mode: options.qk_mode,
-        query_codes,
-        query_scales,
-        key_codes,
-        key_scales,
-        value_elements,
-        value_codes,
-        value_scales: scales,
-        value_means: means,
-        value_mean_codes: mean_codes,
-        output_mean,
-        query_means,
-        key_mean,
-        log_sum_exp_shift,
-    })
+        query_codes: zeroed("query codes", codes(query.is_some(), queries))?,
+        key_codes: zeroed("key codes", codes(key.is_some(), keys))?,
+        value_codes: zeroed("value codes", codes(value.is_some() && is_fp8, keys))?,
+        value_elements: zeroed("padded values", codes(value.is_some() && !is_fp8, keys))?,
+        ..Default::default()
+    };
+
+    if let Some(key) = &key {
+        if options.smooth_k {
+            quantized.key_mean = channel_mean(plan, key);
+        }
+        quantized.key_scales = quantize_key(plan, key, &quantized.key_mean, &mut quantized.key_codes);
+    }
+    match (&value, options.pv_mode) {
+        (None, _) => {}
+        (Some(value), PvMode::Fp8) => {
+            let ValueScales { scales, inverses, means, mean_codes } = value_scales(plan, value);
+            quantize_value(plan, value, &inverses, &means, &mut quantized.value_codes);
+            (quantized.value_scales, quantized.value_means, quantized.value_mean_codes) = (scales, means, mean_codes);
+        }
+        (Some(value), PvMode::F16) => {
+            if plan.smooth_v {
+                quantized.output_mean = channel_mean(plan, value);
+            }
+            pad_value(plan, value, &quantized.output_mean, &mut quantized.value_elements);
+        }
+    }
+    if let Some(query) = &query {
+        if options.smooth_q {
+            quantized.query_means = query_means(plan, query);
+        }
+        quantized.query_scales = quantize_query(plan, query, &quantized.query_means, &mut quantized.query_codes);
+        if plan.has_log_sum_exp_shift() {
+            let key_mean = quantized_key.map_or(&quantized.key_mean, |key| &key.key_mean);
+            quantized.log_sum_exp_shift = log_sum_exp_shift(plan, query, key_mean);
+        }
+    }
+    Ok(quantized)
 }
 
 /// Sum, minimum and maximum of every channel over each segment of tokens: `[key heads][segments][width]`.

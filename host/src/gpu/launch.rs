@@ -7,8 +7,9 @@ use crate::error::Error;
 use crate::kernels::{self, Call};
 use crate::options::{AttentionOptions, Bias, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
+use crate::quantized::Operand;
 use crate::tensor::{DType, SequenceLengths, Strides, extent};
-use crate::workspace;
+use crate::workspace::{self, BufferAddresses};
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch::{self, Choice};
 use sage_layout::kernel::Family;
@@ -172,8 +173,6 @@ impl AttentionPlan {
         ] {
             check_tensor(argument, address, problem.dtype, shape, strides)?;
         }
-        check_log_sum_exp(self.options().return_lse, buffers.log_sum_exp, self.log_sum_exp_len())?;
-        check_sinks(self.options().sinks, buffers.sinks, problem.query_heads)?;
         let (got, expected) = (buffers.lengths.kind(), problem.lengths);
         if got != expected {
             return Err(Error::LengthsKind { got, expected });
@@ -187,6 +186,15 @@ impl AttentionPlan {
                 check_lengths("cu_seqlens_k", cu_seqlens_k, problem.batch + 1)?;
             }
         }
+        self.check_what_options_ask_for(buffers)?;
+        check_workspace(buffers.workspace, buffers.workspace_bytes, self.workspace_bytes())
+    }
+
+    /// Checks the addresses that there are if an option is.
+    pub(super) fn check_what_options_ask_for(&self, buffers: &GpuBuffers) -> Result<(), Error> {
+        let problem = self.problem();
+        check_log_sum_exp(self.options().return_lse, buffers.log_sum_exp, self.log_sum_exp_len())?;
+        check_sinks(self.options().sinks, buffers.sinks, problem.query_heads)?;
         let AttentionOptions { bias, boolean_mask, .. } = *self.options();
         let extent = |strides: ScoreStrides| strides.extent(problem.score_shape()).expect("checked by the plan");
         let address = wanted("bias", bias.is_some(), buffers.bias)?;
@@ -198,7 +206,7 @@ impl AttentionPlan {
         if let (Some(strides), Some(address)) = (boolean_mask, address) {
             check_address("boolean_mask", address, extent(strides), 1)?;
         }
-        check_workspace(buffers.workspace, buffers.workspace_bytes, self.workspace_bytes())
+        Ok(())
     }
 }
 
@@ -259,22 +267,64 @@ impl PreparedPlan {
         self.plan.check_buffers(buffers)?;
         let _current = self.gpu.enter()?;
         buffers.addresses().try_for_each(|(argument, address)| self.gpu.check(argument, address))?;
-        let attention = self.kernels.attention.kernel.family();
-        let call = Call { plan: &self.plan, buffers, attention, multiprocessors: self.gpu.multiprocessors() };
-        // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`; each
-        // kernel gets its own parameters, in the grid that they document; and a stream runs its kernels in order.
-        let launch =
-            |family, grid, params: Params| unsafe { launch_kernel(self.kernels.of(family), stream, grid, &params) };
-        if part != Part::Attention {
-            let (counters, bytes) = call.counters();
-            // SAFETY: the counters lie in the workspace, which `check_buffers` found to be large enough.
-            unsafe { cuda!(cuMemsetD8Async(counters, 0, bytes as usize, stream.cast()))? };
-            call.quantize(launch)?;
-        }
-        if part != Part::Quantization {
-            call.attend(launch)?;
+        let call = self.call(buffers, self.plan.workspace.buffers(buffers.workspace));
+        // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`.
+        unsafe {
+            if part != Part::Attention {
+                self.enqueue_quantization(&call, &Operand::ALL, stream)?;
+            }
+            if part != Part::Quantization {
+                self.enqueue_attention(&call, stream)?;
+            }
         }
         Ok(())
+    }
+
+    pub(super) fn call<'a>(&'a self, buffers: &'a GpuBuffers, workspace: BufferAddresses) -> Call<'a> {
+        let (attention, multiprocessors) = (self.kernels.attention.kernel.family(), self.gpu.multiprocessors());
+        Call { plan: &self.plan, buffers, workspace, attention, multiprocessors }
+    }
+
+    /// Enqueues a memset of a call's counters.
+    ///
+    /// # Safety
+    ///
+    /// The call's workspace must hold the counters, on this GPU, whose context is current.
+    pub(super) unsafe fn reset_counters(&self, call: &Call, stream: *mut c_void) -> Result<(), Error> {
+        let (counters, bytes) = call.counters();
+        // SAFETY: forwarded contract.
+        unsafe { cuda!(cuMemsetD8Async(counters, 0, bytes as usize, stream.cast())) }
+    }
+
+    /// Enqueues what quantizes some operands.
+    ///
+    /// # Safety
+    ///
+    /// The call's addresses must be what the plan needs for these operands, on this GPU, whose context is current.
+    pub(super) unsafe fn enqueue_quantization(
+        &self,
+        call: &Call,
+        operands: &[Operand],
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        // SAFETY: forwarded contract; each kernel gets its own parameters, in the grid that they document; and a stream runs its
+        // kernels in order.
+        unsafe {
+            self.reset_counters(call, stream)?;
+            call.quantize(operands, |family, grid, params| {
+                launch_kernel(self.kernels.of(family), stream, grid, &params)
+            })
+        }
+    }
+
+    /// Enqueues the attention kernel.
+    ///
+    /// # Safety
+    ///
+    /// As for [`enqueue_quantization`](Self::enqueue_quantization), for all operands; they are quantized, and the counters 0.
+    pub(super) unsafe fn enqueue_attention(&self, call: &Call, stream: *mut c_void) -> Result<(), Error> {
+        // SAFETY: forwarded contract, and as above.
+        call.attend(|family, grid, params| unsafe { launch_kernel(self.kernels.of(family), stream, grid, &params) })
     }
 }
 
@@ -344,6 +394,14 @@ pub(crate) fn check_sinks(is_wanted: bool, address: Option<u64>, heads: usize) -
         Some(address) => check_address("sinks", address, heads as u64 * 4, 4),
         None => Ok(()),
     }
+}
+
+/// A buffer of `bytes` bytes that is laid out as a part of a workspace is.
+pub(super) fn check_buffer(argument: &'static str, address: u64, bytes: u64, needed: u64) -> Result<(), Error> {
+    if bytes < needed {
+        return Err(Error::BufferTooSmall { argument, got: bytes, needed });
+    }
+    check_address(argument, address, needed, workspace::ALIGNMENT)
 }
 
 /// A workspace of `bytes` bytes.

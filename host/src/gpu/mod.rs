@@ -6,6 +6,7 @@
 //! | `raw` | the driver functions that are called |
 //! | `module` | the embedded kernels, and how one is loaded |
 //! | [`launch`] | what a plan puts on a stream |
+//! | [`quantized`] | the same for operands that are quantized by themselves |
 //! | `memory` | device memory and streams of our own |
 
 pub(crate) mod driver;
@@ -13,6 +14,7 @@ pub mod launch;
 #[doc(hidden)]
 pub mod memory;
 pub(crate) mod module;
+pub mod quantized;
 #[doc(hidden)]
 pub mod raw;
 
@@ -30,6 +32,7 @@ use std::sync::{Mutex, OnceLock};
 #[doc(hidden)]
 pub use driver::bind_to;
 pub use launch::{GpuBuffers, PreparedPlan};
+pub use quantized::{AttendBuffers, GpuQuantized, QuantizeBuffers};
 
 /// An NVIDIA GPU that kernels exist for.
 ///

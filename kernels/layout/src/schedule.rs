@@ -54,7 +54,7 @@ pub struct TilesPerHead {
     pub query: u32,
     /// Key tiles.
     pub key: u32,
-    /// Value tiles; as many as key tiles.
+    /// Value tiles; as many as key tiles, if both are quantized.
     pub value: u32,
 }
 
@@ -65,6 +65,11 @@ impl TilesPerHead {
 
     const fn quantization(&self) -> u32 {
         self.query + self.key + self.value
+    }
+
+    /// Tiles of a head's keys, or of its values if keys are not worked on.
+    const fn of_head(&self) -> u32 {
+        if self.key == 0 { self.value } else { self.key }
     }
 }
 
@@ -82,9 +87,9 @@ pub struct Order {
     pub items: u32,
     /// Statistics items that come before the first quantization.
     pub lead: u32,
-    /// Statistics' share of the items, in parts of 2³².
+    /// Statistics' share of the items, in parts of 2³¹.
     pub statistics_share: u32,
-    /// Queries' share of a head's quantization, in parts of 2³².
+    /// Queries' share of a head's quantization, in parts of 2³¹.
     pub query_share: u32,
 }
 
@@ -94,7 +99,7 @@ impl Order {
     pub const fn new(heads: u32, tiles: TilesPerHead, lag: u32) -> Self {
         let statistics = heads * tiles.statistics();
         let quantization = heads * tiles.quantization();
-        let lead = tiles.key + lag + ROUNDING;
+        let lead = tiles.of_head() + lag + ROUNDING;
         Self {
             tiles,
             statistics,
@@ -152,15 +157,18 @@ impl Order {
 /// Items by which rounding may move the two streams against each other.
 const ROUNDING: u32 = 2;
 
-/// `part / whole` in parts of 2³², rounded up.
+/// log₂ of the parts that shares are counted in, so that 32 bits hold the share of all.
+const SHARE_BITS: u32 = 31;
+
+/// `part / whole`, rounded up; `whole` is at most 2³¹.
 const fn share(part: u32, whole: u32) -> u32 {
-    if whole == 0 { 0 } else { ((part as u64) << 32).div_ceil(whole as u64) as u32 }
+    if whole == 0 { 0 } else { ((part as u64) << SHARE_BITS).div_ceil(whole as u64) as u32 }
 }
 
 /// How many of the first `count` belong to a share. Of all `whole` of [`share`], it is `part`.
 #[inline(always)]
 const fn part(count: u32, share: u32) -> u32 {
-    ((count as u64 * share as u64) >> 32) as u32
+    ((count as u64 * share as u64) >> SHARE_BITS) as u32
 }
 
 /// Quotient and remainder; zeros by 0.
@@ -226,7 +234,7 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// Orders of many shapes: with and without statistics of keys and of values; queries of any number.
+    /// Orders of many shapes: with and without statistics of keys and of values; queries of any number; and of each operand alone.
     fn orders() -> impl Iterator<Item = (u32, Order)> {
         let heads = [1, 2, 3, 7, 33].into_iter();
         let lengths = heads.flat_map(|heads| [1, 2, 5, 8, 40].map(|key| (heads, key)));
@@ -234,7 +242,7 @@ mod tests {
         let parts = queries.flat_map(|shape| {
             [(true, true), (false, true), (true, false), (false, false)].map(|statistics| (shape, statistics))
         });
-        parts.flat_map(|((heads, key, query), (key_statistics, value_statistics))| {
+        let each = parts.map(|((heads, key, query), (key_statistics, value_statistics))| {
             let tiles = TilesPerHead {
                 key_statistics: if key_statistics { key } else { 0 },
                 value_statistics: if value_statistics { key } else { 0 },
@@ -242,8 +250,14 @@ mod tests {
                 key,
                 value: key,
             };
-            [0, 1, 10, 264].map(|lag| (heads, Order::new(heads, tiles, lag)))
-        })
+            let none = TilesPerHead { key_statistics: 0, value_statistics: 0, query: 0, key: 0, value: 0 };
+            let queries = TilesPerHead { query, ..none };
+            let keys = TilesPerHead { key_statistics: tiles.key_statistics, key, ..none };
+            let values = TilesPerHead { value_statistics: tiles.value_statistics, value: key, ..none };
+            [tiles, queries, keys, values]
+                .map(|tiles| [0, 1, 10, 264].map(|lag| (heads, Order::new(heads, tiles, lag))))
+        });
+        each.flatten().flatten()
     }
 
     #[test]
@@ -266,7 +280,7 @@ mod tests {
     #[test]
     fn statistics_come_first() {
         for (_, order) in orders() {
-            let lag = order.lead.saturating_sub(order.tiles.key + ROUNDING);
+            let lag = order.lead.saturating_sub(order.tiles.of_head() + ROUNDING);
             let mut statistics = 0;
             for index in 0..order.items {
                 let Item { work, head, .. } = order.nth(index).expect("an item at every index");
@@ -306,7 +320,7 @@ mod tests {
                     Work::Query => None,
                 };
                 if let Some(first) = reread {
-                    assert!(statistics - first <= order.lead + order.tiles.key + ROUNDING);
+                    assert!(statistics - first <= order.lead + order.tiles.of_head() + ROUNDING);
                 }
             }
         }

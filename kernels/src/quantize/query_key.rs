@@ -241,7 +241,10 @@ pub unsafe fn quantize_query<E: Element, S: Sequences, const HEAD_DIM: u32, cons
             let mut mean = [0.0; CHUNK];
             // without keys, there is no mean
             if !S::RAGGED || sequence.keys(0) != 0 {
-                wait_for_statistics(params, Tensor::Key, key_head, sequence);
+                // unless an earlier launch took them
+                if params.order.tiles.key_statistics != 0 {
+                    wait_for_statistics(params, Tensor::Key, key_head, sequence);
+                }
                 let row = sequence.row(key_head, &params.sequences);
                 mean = load_channels::<CHUNK>(
                     params.key_mean + 4 * (row as u64 * HEAD_DIM as u64 + (chunk * CHUNK as u32) as u64),

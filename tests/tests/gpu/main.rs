@@ -12,6 +12,7 @@ mod masks;
 mod memory;
 mod mma;
 mod properties;
+mod quantized;
 mod shapes;
 mod streams;
 mod varlen;
