@@ -15,7 +15,7 @@ use half::f16;
 /// What [`attention()`] computes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionOutput<T> {
-    /// `[batch, query_heads, query_len, head_dim]`, laid out by the problem's `output_strides`. Elements between rows
+    /// `[batch, query_heads, query_len, value_head_dim]`, laid out by the problem's `output_strides`. Elements between rows
     /// that the strides leave free are zero.
     pub output: Vec<T>,
     /// Natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, or `[query_heads, query_len]` with
@@ -141,7 +141,7 @@ pub(crate) fn check_tensor<'a, T: Element>(
 /// A plan's results, all zeros.
 pub(crate) fn new_output<T: Element>(plan: &AttentionPlan) -> Result<AttentionOutput<T>, Error> {
     let problem = plan.problem();
-    let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
+    let elements = extent(problem.output_shape(), problem.output_strides).expect("checked by the plan") as usize;
     let log_sum_exp = || cpu::zeroed("log_sum_exp", plan.log_sum_exp_len());
     Ok(AttentionOutput {
         output: cpu::zeroed("output", elements)?,

@@ -15,9 +15,11 @@ use sage_layout::dispatch::Modes;
 #[non_exhaustive]
 pub enum Unsupported {
     /// A head dimension that no kernel is made for.
-    #[error("head_dim is {got}; allowed are 1 to 256")]
+    #[error("{argument} is {got}; allowed are 1 to 256")]
     HeadDim {
-        /// The problem's head dimension.
+        /// `head_dim` or `value_head_dim`.
+        argument: &'static str,
+        /// What the problem says.
         got: usize,
     },
     /// Query heads that can't be dealt evenly to key heads.

@@ -11,7 +11,7 @@ use crate::gpu::GpuBuffers;
 use crate::options::{CausalAlign, Mask, QkMode, ScoreStrides};
 use crate::plan::{AttentionPlan, Places, Resolved, modifies_scores};
 use crate::quantized::Operand;
-use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout};
+use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout, rounded_row};
 use crate::workspace::{BufferAddresses, Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
@@ -94,9 +94,9 @@ impl Call<'_> {
             for &operand in operands {
                 let ((address, shape, strides), rounded) =
                     (self.tensors()[operand as usize], rounded[operand as usize]);
-                let [batch, heads, tokens, _] = shape;
+                let [batch, heads, tokens, head_dim] = shape;
                 let tiles = tile::key_tiles(tokens as u32);
-                let (rounded, row) = (self.address(rounded), problem.rounded_row() as u32);
+                let (rounded, row) = (self.address(rounded), rounded_row(head_dim) as u32);
                 let params = RoundParams { source: view(address, shape, strides), rounded, tiles, row };
                 launch(Family::Round, [(batch * heads) as u32 * tiles, 1, 1], params.into())?;
             }
@@ -177,7 +177,7 @@ impl Call<'_> {
     pub fn attend<E>(&self, mut launch: impl FnMut(Family, [u32; 3], Params) -> Result<(), E>) -> Result<(), E> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let problem = &resolved.problem;
-        let output = self.view(self.buffers.output, problem.query_shape(), problem.output_strides);
+        let output = self.view(self.buffers.output, problem.output_shape(), problem.output_strides);
         let [_, keys, _] = self.inputs();
         let is_persistent = self.attention.is_persistent();
         let (queries, resident) = match is_persistent {
@@ -376,8 +376,8 @@ impl Call<'_> {
         let Some(mut rounded) = self.plan.workspace.rounded.map(<[Region; 3]>::into_iter) else {
             return self.tensors().map(|(address, shape, strides)| self.view(address, shape, strides));
         };
-        let row = self.plan.problem().rounded_row();
-        self.tensors().map(|(_, [batch, heads, tokens, _], _)| {
+        self.tensors().map(|(_, [batch, heads, tokens, head_dim], _)| {
+            let row = rounded_row(head_dim);
             let address = rounded.next().map_or(0, |region| self.address(region));
             self.view(address, [batch, heads, tokens, row], TensorLayout::Hnd.strides(heads, tokens, row))
         })

@@ -36,11 +36,11 @@ pub(crate) struct Places {
 pub(crate) struct Resolved {
     pub problem: AttentionProblem,
     pub options: AttentionOptions,
-    /// The options' scale, or head_dim^-½.
+    /// The options' scale, or head_dim^-½ of the queries.
     pub softmax_scale: f32,
     /// Which keys a query sees.
     pub visible: Band,
-    /// 64, 128 or 256.
+    /// 64, 128 or 256: what the larger of the queries' and the values' head dimension is padded to.
     pub padded_head_dim: u32,
     /// The options' `smooth_v`, where it is a question: see there.
     pub smooth_v: bool,
@@ -183,7 +183,7 @@ impl Resolved {
             options,
             softmax_scale: options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)),
             visible,
-            padded_head_dim: tile::padded_head_dim(problem.head_dim as u32).expect("checked"),
+            padded_head_dim: padded_head_dim(problem.head_dim, problem.value_head_dim).expect("checked"),
             smooth_v: options.smooth_v
                 && match (options.pv_mode, options.pv_accum) {
                     (PvMode::Fp8, PvAccum::F32) => problem.key_len > tile::KEY_TILE as usize,
@@ -261,7 +261,7 @@ impl AttentionPlan {
 ///
 /// The first reason that is found against it.
 pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Unsupported> {
-    let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, .. } = *problem;
+    let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, value_head_dim, .. } = *problem;
     for (argument, size) in [
         ("batch", batch),
         ("query_heads", query_heads),
@@ -274,9 +274,7 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         }
         at_most(argument, size as u64, MAX_SIZE)?;
     }
-    if tile::padded_head_dim(u32::try_from(head_dim).unwrap_or(u32::MAX)).is_none() {
-        return Err(Unsupported::HeadDim { got: head_dim });
-    }
+    padded_head_dim(head_dim, value_head_dim)?;
     if query_heads % key_heads != 0 {
         return Err(Unsupported::HeadRatio { query_heads, key_heads });
     }
@@ -292,9 +290,9 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
 
     check_strides("query", problem.query_shape(), problem.query_strides)?;
     check_strides("key", problem.key_shape(), problem.key_strides)?;
-    check_strides("value", problem.key_shape(), problem.value_strides)?;
-    check_strides("output", problem.query_shape(), problem.output_strides)?;
-    check_no_overlap(problem.query_shape(), problem.output_strides)?;
+    check_strides("value", problem.value_shape(), problem.value_strides)?;
+    check_strides("output", problem.output_shape(), problem.output_strides)?;
+    check_no_overlap(problem.output_shape(), problem.output_strides)?;
 
     if options.mask == Mask::Causal && problem.lengths != Lengths::Uniform {
         return Err(Unsupported::CausalLengths { lengths: problem.lengths });
@@ -364,6 +362,15 @@ fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         AttentionOptions { qk_mode: QkMode::Int4, .. } => Err(Unsupported::Lengths { option: "qk_mode Int4", lengths }),
         _ => Ok(()),
     }
+}
+
+/// What the kernels' head dimension is for these of queries and of values.
+pub(crate) fn padded_head_dim(head_dim: usize, value_head_dim: usize) -> Result<u32, Unsupported> {
+    let padded = |argument, got: usize| {
+        let padded = u32::try_from(got).ok().and_then(tile::padded_head_dim);
+        padded.ok_or(Unsupported::HeadDim { argument, got })
+    };
+    Ok(padded("head_dim", head_dim)?.max(padded("value_head_dim", value_head_dim)?))
 }
 
 pub(crate) fn at_most(argument: &'static str, got: u64, allowed: u64) -> Result<(), Unsupported> {

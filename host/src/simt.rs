@@ -107,7 +107,7 @@ impl Execution {
         let lengths = call_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
         let bias = call_inputs.bias.map(|bias| memory.upload("bias", bias.bytes()));
         let boolean_mask = call_inputs.boolean_mask.map(|mask| memory.upload("boolean_mask", mask));
-        let elements = extent(problem.query_shape(), problem.output_strides).expect("checked by the plan") as usize;
+        let elements = extent(problem.output_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
         let lse_bytes = plan.log_sum_exp_len() * size_of::<f32>();

@@ -157,8 +157,10 @@ impl<A> SequenceLengths<A> {
 ///
 /// | tensor | shape | with [`Lengths::Packed`] |
 /// |---|---|---|
-/// | query, output | `[batch, query_heads, query_len, head_dim]` | `[query_heads, query_len, head_dim]` |
-/// | key, value | `[batch, key_heads, key_len, head_dim]` | `[key_heads, key_len, head_dim]` |
+/// | query | `[batch, query_heads, query_len, head_dim]` | `[query_heads, query_len, head_dim]` |
+/// | key | `[batch, key_heads, key_len, head_dim]` | `[key_heads, key_len, head_dim]` |
+/// | value | `[batch, key_heads, key_len, value_head_dim]` | `[key_heads, key_len, value_head_dim]` |
+/// | output | `[batch, query_heads, query_len, value_head_dim]` | `[query_heads, query_len, value_head_dim]` |
 ///
 /// in whatever order of all axes but the last the strides say; channels are always adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,8 +175,11 @@ pub struct AttentionProblem {
     pub query_len: usize,
     /// Keys and values a sequence; of all together with [`Lengths::Packed`].
     pub key_len: usize,
-    /// Channels a head, 1 to 256.
+    /// Channels a head of queries and keys, 1 to 256.
     pub head_dim: usize,
+    /// Channels a head of values and output, 1 to 256. As many as queries have, but for
+    /// [`with_value_head_dim`](Self::with_value_head_dim). Kernels compute as many of both as the larger has.
+    pub value_head_dim: usize,
     /// Whether sequences are equally long.
     pub lengths: Lengths,
     /// Element type of all four tensors.
@@ -211,6 +216,7 @@ impl AttentionProblem {
             query_len,
             key_len,
             head_dim,
+            value_head_dim: head_dim,
             lengths: Lengths::Uniform,
             dtype,
             query_strides: queries,
@@ -238,6 +244,14 @@ impl AttentionProblem {
     /// ([`SequenceLengths::PaddedKeys`]).
     pub fn with_padded_keys(self) -> Self {
         Self { lengths: Lengths::PaddedKeys, ..self }
+    }
+
+    /// The same problem with values and output of so many channels, as multi-head latent attention has. Their strides are multiplied
+    /// accordingly: contiguous tensors stay so.
+    pub fn with_value_head_dim(self, value_head_dim: usize) -> Self {
+        let strides = |strides| with_channels(strides, self.value_head_dim, value_head_dim);
+        let [value_strides, output_strides] = [self.value_strides, self.output_strides].map(strides);
+        Self { value_head_dim, value_strides, output_strides, ..self }
     }
 
     /// The problem that four tensors of one layout pose.
@@ -274,8 +288,9 @@ impl AttentionProblem {
             }
         };
         same("key", key_shape, "query", query_shape, &[0, 3])?;
-        same("value", value_shape, "key", key_shape, &[0, 1, 2, 3])?;
-        same("output", output_shape, "query", query_shape, &[0, 1, 2, 3])?;
+        same("value", value_shape, "key", key_shape, &[0, 1, 2])?;
+        same("output", output_shape, "query", query_shape, &[0, 1, 2])?;
+        same("output", output_shape, "value", value_shape, &[3])?;
         let [batch, query_heads, query_len, head_dim] = query_shape;
         let [_, key_heads, key_len, _] = key_shape;
         Ok(Self {
@@ -285,6 +300,7 @@ impl AttentionProblem {
             query_len,
             key_len,
             head_dim,
+            value_head_dim: value_shape[3],
             lengths: Lengths::Uniform,
             dtype: query.dtype,
             query_strides,
@@ -294,18 +310,13 @@ impl AttentionProblem {
         })
     }
 
-    /// An operand's shape, `[batch, heads, tokens, head_dim]`, and strides.
+    /// An operand's shape, `[batch, heads, tokens, channels]`, and strides.
     pub(crate) fn operand(&self, operand: Operand) -> ([usize; 4], Strides) {
         match operand {
             Operand::Query => (self.query_shape(), self.query_strides),
             Operand::Key => (self.key_shape(), self.key_strides),
-            Operand::Value => (self.key_shape(), self.value_strides),
+            Operand::Value => (self.value_shape(), self.value_strides),
         }
-    }
-
-    /// Channels of a row, once it is rounded from f32 to f16: whole chunks of eight.
-    pub(crate) fn rounded_row(&self) -> usize {
-        self.head_dim.next_multiple_of(8)
     }
 
     /// Batches that the tensors have: 1 with [`Lengths::Packed`].
@@ -313,7 +324,7 @@ impl AttentionProblem {
         if self.lengths == Lengths::Packed { 1 } else { self.batch }
     }
 
-    /// `[batch, query_heads, query_len, head_dim]`: the shape of query and output. The batch is 1 with [`Lengths::Packed`].
+    /// `[batch, query_heads, query_len, head_dim]`: the shape of the query. The batch is 1 with [`Lengths::Packed`], here and in the next.
     pub fn query_shape(&self) -> [usize; 4] {
         [self.batches(), self.query_heads, self.query_len, self.head_dim]
     }
@@ -323,9 +334,19 @@ impl AttentionProblem {
         [self.batches(), self.query_heads, self.query_len, self.key_len]
     }
 
-    /// `[batch, key_heads, key_len, head_dim]`: the shape of key and value. The batch is 1 with [`Lengths::Packed`].
+    /// `[batch, key_heads, key_len, head_dim]`: the shape of the key.
     pub fn key_shape(&self) -> [usize; 4] {
         [self.batches(), self.key_heads, self.key_len, self.head_dim]
+    }
+
+    /// `[batch, key_heads, key_len, value_head_dim]`: the shape of the value.
+    pub fn value_shape(&self) -> [usize; 4] {
+        [self.batches(), self.key_heads, self.key_len, self.value_head_dim]
+    }
+
+    /// `[batch, query_heads, query_len, value_head_dim]`: the shape of the output.
+    pub fn output_shape(&self) -> [usize; 4] {
+        [self.batches(), self.query_heads, self.query_len, self.value_head_dim]
     }
 }
 
@@ -372,6 +393,18 @@ impl<'a> TensorDesc<'a> {
             ),
         })
     }
+}
+
+/// The strides of a contiguous tensor, had it `to` channels instead of `from`; `i64::MAX` in place of what is larger.
+pub(crate) fn with_channels(Strides { batch, head, token }: Strides, from: usize, to: usize) -> Strides {
+    let [from, to] = [from.max(1), to].map(|channels| i64::try_from(channels).unwrap_or(i64::MAX));
+    let [batch, head, token] = [batch, head, token].map(|stride| (stride / from).saturating_mul(to));
+    Strides { batch, head, token }
+}
+
+/// Channels of a row of so many, once it is rounded from f32 to f16: whole chunks of eight.
+pub(crate) fn rounded_row(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(8)
 }
 
 /// How far a tensor with these sizes and strides reaches: the index after its last element, if 64 bits hold its

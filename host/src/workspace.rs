@@ -5,7 +5,8 @@
 
 use crate::options::{PvMode, QkMode};
 use crate::plan::{Places, Resolved};
-use crate::tensor::DType;
+use crate::quantized::Operand;
+use crate::tensor::{DType, rounded_row};
 use sage_layout::int4_tile;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
@@ -123,9 +124,11 @@ impl Workspace {
             region
         };
         let rounded = (resolved.problem.dtype == DType::F32).then(|| {
-            let shapes = [resolved.problem.query_shape(), resolved.problem.key_shape(), resolved.problem.key_shape()];
-            let row = (resolved.problem.rounded_row() * DType::F16.bytes()) as u64;
-            shapes.map(|[batch, heads, tokens, _]| region(Scratch, [(batch * heads) as u64, tokens as u64, row]))
+            Operand::ALL.map(|operand| {
+                let ([batch, heads, tokens, head_dim], _) = resolved.problem.operand(operand);
+                let row = rounded_row(head_dim) * DType::F16.bytes();
+                region(Scratch, [(batch * heads) as u64, tokens as u64, row as u64])
+            })
         });
         let workspace = Self {
             rounded,

@@ -413,6 +413,30 @@ fn lengths_are_read() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
+/// The output has the values' channels.
+#[test]
+fn values_have_a_head_dimension_of_their_own() {
+    let folder = Folder::new();
+    let [q, k] = [1, 2].map(|seed| Numbers::noise(Dtype::F16, &[2, 2, 30, 24], seed));
+    let v = Numbers::noise(Dtype::F16, &[2, 2, 30, 16], 3);
+    let output = folder.path("out.safetensors");
+    let result = |layout, tensors: [&Numbers; 3]| {
+        let [q, k, v] = tensors;
+        let input = folder.file("in.safetensors", &[("q", q), ("k", k), ("v", v)]);
+        succeed(&["attend", &input, &output, "--device", "cpu", "--layout", layout]);
+        Numbers::read(&output, "o")
+    };
+    let hnd = result("hnd", [&q, &k, &v]);
+    assert_eq!(hnd.shape, v.shape);
+    let nhd = result("nhd", [&q.swapped(), &k.swapped(), &v.swapped()]);
+    assert_eq!((nhd.shape.clone(), nhd.values), (hnd.swapped().shape, hnd.swapped().values));
+    let input = folder.file("reference.safetensors", &[("q", &q), ("k", &k), ("v", &v), ("o", &hnd)]);
+    let (table, _) = succeed(&["compare", &input, "--device", "cpu", "--reference", "o"]);
+    assert!(table.contains("1.000000"), "{table}");
+    let words = "reference `q` has shape [2, 2, 30, 24]; it must be [2, 2, 30, 16], as the output's";
+    fail(&["compare", &input, "--device", "cpu", "--reference", "q"], &[words]);
+}
+
 #[test]
 fn options_are_heeded() {
     let folder = Folder::new();
@@ -580,7 +604,7 @@ fn tensors_that_are_no_use() {
     let other = Numbers::noise(Dtype::F16, &[1, 2, 5, 8], 1);
     let q = Numbers::noise(Dtype::F16, SQUARE[0], 1);
     let input = folder.file("shape.safetensors", &[("q", &q), ("k", &q), ("v", &q), ("o", &other)]);
-    let words = "reference `o` has shape [1, 2, 5, 8]; it must be [1, 2, 5, 16], as the query's";
+    let words = "reference `o` has shape [1, 2, 5, 8]; it must be [1, 2, 5, 16], as the output's";
     fail(&["compare", &input, "--reference", "o"], &[words]);
 }
 

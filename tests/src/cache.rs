@@ -12,7 +12,7 @@ pub struct Steps<T> {
     pub cache: QuantizedKv,
     /// Each head's sink, if the options ask for it.
     pub sinks: Option<Vec<f32>>,
-    /// Of each sequence, the keys and values of each token, `[key_heads][head_dim]`.
+    /// Of each sequence, the keys, `[key_heads][head_dim]`, and values, `[key_heads][value_head_dim]`, of each token.
     pub tokens: Vec<Vec<[Vec<f64>; 2]>>,
     random: Random,
     element: std::marker::PhantomData<T>,
@@ -21,7 +21,7 @@ pub struct Steps<T> {
 /// What a step gave: rows of `[batch, query_heads, tokens]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// `[rows][head_dim]`
+    /// `[rows][value_head_dim]`
     pub output: Vec<f64>,
     /// `[rows]`; empty if not asked for.
     pub log_sum_exp: Vec<f64>,
@@ -53,26 +53,22 @@ impl<T: Element> Steps<T> {
     /// Appends random tokens.
     pub fn append(&mut self, device: Device) -> Result<(), Error> {
         let problem = *self.plan.problem();
-        let shape = problem.key_shape();
         let smooth_k = self.plan.options().smooth_k;
-        let key: Vec<T> = tensor(problem.key_strides, shape, |[_, head, _, channel]| {
+        let key: Vec<T> = tensor(problem.key_strides, problem.key_shape(), |[_, head, _, channel]| {
             let offset = if smooth_k { offset_of(head * problem.head_dim + channel) } else { 0.0 };
             self.random.normal() + offset
         });
-        let value: Vec<T> = tensor(problem.value_strides, shape, |_| self.random.normal());
+        let value: Vec<T> = tensor(problem.value_strides, problem.value_shape(), |_| self.random.normal());
         self.plan.append(device, &mut self.cache, &key, &value)?;
-        let [keys, values] = [(&key, problem.key_strides), (&value, problem.value_strides)]
-            .map(|(elements, strides)| gather(elements, strides, shape));
+        let keys = gather(&key, problem.key_strides, problem.key_shape());
+        let values = gather(&value, problem.value_strides, problem.value_shape());
         for (batch, tokens) in self.tokens.iter_mut().enumerate() {
             for token in 0..problem.tokens {
-                let row = |elements: &[f64]| {
-                    let of_head =
-                        |head| ((batch * problem.key_heads + head) * problem.tokens + token) * problem.head_dim;
-                    (0..problem.key_heads)
-                        .flat_map(|head| elements[of_head(head)..][..problem.head_dim].to_vec())
-                        .collect()
+                let row = |elements: &[f64], channels: usize| {
+                    let of_head = |head| ((batch * problem.key_heads + head) * problem.tokens + token) * channels;
+                    (0..problem.key_heads).flat_map(|head| elements[of_head(head)..][..channels].to_vec()).collect()
                 };
-                tokens.push([row(&keys), row(&values)]);
+                tokens.push([row(&keys, problem.head_dim), row(&values, problem.value_head_dim)]);
             }
         }
         Ok(())
@@ -101,7 +97,7 @@ impl<T: Element> Steps<T> {
         let problem = plan.problem();
         let result = plan.attend(device, &self.cache, query, self.sinks.as_deref())?;
         Ok(Step {
-            output: gather(&result.output, problem.output_strides, problem.query_shape()),
+            output: gather(&result.output, problem.output_strides, problem.output_shape()),
             log_sum_exp: result.log_sum_exp.unwrap_or_default().into_iter().map(f64::from).collect(),
         })
     }
@@ -117,7 +113,7 @@ impl<T: Element> Steps<T> {
             let (head, token) = (row / queries % query_heads, row % queries);
             let tokens = &self.tokens[row / queries / query_heads];
             let key_head = head / (query_heads / key_heads);
-            let of_head = |elements: &'_ [f64]| elements[key_head * head_dim..][..head_dim].to_vec();
+            let of_head = |elements: &'_ [f64], channels: usize| elements[key_head * channels..][..channels].to_vec();
             let own = (tokens.len() + token) as i64 - queries as i64;
             let sees = |key: i64| match self.plan.options().mask {
                 Mask::Window { left, right, .. } => {
@@ -130,7 +126,7 @@ impl<T: Element> Steps<T> {
             let logits: Vec<f64> = (0..)
                 .zip(tokens)
                 .map(|(index, [key, _])| match sees(index) {
-                    true => of_head(key).iter().zip(query).map(|(a, b)| a * b).sum::<f64>() * scale,
+                    true => of_head(key, head_dim).iter().zip(query).map(|(a, b)| a * b).sum::<f64>() * scale,
                     false => f64::NEG_INFINITY,
                 })
                 .collect();
@@ -138,10 +134,13 @@ impl<T: Element> Steps<T> {
             let largest = logits.iter().copied().fold(sink, f64::max);
             let weight = |logit: f64| if logit == f64::NEG_INFINITY { 0.0 } else { (logit - largest).exp() };
             let sum = weight(sink) + logits.iter().map(|logit| weight(*logit)).sum::<f64>();
-            let mut output = vec![0.0; head_dim];
+            let mut output = vec![0.0; problem.value_head_dim];
             for (logit, [_, value]) in logits.iter().zip(tokens) {
                 let weight = weight(*logit) / sum.max(f64::MIN_POSITIVE);
-                output.iter_mut().zip(of_head(value)).for_each(|(sum, value)| *sum += weight * value);
+                output
+                    .iter_mut()
+                    .zip(of_head(value, problem.value_head_dim))
+                    .for_each(|(sum, value)| *sum += weight * value);
             }
             step.output.extend(output);
             step.log_sum_exp.push(if sum == 0.0 { f64::NEG_INFINITY } else { largest + sum.ln() });

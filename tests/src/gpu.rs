@@ -1,7 +1,7 @@
 //! Runs on the GPU, in buffers that show every stray read and write.
 
 use crate::error::{Accuracy, assert_rows_near};
-use crate::tensor::{Inputs, Outputs, ScoreTensors, gather, indices, offset, query_shape, span};
+use crate::tensor::{Inputs, Outputs, ScoreTensors, gather, indices, offset, span};
 use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
@@ -173,7 +173,7 @@ impl<T: Element> Call<T> {
             query: upload(&inputs.query)?,
             key: upload(&inputs.key)?,
             value: upload(&inputs.value)?,
-            output: poisoned(span(problem.output_strides, query_shape(problem)) * size_of::<T>())?,
+            output: poisoned(span(problem.output_strides, problem.output_shape()) * size_of::<T>())?,
             log_sum_exp: options.return_lse.then(lse).transpose()?,
             sinks: held(sinks)?,
             bias: held(score_tensors.bias_bytes())?,
@@ -308,10 +308,10 @@ impl<T: Element> Call<T> {
             assert!(gap.iter().all(|&byte| byte == self.workspace.poison), "something was written after {region}");
         }
         let mut elements: Vec<T> = bytemuck::pod_collect_to_vec(&self.output.read(&self.stream)?);
-        let output = gather(&elements, problem.output_strides, query_shape(problem));
+        let output = gather(&elements, problem.output_strides, problem.output_shape());
         assert!(output.iter().all(|element| !element.is_nan()), "an element of the output is NaN or was not written");
         let poison = bytemuck::pod_read_unaligned(&vec![self.output.poison; size_of::<T>()]);
-        for index in indices(query_shape(problem)) {
+        for index in indices(problem.output_shape()) {
             elements[offset(problem.output_strides, index)] = poison;
         }
         let gaps: &[u8] = bytemuck::cast_slice(&elements);

@@ -132,7 +132,7 @@ pub fn on_codes<T: Element>(problem: &AttentionProblem, options: &AttentionOptio
             let sum: f64 = weights.iter().sum();
             let shifts = quantized.log_sum_exp_shift.get(head * padded_queries + query);
             exact.log_sum_exp.push(max + sum.ln() + shifts.map_or(0.0, |&shift| f64::from(shift)));
-            exact.output.extend((0..head_dim).map(|channel| {
+            exact.output.extend((0..problem.value_head_dim).map(|channel| {
                 let product: f64 =
                     weights.iter().zip(&visible).map(|(weight, &key)| weight * values[key][channel]).sum();
                 if visible.is_empty() { 0.0 } else { product / sum + output_mean[channel] }

@@ -6,7 +6,7 @@ use sageattention::{AttentionOptions, AttentionProblem, CallInputs, ComputeCapab
 
 use crate::codes::expected_regions;
 use crate::gpu::assert_near;
-use crate::tensor::{Inputs, Outputs, ScoreTensors, attend_varlen, gather, query_shape};
+use crate::tensor::{Inputs, Outputs, ScoreTensors, attend_varlen, gather};
 use crate::varlen::Batch;
 
 /// Executes all kernels of a call as a GPU of this compute capability runs them, and compares all that they write with the CPU
@@ -70,11 +70,11 @@ fn execute<T: Element>(
     let result = Execution::of_gpu(gpu, problem, options, inputs.slices(), &call_inputs, execution)
         .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{what}", kernel.symbol()));
     let output: Vec<T> = result.output();
-    let rows = gather(&output, problem.output_strides, query_shape(problem));
+    let rows = gather(&output, problem.output_strides, problem.output_shape());
     let written_once = output.len() * size_of::<T>() - result.output_not_written_once().len();
     assert_eq!(written_once, rows.len() * size_of::<T>(), "bytes of the output that were written once\n{what}");
     let outputs = Outputs { output: rows, log_sum_exp: result.log_sum_exp() };
     let expected = attend_varlen(problem, options, lengths, inputs);
-    assert_near(&outputs, &expected, problem.head_dim, options.pv_mode, &what);
+    assert_near(&outputs, &expected, problem.value_head_dim, options.pv_mode, &what);
     result
 }

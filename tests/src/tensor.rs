@@ -88,12 +88,12 @@ pub fn gather<T: Element>(elements: &[T], strides: Strides, shape: [usize; 4]) -
     indices(shape).map(|index| f64::from(elements[offset(strides, index)].to_f32())).collect()
 }
 
-/// Shape of the queries and of the output.
+/// Shape of the queries.
 pub fn query_shape(problem: &AttentionProblem) -> [usize; 4] {
     problem.query_shape()
 }
 
-/// Shape of the keys and of the values.
+/// Shape of the keys.
 pub fn key_shape(problem: &AttentionProblem) -> [usize; 4] {
     problem.key_shape()
 }
@@ -134,7 +134,7 @@ impl<T: Element> Inputs<T> {
             key: tensor(problem.key_strides, key_shape(problem), |[_, _, token, channel]| {
                 random.normal() + 4.0 * position(token) * signs[channel]
             }),
-            value: tensor(problem.value_strides, key_shape(problem), |[_, _, token, _]| {
+            value: tensor(problem.value_strides, problem.value_shape(), |[_, _, token, _]| {
                 random.normal() + 8.0 * position(token) - 4.0
             }),
         }
@@ -143,12 +143,13 @@ impl<T: Element> Inputs<T> {
     /// Normal queries, keys and values, with offsets by channel of these standard deviations on keys and on values.
     pub fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);
-        let offsets: Vec<[f32; 2]> =
-            (0..problem.head_dim.max(128)).map(|_| [of_keys * random.normal(), of_values * random.normal()]).collect();
+        let offsets: Vec<[f32; 2]> = (0..problem.head_dim.max(problem.value_head_dim).max(128))
+            .map(|_| [of_keys * random.normal(), of_values * random.normal()])
+            .collect();
         Self {
             query: tensor(problem.query_strides, query_shape(problem), |_| random.normal()),
             key: tensor(problem.key_strides, key_shape(problem), |[.., channel]| random.normal() + offsets[channel][0]),
-            value: tensor(problem.value_strides, key_shape(problem), |[.., channel]| {
+            value: tensor(problem.value_strides, problem.value_shape(), |[.., channel]| {
                 random.normal() + offsets[channel][1]
             }),
         }
@@ -249,7 +250,7 @@ pub fn exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions,
 /// What attention gives, in the order of [`indices`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outputs {
-    /// `[batch, query_heads, query_len, head_dim]`.
+    /// `[batch, query_heads, query_len, value_head_dim]`.
     pub output: Vec<f64>,
     /// `[batch, query_heads, query_len]`; empty if not asked for.
     pub log_sum_exp: Vec<f32>,
@@ -267,7 +268,7 @@ pub fn attend_varlen<T: Element>(
     lengths: SequenceLengths<&[i32]>,
     inputs: &Inputs<T>,
 ) -> Outputs {
-    let shape = query_shape(problem);
+    let shape = problem.output_shape();
     let rows = shape[0] * shape[1] * shape[2];
     let poison = T::from_f32(f32::from_bits(0x7fc0_0000));
     let mut output = vec![poison; span(problem.output_strides, shape)];

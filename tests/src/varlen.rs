@@ -52,6 +52,12 @@ impl Batch {
         Self { problem, lengths: SequenceLengths::PaddedKeys { kv_lens } }
     }
 
+    /// The same sequences with values of so many channels, if it says so.
+    pub fn with_value_head_dim(self, value_head_dim: Option<usize>) -> Self {
+        let value_head_dim = value_head_dim.unwrap_or(self.problem.value_head_dim);
+        Self { problem: self.problem.with_value_head_dim(value_head_dim), ..self }
+    }
+
     /// The lengths, as calls take them.
     pub fn slices(&self) -> SequenceLengths<&[i32]> {
         self.lengths.as_ref().map(|_, lengths| &lengths[..])
@@ -125,7 +131,7 @@ impl Batch {
 
     /// The rows of one sequence in what a call gave.
     pub fn rows_of(&self, index: usize, outputs: &Outputs) -> Outputs {
-        let AttentionProblem { query_heads, query_len, head_dim, .. } = self.problem;
+        let AttentionProblem { query_heads, query_len, value_head_dim, .. } = self.problem;
         let Sequence { query_start, queries, .. } = self.table()[index];
         let (batch, first) = match self.problem.lengths {
             Lengths::Packed => (0, query_start as usize),
@@ -136,7 +142,11 @@ impl Batch {
             row..row + queries as usize
         });
         Outputs {
-            output: rows.clone().flat_map(|row| &outputs.output[row * head_dim..][..head_dim]).copied().collect(),
+            output: rows
+                .clone()
+                .flat_map(|row| &outputs.output[row * value_head_dim..][..value_head_dim])
+                .copied()
+                .collect(),
             log_sum_exp: rows.filter_map(|row| outputs.log_sum_exp.get(row)).copied().collect(),
         }
     }
@@ -151,7 +161,7 @@ impl Batch {
             }
             let rows = self.problem.query_heads * queries as usize;
             Outputs {
-                output: vec![0.0; rows * self.problem.head_dim],
+                output: vec![0.0; rows * self.problem.value_head_dim],
                 log_sum_exp: vec![f32::NEG_INFINITY; if options.return_lse { rows } else { 0 }],
             }
         })

@@ -41,6 +41,7 @@ proptest! {
     fn is_near_exact_attention(
         batch in 1usize..4, key_heads in 1usize..3, group in 1usize..6, tokens in 1usize..70,
         head_dim in prop::sample::select(vec![16usize, 40, 64, 72, 128, 200, 256]),
+        value_head_dim in prop::sample::select(vec![None, None, Some(24usize), Some(128), Some(192)]),
         nhd in any::<bool>(), is_bf16 in any::<bool>(), page_table in any::<bool>(), small_pages in any::<bool>(),
         smooth_k in any::<bool>(), sinks in any::<bool>(), mask in 0usize..4, seed in any::<u64>(),
     ) {
@@ -53,6 +54,7 @@ proptest! {
             },
             false => CacheProblem { pages: base.pages + 5, ..base },
         };
+        let problem = problem.with_value_head_dim(value_head_dim.unwrap_or(head_dim));
         let mask = [Mask::None, CAUSAL, window(20), window(0)][mask];
         let options = CacheOptions { mask, smooth_k, sinks, page_table, ..options() };
         let result = if is_bf16 { near_exact::<bf16>(problem, options, seed) } else { near_exact::<f16>(problem, options, seed) };

@@ -29,17 +29,20 @@ fn any_problem() -> impl Strategy<Value = AttentionProblem> {
     let lengths = prop_oneof![4 => 1..40usize, 4 => 40..300usize, 1 => Just(128usize), 1 => 1000..1400usize];
     let head_dims = prop_oneof![3 => Just(64usize), 3 => Just(128usize), 1 => Just(256usize), 3 => 1..257usize];
     let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16), Just(DType::F32)];
-    (1..3usize, 1..4usize, 1..4usize, lengths.clone(), lengths, head_dims, dtype).prop_flat_map(
-        |(batch, key_heads, ratio, query_len, key_len, head_dim, dtype)| {
+    let value_head_dims = prop_oneof![2 => Just(None), 1 => (1..257usize).prop_map(Some)];
+    (1..3usize, 1..4usize, 1..4usize, lengths.clone(), lengths, (head_dims, value_head_dims), dtype).prop_flat_map(
+        |(batch, key_heads, ratio, query_len, key_len, (head_dim, value_head_dim), dtype)| {
             let query_heads = key_heads * ratio;
-            let of_queries = || any_strides(query_heads, query_len, head_dim);
-            let of_keys = || any_strides(key_heads, key_len, head_dim);
-            (of_queries(), of_keys(), of_keys(), of_queries()).prop_map(
+            let value_head_dim = value_head_dim.unwrap_or(head_dim);
+            let of_queries = |channels| any_strides(query_heads, query_len, channels);
+            let of_keys = |channels| any_strides(key_heads, key_len, channels);
+            (of_queries(head_dim), of_keys(head_dim), of_keys(value_head_dim), of_queries(value_head_dim)).prop_map(
                 move |(query_strides, key_strides, value_strides, output_strides)| AttentionProblem {
                     query_strides,
                     key_strides,
                     value_strides,
                     output_strides,
+                    value_head_dim,
                     ..AttentionProblem::cross(
                         TensorLayout::Hnd,
                         dtype,
@@ -75,7 +78,7 @@ fn near_exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions
         let near = (result - exact).abs() < log_rounding + 6.0 * noise;
         assert!(result == exact || near, "row {row}: log-sum-exp {result}, exactly {exact}");
     }
-    for (output, log_sum_exp) in result.output.chunks(problem.head_dim).zip(&exact.log_sum_exp) {
+    for (output, log_sum_exp) in result.output.chunks(problem.value_head_dim).zip(&exact.log_sum_exp) {
         assert!(log_sum_exp.is_finite() || output.iter().all(|&x| x == 0.0), "a query without keys gives zeros");
     }
 }
@@ -100,11 +103,12 @@ proptest! {
             DType::F16,
             query_shape(&problem),
             [problem.key_heads, problem.key_len],
-        );
+        )
+        .with_value_head_dim(problem.value_head_dim);
         let contiguous = Inputs {
             query: restride(&strided.query, problem.query_strides, contiguous_problem.query_strides, query_shape(&problem)),
             key: restride(&strided.key, problem.key_strides, contiguous_problem.key_strides, key_shape(&problem)),
-            value: restride(&strided.value, problem.value_strides, contiguous_problem.value_strides, key_shape(&problem)),
+            value: restride(&strided.value, problem.value_strides, contiguous_problem.value_strides, problem.value_shape()),
         };
         let result = attend(&contiguous_problem, &options, &contiguous);
         prop_assert_eq!(attend(&problem, &options, &strided), result);
@@ -116,20 +120,47 @@ proptest! {
         let ratio = (problem.query_heads / problem.key_heads) as i64;
         let mut repeated = problem;
         repeated.key_heads = problem.query_heads;
-        let repeated_strides = TensorLayout::Hnd.strides(problem.query_heads, problem.key_len, problem.head_dim);
-        repeated.key_strides = repeated_strides;
-        repeated.value_strides = repeated_strides;
-        let repeat = |elements: &[f16], strides| {
-            tensor(repeated_strides, key_shape(&repeated), |[batch, head, token, channel]| {
+        repeated.key_strides = TensorLayout::Hnd.strides(problem.query_heads, problem.key_len, problem.head_dim);
+        repeated.value_strides = TensorLayout::Hnd.strides(problem.query_heads, problem.key_len, problem.value_head_dim);
+        let repeat = |elements: &[f16], strides, repeated_strides, shape| {
+            tensor(repeated_strides, shape, |[batch, head, token, channel]| {
                 elements[offset(strides, [batch, head / ratio as usize, token, channel])].to_f32()
             })
         };
         let repeated_inputs = Inputs {
             query: inputs.query.clone(),
-            key: repeat(&inputs.key, problem.key_strides),
-            value: repeat(&inputs.value, problem.value_strides),
+            key: repeat(&inputs.key, problem.key_strides, repeated.key_strides, repeated.key_shape()),
+            value: repeat(&inputs.value, problem.value_strides, repeated.value_strides, repeated.value_shape()),
         };
         prop_assert_eq!(attend(&problem, &options, &inputs), attend(&repeated, &options, &repeated_inputs));
+    }
+
+    /// Values with fewer channels than keys are values padded with zeros; with more, keys and queries are padded.
+    #[test]
+    fn channels_of_values_are_padded(problem in any_problem(), options in any_options(), channels in 1..257usize, seed: u64) {
+        let (layout, shape) = (TensorLayout::Nhd, query_shape(&problem));
+        let narrow = AttentionProblem::cross(layout, DType::F16, shape, [problem.key_heads, problem.key_len]);
+        let narrow = narrow.with_value_head_dim(channels);
+        let width = problem.head_dim.max(channels);
+        let [batch, heads, tokens, _] = shape;
+        let wide = AttentionProblem::cross(layout, DType::F16, [batch, heads, tokens, width], [problem.key_heads, problem.key_len]);
+        let inputs = Inputs::<f16>::random(&narrow, seed);
+        let pad = |elements: &[f16], strides, to, shape, existing| tensor(to, shape, |index @ [.., channel]| {
+            if channel < existing { elements[offset(strides, index)].to_f32() } else { 0.0 }
+        });
+        let padded = Inputs::<f16> {
+            query: pad(&inputs.query, narrow.query_strides, wide.query_strides, wide.query_shape(), problem.head_dim),
+            key: pad(&inputs.key, narrow.key_strides, wide.key_strides, wide.key_shape(), problem.head_dim),
+            value: pad(&inputs.value, narrow.value_strides, wide.value_strides, wide.value_shape(), channels),
+        };
+        let softmax_scale = Some(options.softmax_scale.unwrap_or((problem.head_dim as f32).powf(-0.5)));
+        let expected = attend(&wide, &AttentionOptions { softmax_scale, ..options }, &padded);
+        let result = attend(&narrow, &options, &inputs);
+        prop_assert_eq!(result.log_sum_exp, expected.log_sum_exp);
+        for (result, expected) in result.output.chunks(channels).zip(expected.output.chunks(width)) {
+            prop_assert_eq!(result, &expected[..channels]);
+            prop_assert!(expected[channels..].iter().all(|&element| element == 0.0));
+        }
     }
 
     #[test]
@@ -152,10 +183,10 @@ proptest! {
     fn values_of_one_give_one(mut problem in any_problem(), options in any_options(), seed: u64) {
         problem.dtype = DType::F16;
         let mut inputs = Inputs::<f16>::random(&problem, seed);
-        inputs.value = tensor(problem.value_strides, key_shape(&problem), |_| 1.0);
+        inputs.value = tensor(problem.value_strides, problem.value_shape(), |_| 1.0);
         let exact = testing::exact(&problem, &options, inputs.slices());
         let result = attend(&problem, &options, &inputs).output;
-        for (row, log_sum_exp) in result.chunks(problem.head_dim).zip(exact.log_sum_exp) {
+        for (row, log_sum_exp) in result.chunks(problem.value_head_dim).zip(exact.log_sum_exp) {
             let expected = if log_sum_exp.is_finite() { 1.0 } else { 0.0 };
             // one step of f16: 16-bit probabilities are rounded after they were added up
             let rounding = if options.pv_mode == PvMode::F16 { 2f64.powi(-10) } else { 0.0 };

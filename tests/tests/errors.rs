@@ -72,6 +72,28 @@ fn modes() {
     assert_eq!(call(f16), call(AttentionOptions { smooth_v: false, ..f16 }));
 }
 
+#[test]
+fn value_head_dims() {
+    for value_head_dim in [0, 257, usize::MAX] {
+        let words = format!("value_head_dim is {value_head_dim}; allowed are 1 to 256");
+        assert_problem_refused(problem().with_value_head_dim(value_head_dim), &words);
+    }
+    let problem = problem().with_value_head_dim(96);
+    assert_eq!((problem.value_shape(), problem.output_shape()), ([1, 4, 100, 96], [1, 4, 100, 96]));
+    let strides = TensorLayout::Hnd.strides(4, 100, 96);
+    assert_eq!((problem.value_strides, problem.output_strides), (strides, strides));
+    assert_eq!(AttentionPlan::new(problem, AttentionOptions::default()).map(|plan| plan.softmax_scale()), Ok(0.125));
+    let overlapping = AttentionProblem { output_strides: problem.query_strides, ..problem };
+    let words = "output's token stride is 64, so that elements overlap; an output's strides must keep its elements apart, here by at \
+                 least 96";
+    assert_problem_refused(overlapping, words);
+    let (short, long) = (vec![f16::ONE; 4 * 100 * 64], vec![f16::ONE; 4 * 100 * 96]);
+    let call = |value: &[f16]| attention(Device::Cpu, problem, AttentionOptions::default(), &short, &short, value);
+    assert_eq!(call(&long).map(|result| result.output.len()), Ok(long.len()));
+    let words = "value has 25600 elements; its shape and strides need at least 38400";
+    assert_eq!(call(&short).expect_err(words).to_string(), words);
+}
+
 /// Each mode has its sums.
 #[test]
 fn sums() {
@@ -633,7 +655,7 @@ fn gpus_and_builds() {
             Error::Driver { call: "cuLaunchKernel", code: 700, message: "an illegal memory access".to_owned() },
             "cuLaunchKernel failed with CUDA error 700: an illegal memory access",
         ),
-        (Unsupported::HeadDim { got: 512 }.into(), "head_dim is 512; allowed are 1 to 256"),
+        (Unsupported::HeadDim { argument: "head_dim", got: 512 }.into(), "head_dim is 512; allowed are 1 to 256"),
     ] {
         assert_eq!(error.to_string(), words);
     }

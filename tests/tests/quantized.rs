@@ -7,7 +7,7 @@ mod common {
 use common::options::any_options;
 use half::{bf16, f16};
 use proptest::prelude::*;
-use sage_tests::tensor::{Inputs, Outputs, ScoreTensors, attend, gather, query_shape};
+use sage_tests::tensor::{Inputs, Outputs, ScoreTensors, attend, gather};
 use sageattention::simt::{Execution, Options, Schedule, Steps};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, CallInputs, CausalAlign, ComputeCapability, DType, Element,
@@ -32,7 +32,7 @@ fn attend_to<T: Element>(plan: &AttentionPlan, operands: &[HostQuantized; 3]) ->
     let problem = plan.problem();
     let score_tensors = ScoreTensors::of(problem, plan.options());
     let result = attend_quantized::<T>(plan, operands.each_ref(), score_tensors.inputs())?;
-    let output = gather(&result.output, problem.output_strides, query_shape(problem));
+    let output = gather(&result.output, problem.output_strides, problem.output_shape());
     Ok(Outputs { output, log_sum_exp: result.log_sum_exp.unwrap_or_default() })
 }
 
@@ -50,11 +50,12 @@ proptest! {
     #[test]
     fn one_by_one_is_the_same_as_in_one_call(
         options in any_options(), dtype in 0..3usize, sinks: bool, capped: bool, ratio in 1..3usize, queries in 1..200usize,
-        keys in 1..400usize, head_dim in 1..130usize, seed: u64,
+        keys in 1..400usize, head_dim in 1..130usize, value_head_dim in 1..130usize, seed: u64,
     ) {
         let soft_cap = capped.then_some(20.0);
         let mut options = AttentionOptions { smooth_q: false, sinks, soft_cap, ..options };
         let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::F16, [2, 2 * ratio, queries, head_dim], [2, keys]);
+        let problem = problem.with_value_head_dim(value_head_dim);
         match dtype {
             0 => check_on_the_cpu::<f16>(problem, options, seed),
             1 => check_on_the_cpu::<f32>(problem, options, seed),

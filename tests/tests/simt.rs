@@ -269,6 +269,24 @@ fn flushed_items() {
     }
 }
 
+/// Values with fewer channels than keys, and with more: another native head dimension, and no whole chunks.
+#[test]
+fn values_of_another_head_dimension() {
+    for (head_dim, value_head_dim, dtype) in [
+        (192, 128, DType::F16),
+        (64, 128, DType::Bf16),
+        (128, 64, DType::F32),
+        (100, 37, DType::F16),
+        (37, 100, DType::F32),
+    ] {
+        let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 2, 100, head_dim], [1, 300]);
+        let problem = problem.with_value_head_dim(value_head_dim);
+        for options in modes() {
+            check_dtype(&problem, &options, &Options::new(Schedule::Random(4)), 14);
+        }
+    }
+}
+
 fn in_order() -> Options {
     Options::new(Schedule::InOrder)
 }

@@ -48,3 +48,14 @@ fn kernels_are_near_the_cpu() -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Blocks have rows of the larger head dimension.
+#[test]
+fn values_of_another_head_dimension() -> Result<(), Error> {
+    for (head_dim, value_head_dim) in [(192, 128), (64, 128), (40, 21)] {
+        let problem = CacheProblem::new(TensorLayout::Nhd, f16::DTYPE, [2, 4, 3, head_dim], 2, 300);
+        let options = CacheOptions { return_lse: true, smooth_k: true, splits: Some(2), ..Default::default() };
+        compare::<f16>(problem.with_value_head_dim(value_head_dim), options, 1)?;
+    }
+    Ok(())
+}

@@ -26,7 +26,8 @@ const TURING: ComputeCapability = ComputeCapability::new(7, 5);
 /// and the result.
 fn check<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, execution: &Options, inputs: &Inputs<T>) {
     simt::check(ADA, problem, options, execution, inputs);
-    let is_plain_int8 = options.qk_mode == QkMode::Int8 && !options.smooth_q && problem.head_dim <= 128;
+    let is_plain_int8 =
+        options.qk_mode == QkMode::Int8 && !options.smooth_q && problem.head_dim.max(problem.value_head_dim) <= 128;
     if is_plain_int8 && options.pv_mode == PvMode::F16 && problem.dtype != DType::Bf16 {
         simt::check(TURING, problem, options, execution, inputs);
     }
@@ -82,6 +83,22 @@ fn rising_scores() {
             check_dtype(&problem, &options, &Options::new(Schedule::InOrder), (9, true));
         }
     });
+}
+
+/// Values with fewer channels than keys, and with more, in every mode.
+#[test]
+fn values_of_another_head_dimension() {
+    for (index, (pv_mode, pv_accum)) in PV_MODES.into_iter().enumerate() {
+        let (head_dim, value_head_dim) = [(192, 128), (64, 128), (100, 37)][index % 3];
+        for (qk_mode, smooth_q) in QK_MODES.into_iter().filter(|mode| head_dim <= 128 || *mode == INT8) {
+            let options =
+                AttentionOptions { return_lse: true, qk_mode, smooth_q, pv_mode, pv_accum, ..Default::default() };
+            let dtype = element_types((pv_mode, pv_accum))[index % 2];
+            let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 2, 140, head_dim], [1, 200]);
+            let problem = problem.with_value_head_dim(value_head_dim);
+            check_dtype(&problem, &options, &Options::new(Schedule::Random(3)), (14, false));
+        }
+    }
 }
 
 /// INT4 and smoothed queries: two blocks of queries, the second short; chunks that the mask cuts; a last one that is ragged.

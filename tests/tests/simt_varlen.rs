@@ -104,6 +104,7 @@ proptest! {
         sequences in prop::collection::vec((0usize..220, 0usize..300), 1..5),
         heads in prop::sample::select(vec![[1, 1], [2, 1], [4, 2]]),
         head_dim in prop::sample::select(vec![64, 128, 40, 72]),
+        value_head_dim in prop::sample::select(vec![None, None, Some(64), Some(100)]),
         mask in prop::sample::select(MASKS.to_vec()),
         [f16, smooth_k, smooth_v, return_lse]: [bool; 4],
         seed: u64,
@@ -114,6 +115,7 @@ proptest! {
         let pv_mode = if f16 { PvMode::F16 } else { PvMode::Fp8 };
         let options = AttentionOptions { pv_mode, mask, smooth_k, smooth_v, return_lse, ..Default::default() };
         let batch = Batch::packed(DType::F16, &sequences, [heads[0], heads[1], head_dim]);
+        let batch = batch.with_value_head_dim(value_head_dim);
         check(&batch, &options, &Options::new(Schedule::Random(seed)), seed);
     }
 }

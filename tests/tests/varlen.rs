@@ -8,7 +8,7 @@ use common::options::any_options;
 use half::f16;
 use proptest::prelude::*;
 use sage_layout::sequence::Sequence;
-use sage_tests::tensor::{Inputs, Outputs, attend, attend_varlen, gather, indices, key_shape, offset, query_shape};
+use sage_tests::tensor::{Inputs, Outputs, attend, attend_varlen, gather, indices, offset, query_shape};
 use sage_tests::varlen::Batch;
 use sage_tests::with_element;
 use sageattention::{
@@ -26,22 +26,32 @@ fn any_heads() -> impl Strategy<Value = [usize; 3]> {
     (1..3usize, 1..4usize, head_dim).prop_map(|(keys, ratio, head_dim)| [keys * ratio, keys, head_dim])
 }
 
+/// That of the queries, or another.
+fn any_value_head_dim() -> impl Strategy<Value = Option<usize>> {
+    prop_oneof![2 => Just(None), 1 => (1..257usize).prop_map(Some)]
+}
+
 /// Some sequences, possibly empty, with tokens on both sides in all.
 fn any_packed() -> impl Strategy<Value = Batch> {
     let length = || prop_oneof![1 => Just(0usize), 4 => 1..40usize, 3 => 100..300usize, 1 => 1000..1200usize];
     let sequences = prop::collection::vec((length(), length()).prop_map(|(queries, keys)| [queries, keys]), 1..6);
     let dtype = prop_oneof![Just(DType::F16), Just(DType::Bf16), Just(DType::F32)];
     let has_tokens = |sequences: &Vec<[usize; 2]>| (0..2).all(|of| sequences.iter().any(|lengths| lengths[of] > 0));
-    (sequences.prop_filter("tokens", has_tokens), any_heads(), dtype)
-        .prop_map(|(sequences, heads, dtype)| Batch::packed(dtype, &sequences, heads))
+    (sequences.prop_filter("tokens", has_tokens), any_heads(), any_value_head_dim(), dtype).prop_map(
+        |(sequences, heads, value_head_dim, dtype)| {
+            Batch::packed(dtype, &sequences, heads).with_value_head_dim(value_head_dim)
+        },
+    )
 }
 
 fn any_padded() -> impl Strategy<Value = Batch> {
     let layout = prop_oneof![Just(TensorLayout::Hnd), Just(TensorLayout::Nhd)];
-    (1..4usize, 1..200usize, 1..400usize, any_heads(), layout).prop_flat_map(
-        |(batch, query_len, key_len, heads, layout)| {
-            prop::collection::vec(0..=key_len, batch)
-                .prop_map(move |kv_lens| Batch::padded(layout, DType::F16, [query_len, key_len], &kv_lens, heads))
+    (1..4usize, 1..200usize, 1..400usize, any_heads(), any_value_head_dim(), layout).prop_flat_map(
+        |(batch, query_len, key_len, heads, value_head_dim, layout)| {
+            prop::collection::vec(0..=key_len, batch).prop_map(move |kv_lens| {
+                let batch = Batch::padded(layout, DType::F16, [query_len, key_len], &kv_lens, heads);
+                batch.with_value_head_dim(value_head_dim)
+            })
         },
     )
 }
@@ -125,11 +135,16 @@ proptest! {
 fn poison_padding(batch: &Batch, inputs: &mut Inputs<f16>) {
     let SequenceLengths::PaddedKeys { kv_lens } = &batch.lengths else { unreachable!("a padded batch") };
     let problem = &batch.problem;
-    for index @ [sequence, _, token, channel] in indices(key_shape(problem)) {
-        if token >= kv_lens[sequence] as usize {
-            let poison = if channel % 2 == 0 { f16::NAN } else { f16::NEG_INFINITY };
-            inputs.key[offset(problem.key_strides, index)] = poison;
-            inputs.value[offset(problem.value_strides, index)] = poison;
+    let tensors = [
+        (&mut inputs.key, problem.key_strides, problem.key_shape()),
+        (&mut inputs.value, problem.value_strides, problem.value_shape()),
+    ];
+    for (elements, strides, shape) in tensors {
+        for index @ [sequence, _, token, channel] in indices(shape) {
+            if token >= kv_lens[sequence] as usize {
+                let poison = if channel % 2 == 0 { f16::NAN } else { f16::NEG_INFINITY };
+                elements[offset(strides, index)] = poison;
+            }
         }
     }
 }

@@ -149,11 +149,11 @@ impl CachePlan {
         let problem = &self.problem;
         self.check_dtype::<T>()?;
         cache.check(self, problem.tokens)?;
-        let elements = |strides| extent(problem.key_shape(), strides).expect("checked by the plan") as usize;
-        let key = at_least("key", key, elements(problem.key_strides))?;
-        let value = at_least("value", value, elements(problem.value_strides))?;
+        let elements = |shape, strides| extent(shape, strides).expect("checked by the plan") as usize;
+        let key = at_least("key", key, elements(problem.key_shape(), problem.key_strides))?;
+        let value = at_least("value", value, elements(problem.value_shape(), problem.value_strides))?;
         check_range("key", key, problem.key_shape(), problem.key_strides, None)?;
-        check_range("value", value, problem.key_shape(), problem.value_strides, None)?;
+        check_range("value", value, problem.value_shape(), problem.value_strides, None)?;
         match device {
             Device::Cpu => self.append_on_cpu(cache, key, value),
             Device::Gpu(ordinal) => {
@@ -191,13 +191,13 @@ impl CachePlan {
         let problem = &self.problem;
         self.check_dtype::<T>()?;
         cache.check(self, 0)?;
-        let elements = |strides| extent(problem.query_shape(), strides).expect("checked by the plan") as usize;
-        let query = at_least("query", query, elements(problem.query_strides))?;
+        let elements = |shape, strides| extent(shape, strides).expect("checked by the plan") as usize;
+        let query = at_least("query", query, elements(problem.query_shape(), problem.query_strides))?;
         check_range("query", query, problem.query_shape(), problem.query_strides, None)?;
         let sinks = wanted("sinks", self.options.sinks, sinks)?;
         let sinks = sinks.map(|sinks| at_least("sinks", sinks, problem.query_heads)).transpose()?;
         crate::attention::check_sinks(sinks)?;
-        let mut output: Vec<T> = zeroed("output", elements(problem.output_strides))?;
+        let mut output: Vec<T> = zeroed("output", elements(problem.output_shape(), problem.output_strides))?;
         let mut log_sum_exp = zeroed("log_sum_exp", self.log_sum_exp_len())?;
         match device {
             Device::Cpu => self.attend_on_cpu(cache, query, sinks, &mut output, &mut log_sum_exp)?,
@@ -235,9 +235,8 @@ impl CachePlan {
 
     fn append_on_cpu<T: Element>(&self, cache: &mut QuantizedKv, key: &[T], value: &[T]) {
         let (problem, width) = (&self.problem, self.padded_head_dim);
-        let head_dim = problem.head_dim;
-        let key = View { elements: key, strides: problem.key_strides, head_dim };
-        let value = View { elements: value, strides: problem.value_strides, head_dim };
+        let key = View { elements: key, strides: problem.key_strides, head_dim: problem.head_dim };
+        let value = View { elements: value, strides: problem.value_strides, head_dim: problem.value_head_dim };
         for (batch, head) in pairs(problem.batch, problem.key_heads) {
             let mean = cache.mean(self, head);
             for token in 0..problem.tokens {
@@ -297,7 +296,7 @@ impl CachePlan {
             let (head_index, token) = (index / problem.tokens, index % problem.tokens);
             let place = [head_index / problem.query_heads, head_index % problem.query_heads, token];
             let start = view::offset(problem.output_strides, place);
-            for (element, value) in output[start..start + problem.head_dim].iter_mut().zip(values) {
+            for (element, value) in output[start..start + problem.value_head_dim].iter_mut().zip(values) {
                 *element = T::from_f32(*value);
             }
             if let Some(place) = log_sum_exps.get_mut(index) {
@@ -390,12 +389,12 @@ impl Row {
             }
         }
         if denominator == 0.0 {
-            return (vec![0.0; problem.head_dim], sink);
+            return (vec![0.0; problem.value_head_dim], sink);
         }
         let log_sum_exp = (denominator.log2() + largest - CEILING) * LN_2 + self.shift;
         // what the sink adds to the denominator, in units of the keys' sum
         let with_sink = 1.0 + ((sink - log_sum_exp) * LOG2_E).exp2();
-        let output = sums[..problem.head_dim].iter().map(|sum| sum / denominator / with_sink).collect();
+        let output = sums[..problem.value_head_dim].iter().map(|sum| sum / denominator / with_sink).collect();
         (output, log_sum_exp + with_sink.ln())
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn append(plan: &CachePlan, buffers: &AppendBuffers) -> Launch {
     let params = CacheAppendParams {
         cache: cache(plan, buffers.cache, buffers.page_table, buffers.lengths),
         key: view(buffers.key, problem.key_shape(), problem.key_strides),
-        value: view(buffers.value, problem.key_shape(), problem.value_strides),
+        value: view(buffers.value, problem.value_shape(), problem.value_strides),
         key_mean: buffers.key_mean.unwrap_or(0),
     };
     let tokens_of_cta = (APPEND_THREADS / threads_per_row(plan.padded_head_dim)) as usize;
@@ -67,11 +67,11 @@ pub(crate) fn attend(plan: &CachePlan, buffers: &CacheAttentionBuffers) -> [Laun
     let head = tokens * width;
     let strides = Strides { batch: problem.query_heads as i64 * head, head, token: width };
     let params = MergeParams {
-        parts: view(buffers.workspace, problem.query_shape(), strides),
+        parts: view(buffers.workspace, problem.output_shape(), strides),
         part_stride: 4 * plan.rows() as i64 * width,
         log_sum_exps,
         log_sum_exp_stride: 4 * plan.rows() as i64,
-        output: view(buffers.output, problem.query_shape(), problem.output_strides),
+        output: view(buffers.output, problem.output_shape(), problem.output_strides),
         log_sum_exp: buffers.log_sum_exp.unwrap_or(0),
         sinks: if options.sinks { buffers.sinks.unwrap_or(0) } else { 0 },
         count: plan.splits as u32,

@@ -128,9 +128,8 @@ impl CachePlan {
     /// Addresses that are null or not aligned, buffers that the options do not ask for, or the reverse.
     pub fn check_append(&self, buffers: &AppendBuffers) -> Result<(), Error> {
         let problem = &self.problem;
-        let shape = problem.key_shape();
-        check_tensor("key", buffers.key, problem.dtype, shape, problem.key_strides)?;
-        check_tensor("value", buffers.value, problem.dtype, shape, problem.value_strides)?;
+        check_tensor("key", buffers.key, problem.dtype, problem.key_shape(), problem.key_strides)?;
+        check_tensor("value", buffers.value, problem.dtype, problem.value_shape(), problem.value_strides)?;
         self.check_shared(buffers.cache, buffers.lengths, buffers.page_table, buffers.key_mean)
     }
 
@@ -141,9 +140,8 @@ impl CachePlan {
     /// As [`check_append`](Self::check_append); a workspace that is too small.
     pub fn check_attention(&self, buffers: &CacheAttentionBuffers) -> Result<(), Error> {
         let problem = &self.problem;
-        let shape = problem.query_shape();
-        check_tensor("query", buffers.query, problem.dtype, shape, problem.query_strides)?;
-        check_tensor("output", buffers.output, problem.dtype, shape, problem.output_strides)?;
+        check_tensor("query", buffers.query, problem.dtype, problem.query_shape(), problem.query_strides)?;
+        check_tensor("output", buffers.output, problem.dtype, problem.output_shape(), problem.output_strides)?;
         check_log_sum_exp(self.options.return_lse, buffers.log_sum_exp, self.rows())?;
         check_sinks(self.options.sinks, buffers.sinks, problem.query_heads)?;
         self.check_shared(buffers.cache, buffers.lengths, buffers.page_table, buffers.key_mean)?;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 /// Merges attention of the same queries to two parts of the keys into attention to all of them.
 ///
-/// A part is the output, rows of `head_dim` channels one after the other, and each row's log-sum-exp (natural logarithm; −∞ for a
+/// A part is the output, rows of `value_head_dim` channels one after the other, and each row's log-sum-exp (natural logarithm; −∞ for a
 /// row that saw no key, whose output does not count). The result has the rows in the same order. More parts are merged one by
 /// one; a sink belongs into one of them.
 ///
@@ -29,10 +29,10 @@ use rayon::prelude::*;
 pub fn merge<T: Element>(
     outputs: [&[T]; 2],
     log_sum_exps: [&[f32]; 2],
-    head_dim: usize,
+    value_head_dim: usize,
 ) -> Result<AttentionOutput<T>, Error> {
     let rows = log_sum_exps[0].len();
-    let needed = rows.saturating_mul(head_dim);
+    let needed = rows.saturating_mul(value_head_dim);
     let sizes = [
         ("log_sum_exps[1]", log_sum_exps[1].len(), rows),
         ("outputs[0]", outputs[0].len(), needed),
@@ -45,13 +45,13 @@ pub fn merge<T: Element>(
     }
     let mut output = crate::cpu::zeroed("output", needed)?;
     let log_sum_exp = log_sum_exps[0].iter().zip(log_sum_exps[1]).map(|(a, b)| weigh([*a, *b]).1).collect();
-    output.par_chunks_mut(head_dim.max(1)).enumerate().for_each(|(row, output): (usize, &mut [T])| {
+    output.par_chunks_mut(value_head_dim.max(1)).enumerate().for_each(|(row, output): (usize, &mut [T])| {
         let weights = weigh(log_sum_exps.map(|log_sum_exps| log_sum_exps[row])).0;
         for (channel, element) in output.iter_mut().enumerate() {
             // what has no weight may be anything
             let part = |part: usize| match weights[part] {
                 0.0 => 0.0,
-                weight => weight * outputs[part][row * head_dim + channel].to_f32(),
+                weight => weight * outputs[part][row * value_head_dim + channel].to_f32(),
             };
             *element = T::from_f32(part(0) + part(1));
         }

@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Unsupported};
 use crate::options::{CausalAlign, Mask};
-use crate::plan::{MAX_SIZE, at_most, check_no_overlap, check_strides};
-use crate::tensor::{DType, Strides, TensorLayout};
+use crate::plan::{MAX_SIZE, at_most, check_no_overlap, check_strides, padded_head_dim};
+use crate::tensor::{DType, Strides, TensorLayout, with_channels};
 use sage_layout::cache::{BLOCK_TOKENS, BLOCKS_PER_PAGE, block_bytes};
 use sage_layout::kernel::{Family, MergeShared};
-use sage_layout::tile::{self, WARP_ROWS};
+use sage_layout::tile::WARP_ROWS;
 use sage_layout::visibility::Band;
 use std::f32::consts::LOG2_E;
 
@@ -21,8 +21,10 @@ const LEAST_BLOCKS: usize = 8;
 ///
 /// | tensor | shape |
 /// |---|---|
-/// | query, output | `[batch, query_heads, tokens, head_dim]` |
-/// | key, value | `[batch, key_heads, tokens, head_dim]` |
+/// | query | `[batch, query_heads, tokens, head_dim]` |
+/// | key | `[batch, key_heads, tokens, head_dim]` |
+/// | value | `[batch, key_heads, tokens, value_head_dim]` |
+/// | output | `[batch, query_heads, tokens, value_head_dim]` |
 ///
 /// in whatever order of the first three axes the strides say. Sequences may have different numbers of tokens in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +37,11 @@ pub struct CacheProblem {
     pub key_heads: usize,
     /// New tokens of each sequence. Meant for 1 to 64 or some more; all heads that share a key head count together.
     pub tokens: usize,
-    /// Channels a head, 1 to 256.
+    /// Channels a head of queries and keys, 1 to 256.
     pub head_dim: usize,
+    /// Channels a head of values and output, 1 to 256. As many as queries have, but for
+    /// [`with_value_head_dim`](Self::with_value_head_dim). A block has rows of the larger of both.
+    pub value_head_dim: usize,
     /// Tokens of a page: 64 or 128.
     pub page_tokens: usize,
     /// Pages of the cache.
@@ -74,6 +79,7 @@ impl CacheProblem {
             key_heads,
             tokens,
             head_dim,
+            value_head_dim: head_dim,
             page_tokens: PAGE_TOKENS,
             pages: batch.saturating_mul(pages_per_sequence),
             pages_per_sequence,
@@ -85,14 +91,32 @@ impl CacheProblem {
         }
     }
 
-    /// `[batch, query_heads, tokens, head_dim]`: the shape of query and output.
+    /// The same problem with values and output of so many channels. Their strides are multiplied accordingly: contiguous tensors stay
+    /// so.
+    pub fn with_value_head_dim(self, value_head_dim: usize) -> Self {
+        let strides = |strides| with_channels(strides, self.value_head_dim, value_head_dim);
+        let [value_strides, output_strides] = [self.value_strides, self.output_strides].map(strides);
+        Self { value_head_dim, value_strides, output_strides, ..self }
+    }
+
+    /// `[batch, query_heads, tokens, head_dim]`: the shape of the query.
     pub fn query_shape(&self) -> [usize; 4] {
         [self.batch, self.query_heads, self.tokens, self.head_dim]
     }
 
-    /// `[batch, key_heads, tokens, head_dim]`: the shape of key and value.
+    /// `[batch, key_heads, tokens, head_dim]`: the shape of the key.
     pub fn key_shape(&self) -> [usize; 4] {
         [self.batch, self.key_heads, self.tokens, self.head_dim]
+    }
+
+    /// `[batch, key_heads, tokens, value_head_dim]`: the shape of the value.
+    pub fn value_shape(&self) -> [usize; 4] {
+        [self.batch, self.key_heads, self.tokens, self.value_head_dim]
+    }
+
+    /// `[batch, query_heads, tokens, value_head_dim]`: the shape of the output.
+    pub fn output_shape(&self) -> [usize; 4] {
+        [self.batch, self.query_heads, self.tokens, self.value_head_dim]
     }
 
     /// Tokens that a sequence may have.
@@ -129,7 +153,7 @@ pub struct CacheOptions {
 pub struct CachePlan {
     pub(crate) problem: CacheProblem,
     pub(crate) options: CacheOptions,
-    /// The options' scale, or head_dim^-½.
+    /// The options' scale, or head_dim^-½ of the queries.
     pub(crate) softmax_scale: f32,
     /// 64, 128 or 256.
     pub(crate) padded_head_dim: u32,
@@ -160,8 +184,7 @@ impl CachePlan {
             }
             at_most(argument, size as u64, MAX_SIZE)?;
         }
-        let padded_head_dim = tile::padded_head_dim(u32::try_from(head_dim).unwrap_or(u32::MAX));
-        let padded_head_dim = padded_head_dim.ok_or(Unsupported::HeadDim { got: head_dim })?;
+        let padded_head_dim = padded_head_dim(head_dim, problem.value_head_dim)?;
         if query_heads % key_heads != 0 {
             return Err(Unsupported::HeadRatio { query_heads, key_heads }.into());
         }
@@ -182,9 +205,9 @@ impl CachePlan {
         at_most("batch * query_heads * tokens", rows, MAX_SIZE)?;
         check_strides("query", problem.query_shape(), problem.query_strides)?;
         check_strides("key", problem.key_shape(), problem.key_strides)?;
-        check_strides("value", problem.key_shape(), problem.value_strides)?;
-        check_strides("output", problem.query_shape(), problem.output_strides)?;
-        check_no_overlap(problem.query_shape(), problem.output_strides)?;
+        check_strides("value", problem.value_shape(), problem.value_strides)?;
+        check_strides("output", problem.output_shape(), problem.output_strides)?;
+        check_no_overlap(problem.output_shape(), problem.output_strides)?;
         let visible = match options.mask {
             Mask::None => Band::of_sequences(None, None),
             Mask::CausalAligned(CausalAlign::BottomRight) => Band::of_sequences(None, Some(0)),

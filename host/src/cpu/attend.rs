@@ -157,7 +157,7 @@ pub(crate) fn attend_quantized<T: Element>(
             for row in 0..QUERY_TILE.min(problem.query_len - first) {
                 let start = view::offset(problem.output_strides, [batch, head, first + row]);
                 let finished = &scratch.output[row * query.width..];
-                for (element, &value) in output[start..start + problem.head_dim].iter_mut().zip(finished) {
+                for (element, &value) in output[start..start + problem.value_head_dim].iter_mut().zip(finished) {
                     *element = T::from_f32(value);
                 }
                 if let Some(log_sum_exp) = log_sum_exp {

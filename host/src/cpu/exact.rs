@@ -17,7 +17,7 @@ const TILE: usize = KEY_TILE as usize;
 /// Exact attention's result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExactOutput {
-    /// `[batch, query_heads, query_len, head_dim]`, contiguous.
+    /// `[batch, query_heads, query_len, value_head_dim]`, contiguous.
     pub output: Vec<f64>,
     /// `[batch, query_heads, query_len]`: natural logarithm of each row's sum of exponentials, its sink's among them; −∞ where there
     /// are none.
@@ -33,31 +33,33 @@ pub(crate) fn exact<T: Element>(
     call_inputs: &CallInputs,
 ) -> ExactOutput {
     let problem = &plan.problem;
-    let head_dim = problem.head_dim;
+    let (head_dim, value_head_dim) = (problem.head_dim, problem.value_head_dim);
     let heads_per_key_head = problem.query_heads / problem.key_heads;
     let query = View { elements: query, strides: problem.query_strides, head_dim };
     let key = View { elements: key, strides: problem.key_strides, head_dim };
-    let value = View { elements: value, strides: problem.value_strides, head_dim };
+    let value = View { elements: value, strides: problem.value_strides, head_dim: value_head_dim };
 
     let rows = problem.batch * problem.query_heads * problem.query_len;
-    let mut output = vec![0.0; rows * head_dim];
+    let mut output = vec![0.0; rows * value_head_dim];
     let mut log_sum_exp = vec![f64::NEG_INFINITY; rows];
     let group_rows = heads_per_key_head * problem.query_len;
-    output.par_chunks_mut(group_rows * head_dim).zip(log_sum_exp.par_chunks_mut(group_rows)).enumerate().for_each(
-        |(batch_head, (output, log_sum_exp))| {
+    output
+        .par_chunks_mut(group_rows * value_head_dim)
+        .zip(log_sum_exp.par_chunks_mut(group_rows))
+        .enumerate()
+        .for_each(|(batch_head, (output, log_sum_exp))| {
             let (batch, key_head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
             let operands = Operands::read(plan, &key, &value, [batch, key_head]);
-            let head_outputs = output.par_chunks_mut(problem.query_len * head_dim);
+            let head_outputs = output.par_chunks_mut(problem.query_len * value_head_dim);
             let head_sums = log_sum_exp.par_chunks_mut(problem.query_len);
             head_outputs.zip(head_sums).enumerate().for_each(|(head, (output, log_sum_exp))| {
                 let head = key_head * heads_per_key_head + head;
-                let blocks = output.par_chunks_mut(ROWS * head_dim).zip(log_sum_exp.par_chunks_mut(ROWS));
+                let blocks = output.par_chunks_mut(ROWS * value_head_dim).zip(log_sum_exp.par_chunks_mut(ROWS));
                 blocks.enumerate().for_each(|(block, (output, log_sum_exp))| {
                     operands.attend(plan, &query, call_inputs, [batch, head, block * ROWS], output, log_sum_exp);
                 });
             });
-        },
-    );
+        });
     ExactOutput { output, log_sum_exp }
 }
 
@@ -77,14 +79,15 @@ impl Operands {
         let tiles = operands.key.par_chunks_mut(TILE * width).zip(operands.value.par_chunks_mut(TILE * width));
         tiles.enumerate().for_each(|(tile, (keys, values))| {
             let mut row = [0.0f32; MAX_HEAD_DIM as usize];
+            let mut value_row = row;
             for token in tile * TILE..plan.problem.key_len.min((tile + 1) * TILE) {
                 let within = token % TILE;
                 key.read_row([batch, head, token], &mut row);
                 for (channel, &element) in row[..width].iter().enumerate() {
                     keys[channel * TILE + within] = f64::from(element);
                 }
-                value.read_row([batch, head, token], &mut row);
-                for (wide, &element) in values[within * width..].iter_mut().zip(&row[..width]) {
+                value.read_row([batch, head, token], &mut value_row);
+                for (wide, &element) in values[within * width..].iter_mut().zip(&value_row[..width]) {
                     *wide = f64::from(element);
                 }
             }
@@ -155,7 +158,7 @@ impl Operands {
             Matrix { elements: &mut products, stride: width },
             [keys, width],
         );
-        for (row, output) in output.chunks_exact_mut(plan.problem.head_dim).enumerate() {
+        for (row, output) in output.chunks_exact_mut(plan.problem.value_head_dim).enumerate() {
             for (output, product) in output.iter_mut().zip(&products[row * width..]) {
                 *output = if sums[row] == 0.0 { 0.0 } else { product / sums[row] };
             }

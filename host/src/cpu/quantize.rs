@@ -75,10 +75,10 @@ pub(crate) fn quantize<T: Element>(
 ) -> Result<Quantized, Error> {
     let (problem, options) = (&plan.problem, &plan.options);
     let (head_dim, width) = (problem.head_dim, plan.padded_head_dim as usize);
-    let view = |elements, strides| View { elements, strides, head_dim };
-    let query = query.map(|query| view(query, problem.query_strides));
-    let key = key.map(|key| view(key, problem.key_strides));
-    let value = value.map(|value| view(value, problem.value_strides));
+    let query = query.map(|elements| View { elements, strides: problem.query_strides, head_dim });
+    let key = key.map(|elements| View { elements, strides: problem.key_strides, head_dim });
+    let value =
+        value.map(|elements| View { elements, strides: problem.value_strides, head_dim: problem.value_head_dim });
 
     // First of all, so that nothing is computed where memory does not suffice: all else is small beside the codes.
     let queries = problem.batch * problem.query_heads * padded_queries(problem.query_len as u32) as usize;
@@ -283,7 +283,7 @@ fn pad_value<T: Element>(plan: &Resolved, value: &View<T>, means: &[f32], elemen
         let (batch, head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
         let mean = nth_row(means, batch_head, width);
         for (token, row) in elements.chunks_exact_mut(width).enumerate().take(problem.key_len) {
-            let row: &mut [T::Rounded] = bytemuck::cast_slice_mut(&mut row[..problem.head_dim]);
+            let row: &mut [T::Rounded] = bytemuck::cast_slice_mut(&mut row[..problem.value_head_dim]);
             for (element, source) in row.iter_mut().zip(value.row([batch, head, token])) {
                 *element = source.rounded();
             }

@@ -140,7 +140,7 @@ pub(crate) fn attend<T: Element>(
             for row in 0..rows {
                 let place = [0, row / sequence.queries, row % sequence.queries];
                 let start = super::view::offset(problem.output_strides, place);
-                own_output[start..start + problem.head_dim].fill(T::from_f32(0.0));
+                own_output[start..start + problem.value_head_dim].fill(T::from_f32(0.0));
             }
         }
         if let Some(log_sum_exp) = &mut log_sum_exp {
@@ -163,7 +163,7 @@ pub(crate) fn exact<T: Element>(
     if problem.lengths == Lengths::Uniform {
         return super::exact::exact(plan, inputs, call_inputs);
     }
-    let [batch, heads, queries, head_dim] = problem.query_shape();
+    let [batch, heads, queries, head_dim] = problem.output_shape();
     let mut result = super::exact::ExactOutput {
         output: vec![0.0; batch * heads * queries * head_dim],
         log_sum_exp: vec![f64::NEG_INFINITY; batch * heads * queries],

@@ -172,8 +172,8 @@ impl AttentionPlan {
         for (argument, address, shape, strides) in [
             ("query", buffers.query, problem.query_shape(), problem.query_strides),
             ("key", buffers.key, problem.key_shape(), problem.key_strides),
-            ("value", buffers.value, problem.key_shape(), problem.value_strides),
-            ("output", buffers.output, problem.query_shape(), problem.output_strides),
+            ("value", buffers.value, problem.value_shape(), problem.value_strides),
+            ("output", buffers.output, problem.output_shape(), problem.output_strides),
         ] {
             check_tensor(argument, address, problem.dtype, shape, strides)?;
         }

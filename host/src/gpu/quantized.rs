@@ -170,7 +170,7 @@ impl PreparedPlan {
         }
         let AttendBuffers { output, log_sum_exp, sinks, bias, boolean_mask, scratch, scratch_bytes } = *buffers;
         let buffers = GpuBuffers { output, log_sum_exp, sinks, bias, boolean_mask, ..Default::default() };
-        check_tensor("output", output, problem.dtype, problem.query_shape(), problem.output_strides)?;
+        check_tensor("output", output, problem.dtype, problem.output_shape(), problem.output_strides)?;
         plan.check_what_options_ask_for(&buffers)?;
         check_buffer("scratch", scratch, scratch_bytes, plan.scratch_bytes())?;
         let _current = self.gpu().enter()?;

@@ -65,6 +65,8 @@ fn near_the_cpu() -> Result<(), Error> {
             let small_pages =
                 CacheProblem { page_tokens: 64, pages, pages_per_sequence, dtype: bf16::DTYPE, ..problem };
             compare::<bf16>(small_pages, options, index as u64)?;
+            let value_head_dim = pick(&[128, 40, 64], index);
+            compare::<f16>(problem.with_value_head_dim(value_head_dim), options, index as u64)?;
         }
     }
     Ok(())

@@ -49,7 +49,7 @@ fn compare_mode(gpu: &'static sageattention::Gpu, problem: &AttentionProblem, op
         let result = sage_tests::gpu::attend(gpu, problem, options, &inputs);
         let expected = sage_tests::tensor::attend(problem, options, &inputs);
         let what = format_args!("{problem:?}\n{options:?}");
-        sage_tests::gpu::assert_near(&result, &expected, problem.head_dim, options.pv_mode, what);
+        sage_tests::gpu::assert_near(&result, &expected, problem.value_head_dim, options.pv_mode, what);
     });
 }
 

@@ -77,6 +77,19 @@ fn shared_key_heads_and_many_batches() {
     compare(gpu, &AttentionProblem::new(LAYOUTS[0], DTYPES[1], [9, 40, 200, 64]), &mixed_options(3), 6);
 }
 
+/// Values with more channels than keys, and with fewer, as multi-head latent attention has them.
+#[test]
+fn values_of_another_head_dimension() {
+    let Some(gpu) = gpu() else { return };
+    let head_dims = [(192, 128), (64, 128), (128, 64), (100, 37), (37, 100), (16, 256), (1, 64)];
+    for (index, (head_dim, value_head_dim)) in head_dims.into_iter().enumerate() {
+        for (layout, dtype) in LAYOUTS.into_iter().zip([pick(&DTYPES, index), pick(&DTYPES, index + 1)]) {
+            let problem = AttentionProblem::cross(layout, dtype, [2, 4, 300, head_dim], [2, 1333]);
+            compare(gpu, &problem.with_value_head_dim(value_head_dim), &with_lse(), 8);
+        }
+    }
+}
+
 #[test]
 fn softmax_scales() {
     let Some(gpu) = gpu() else { return };

@@ -158,7 +158,7 @@ fn rows<T: Element>(sample: &Sample, slices: &[Vec<T>; 3], device: Device) -> Re
         let numbers = match call(options).and_then(|call| call.attention(device)) {
             Ok(result) => {
                 let output: Vec<f64> = result.output.iter().map(|element| element.to_f32().into()).collect();
-                numbers(&output, &exact, sample.problem.query_len * sample.problem.head_dim)
+                numbers(&output, &exact, sample.problem.query_len * sample.problem.value_head_dim)
             }
             Err(Error::NoKernels { .. }) => ["–"; 4].map(str::to_owned),
             // the element type has no such sums

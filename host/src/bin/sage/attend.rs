@@ -16,7 +16,8 @@ use std::time::Instant;
 pub struct Arguments {
     #[command(flatten)]
     tensors: TensorArguments,
-    /// Safetensors file to write: tensor `o`, in the query's type, shape and layout, and with --lse `lse`
+    /// Safetensors file to write: tensor `o`, in the query's type, shape and layout with the value's head dimension, and with --lse
+    /// `lse`
     output: PathBuf,
     #[command(flatten)]
     options: OptionArguments,
@@ -60,9 +61,9 @@ fn attend<T: Element>(
 
     let output = match arguments.tensors.layout() {
         TensorLayout::Hnd => output,
-        TensorLayout::Nhd => swap_middle_axes(&output, call.problem().query_shape()),
+        TensorLayout::Nhd => swap_middle_axes(&output, call.problem().output_shape()),
     };
-    let shape = operands.query_shape.clone();
+    let shape = operands.output_shape.clone();
     let [batch, heads, tokens, _] = call.problem().query_shape();
     let log_sum_exp = log_sum_exp.map(|log_sum_exp| Tensor {
         name: "lse".to_owned(),

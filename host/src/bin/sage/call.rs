@@ -50,7 +50,7 @@ impl<'a, T: Element> Call<'a, T> {
         &self.problem
     }
 
-    /// Quantized attention: the output is `[batch, query_heads, query_len, head_dim]`.
+    /// Quantized attention: the output is `[batch, query_heads, query_len, value_head_dim]`.
     pub fn attention(&self, device: Device) -> Result<AttentionOutput<T>, Error> {
         if device != Device::Cpu {
             let progress = Progress::start(format!("attention on {device}"), 1);
@@ -80,7 +80,7 @@ impl<'a, T: Element> Call<'a, T> {
         CallInputs { lengths: self.lengths, ..self.score_tensors.inputs(self.first) }
     }
 
-    /// Attention in f64, on the same tensors: the output is `[batch, query_heads, query_len, head_dim]`.
+    /// Attention in f64, on the same tensors: the output is `[batch, query_heads, query_len, value_head_dim]`.
     pub fn exact_output(&self) -> Vec<f64> {
         let steps = self.steps();
         let progress = Progress::start("exact attention", steps.len());
@@ -97,13 +97,13 @@ impl<'a, T: Element> Call<'a, T> {
     /// The call cut into calls on neighbouring heads, which give neighbouring parts of the result. Sequences of different lengths
     /// stay together.
     fn steps(&self) -> Vec<Call<'a, T>> {
-        let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, head_dim, lengths, .. } =
-            self.problem;
+        let AttentionProblem { batch, query_heads, key_heads, query_len, key_len, lengths, .. } = self.problem;
+        let channels = self.problem.head_dim + self.problem.value_head_dim;
         if lengths != Lengths::Uniform {
             return vec![*self];
         }
         let ratio = query_heads / key_heads;
-        let multiply_adds = [ratio, query_len, key_len, 2 * head_dim]
+        let multiply_adds = [ratio, query_len, key_len, channels]
             .into_iter()
             .fold(1usize, |product, size| product.saturating_mul(size));
         let heads_per_step = (STEP_MULTIPLY_ADDS * rayon::current_num_threads() / multiply_adds).clamp(1, key_heads);
@@ -135,8 +135,8 @@ impl<'a, T: Element> Call<'a, T> {
     }
 }
 
-/// The problem with a contiguous `[batch, query_heads, query_len, head_dim]` output.
+/// The problem with a contiguous `[batch, query_heads, query_len, value_head_dim]` output.
 fn head_major(problem: AttentionProblem) -> AttentionProblem {
-    let output_strides = TensorLayout::Hnd.strides(problem.query_heads, problem.query_len, problem.head_dim);
+    let output_strides = TensorLayout::Hnd.strides(problem.query_heads, problem.query_len, problem.value_head_dim);
     AttentionProblem { output_strides, ..problem }
 }

@@ -21,7 +21,7 @@ pub struct Arguments {
     /// Where the quantized attention is computed: auto, cpu, gpu, gpu:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Name of an output in the file, of the query's shape, to compare with too
+    /// Name of an output in the file, of the query's shape with the value's head dimension, to compare with too
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
 }
@@ -55,7 +55,7 @@ fn compare<T: Element>(
         .with_lengths(&operands.lengths);
     let AttentionOutput { output, .. } = call.attention(device).map_err(explain)?;
     let output: Vec<f64> = output.into_iter().map(|element| element.to_f32().into()).collect();
-    let [_, heads, tokens, head_dim] = call.problem().query_shape();
+    let [_, heads, tokens, head_dim] = call.problem().output_shape();
     let heads = Heads { heads, elements: tokens * head_dim };
 
     writeln!(out, "quantized attention on {device} against exact attention (f64):")?;

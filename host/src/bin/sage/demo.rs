@@ -136,7 +136,8 @@ fn time_on_gpu<T: Element>(
     };
     let [query, key, value] = slices;
     let [query, key, value] = [upload("query", query)?, upload("key", key)?, upload("value", value)?];
-    let output = DeviceMemory::new(gpu, "output", query.bytes())?;
+    let output_elements: usize = problem.output_shape().iter().product();
+    let output = DeviceMemory::new(gpu, "output", output_elements * size_of::<T>())?;
     let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
     let buffers = GpuBuffers {
         query: query.address(),

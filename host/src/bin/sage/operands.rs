@@ -26,7 +26,7 @@ enum OperandError {
     NothingToRound { query: String, got: Dtype },
     #[error("{argument} `{name}` holds {got:e}; bf16, which it is to be rounded to, ends at {:e}", bf16::MAX.to_f32())]
     Overflow { argument: &'static str, name: String, got: f32 },
-    #[error("reference `{name}` has shape {got:?}; it must be {expected:?}, as the query's")]
+    #[error("reference `{name}` has shape {got:?}; it must be {expected:?}, as the output's")]
     ReferenceShape { name: String, got: Vec<usize>, expected: Vec<usize> },
 }
 
@@ -38,8 +38,8 @@ pub struct Operands {
     pub slices: Slices,
     /// The lengths of their sequences.
     pub lengths: SequenceLengths<Vec<i32>>,
-    /// The query's shape in the file.
-    pub query_shape: Vec<usize>,
+    /// The output's shape in a file: the query's, with the value's channels.
+    pub output_shape: Vec<usize>,
     /// The elements' type in the file.
     pub file_dtype: Dtype,
 }
@@ -85,7 +85,10 @@ impl Operands {
         if dtype == Dtype::F32 {
             eprintln!("note: query, key and value are F32; they are rounded to {precision}");
         }
-        Ok(Self { problem, slices, lengths, query_shape: query.shape.clone(), file_dtype: dtype })
+        let mut output_shape = query.shape.clone();
+        output_shape.pop();
+        output_shape.push(problem.value_head_dim);
+        Ok(Self { problem, slices, lengths, output_shape, file_dtype: dtype })
     }
 }
 
@@ -132,13 +135,20 @@ fn problem(
             _ => return Err(OperandError::Rank { argument, name, shape, axes: axes.join(", ") }.into()),
         }
     }
-    // Only beside an axis of size 0, which no plan accepts, do sizes overflow: a file holds as many bytes as its shapes say.
-    let strides = shapes.map(|[_, second, third, last]| {
-        let third_stride = last.saturating_mul(third);
-        [second.saturating_mul(third_stride), third_stride, last, 1].map(|stride| stride as isize)
-    });
+    let strides = shapes.map(contiguous);
     let [query, key, value] = std::array::from_fn(|i| TensorDesc::new(dtype, &shapes[i], &strides[i]));
-    AttentionProblem::from_tensors(layout, &query, &key, &value, &query).with_context(|| describe(tensors))
+    let [batch, second, third, _] = shapes[0];
+    let output_shape = [batch, second, third, shapes[2][3]];
+    let output_strides = contiguous(output_shape);
+    let output = TensorDesc::new(dtype, &output_shape, &output_strides);
+    AttentionProblem::from_tensors(layout, &query, &key, &value, &output).with_context(|| describe(tensors))
+}
+
+/// The strides of a contiguous tensor.
+fn contiguous([_, second, third, last]: [usize; 4]) -> [isize; 4] {
+    // Only beside an axis of size 0, which no plan accepts, do sizes overflow: a file holds as many bytes as its shapes say.
+    let third_stride = last.saturating_mul(third);
+    [second.saturating_mul(third_stride), third_stride, last, 1].map(|stride| stride as isize)
 }
 
 /// The tensors and their shapes, to stand before an error.
@@ -171,12 +181,12 @@ fn narrow<T: Element>((argument, tensor): &(&'static str, Tensor)) -> Result<Vec
 pub struct Reference {
     /// Its name.
     pub name: String,
-    /// `[batch, query_heads, query_len, head_dim]`, contiguous.
+    /// `[batch, query_heads, query_len, value_head_dim]`, contiguous.
     pub elements: Vec<f64>,
 }
 
 impl Reference {
-    /// Reads a tensor of the query's shape, in the layout of query, key and value.
+    /// Reads a tensor of the output's shape, in the layout of query, key and value.
     pub fn read(file: &mut TensorFile, name: &str, operands: &Operands, layout: TensorLayout) -> anyhow::Result<Self> {
         let Tensor { name, dtype, shape, bytes } = file.read(name)?;
         let elements: Vec<f64> = match dtype {
@@ -185,16 +195,16 @@ impl Reference {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| bytemuck::pod_read_unaligned::<f32>(b).into()).collect(),
             got => return Err(OperandError::UnknownDType { argument: "reference", name, got }.into()),
         };
-        if shape != operands.query_shape {
+        if shape != operands.output_shape {
             return Err(
-                OperandError::ReferenceShape { name, got: shape, expected: operands.query_shape.clone() }.into()
+                OperandError::ReferenceShape { name, got: shape, expected: operands.output_shape.clone() }.into()
             );
         }
         let problem = &operands.problem;
         let elements = match layout {
             TensorLayout::Hnd => elements,
             TensorLayout::Nhd => {
-                let [batch, heads, tokens, head_dim] = problem.query_shape();
+                let [batch, heads, tokens, head_dim] = problem.output_shape();
                 swap_middle_axes(&elements, [batch, tokens, heads, head_dim])
             }
         };
