@@ -406,12 +406,12 @@ pub struct MergeParams {
     pub sinks: Address,
     /// Parts, at most [`MergeShared::MAX_PARTS`](crate::kernel::MergeShared::MAX_PARTS).
     pub count: u32,
-    /// 1 if the parts' outputs are f32, 0 if they are of the result's type.
+    /// 1 if the parts' outputs are f32, 0 if they are of the kernel's element type.
     pub parts_are_f32: u32,
+    /// The same of the result.
+    pub output_is_f32: u32,
     /// batch · heads · tokens
     pub rows: u32,
-    /// Nothing.
-    pub padding: u32,
 }
 
 /// The parameters of some kernel.
