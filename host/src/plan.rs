@@ -320,12 +320,18 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
             return Err(Unsupported::TooFar { tensor });
         }
     }
-    if let Some(got) = options.soft_cap.filter(|cap| !(cap.is_normal() && *cap > 0.0)) {
-        return Err(Unsupported::SoftCap { got });
-    }
+    check_soft_cap(options.soft_cap)?;
     match options.softmax_scale {
         Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),
         _ => Ok(()),
+    }
+}
+
+/// A cap is a positive number, and not so small that its inverse is none.
+pub(crate) fn check_soft_cap(soft_cap: Option<f32>) -> Result<(), Unsupported> {
+    match soft_cap.filter(|cap| !(cap.is_normal() && *cap > 0.0)) {
+        Some(got) => Err(Unsupported::SoftCap { got }),
+        None => Ok(()),
     }
 }
 

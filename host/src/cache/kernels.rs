@@ -61,7 +61,7 @@ pub(crate) fn attend(plan: &CachePlan, buffers: &CacheAttentionBuffers) -> [Laun
         row_tiles: plan.row_tiles() as u32,
         splits: plan.splits as u32,
         rows: plan.rows() as u32,
-        padding: 0,
+        soft_cap: options.soft_cap.unwrap_or(0.0),
         softmax_scale: plan.softmax_scale,
         score_scale: plan.score_scale(),
     };

@@ -378,8 +378,8 @@ pub struct CacheAttentionParams {
     pub splits: u32,
     /// batch · query heads · query_len
     pub rows: u32,
-    /// Nothing.
-    pub padding: u32,
+    /// See [`Modifiers::soft_cap`]; 0 for no cap.
+    pub soft_cap: f32,
     /// The softmax scale.
     pub softmax_scale: f32,
     /// The softmax scale times log₂ e.

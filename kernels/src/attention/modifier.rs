@@ -237,8 +237,7 @@ impl Place<'_> {
         Elements { rows: self.rows().map(row), stride: bytes * view.key }
     }
 
-    /// `cap · tanh(score / cap)`, which is `cap − 2 · cap / (1 + exp(2 · score / cap))`. What smoothed keys took out of the scores comes
-    /// back before.
+    /// Caps the scores. What smoothed keys took out of them comes back before.
     #[inline(always)]
     unsafe fn cap(&self, scores: &mut [f32]) {
         let modifiers = &self.params.modifiers;
@@ -250,10 +249,17 @@ impl Place<'_> {
                 .rows()
                 .map(|row| unsafe { global::load_f32(modifiers.score_shift + 4 * (head + row as u64)) } * LOG2_E);
         }
-        let cap = modifiers.soft_cap * LOG2_E;
         for (index, score) in scores.iter_mut().enumerate() {
-            let power = math::exp2((*score + shift[index / 2 % 2]) * modifiers.inverse_soft_cap * 2.0);
-            *score = math::fma(-2.0 * cap, math::reciprocal(1.0 + power), cap);
+            *score = capped(*score + shift[index / 2 % 2], modifiers.soft_cap, modifiers.inverse_soft_cap);
         }
     }
+}
+
+/// A score under a soft cap: `cap · tanh(score / cap)`, which is `cap − 2 · cap / (1 + exp(2 · score / cap))`. Scores are in octaves, the
+/// cap in natural units.
+#[inline(always)]
+pub fn capped(score: f32, soft_cap: f32, inverse_soft_cap: f32) -> f32 {
+    let cap = soft_cap * LOG2_E;
+    let power = math::exp2(score * inverse_soft_cap * 2.0);
+    math::fma(-2.0 * cap, math::reciprocal(1.0 + power), cap)
 }
