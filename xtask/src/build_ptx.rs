@@ -194,7 +194,7 @@ fn split(module: &ptx::Module, architecture: Architecture) -> Result<Vec<(String
     for entry in module.entries() {
         let alone = module.only(entry);
         let row = Kernel::ALL.iter().find(|kernel| kernel.symbol() == entry.name);
-        if row.is_some_and(|kernel| !kernel.family().exists_for(architecture)) {
+        if row.is_some_and(|kernel| !kernel.exists_for(architecture)) {
             // of GPUs whose drivers compile the PTX
             continue;
         }

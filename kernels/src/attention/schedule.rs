@@ -5,7 +5,7 @@ use core::cmp::min;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS};
 use sage_layout::visibility::Band;
-use simt::{global, math, thread};
+use simt::{global, math, shared, thread};
 
 use crate::quantize::query_key::key_head_of;
 use crate::sequences::Sequences;
@@ -52,6 +52,34 @@ impl<S: Sequences> WorkItem<S> {
     #[inline(always)]
     pub fn is_there(&self) -> bool {
         !S::RAGGED || self.first_query < self.sequence.queries(0)
+    }
+
+    /// Keeps it in shared memory, for [`kept`](Self::kept).
+    ///
+    /// # Safety
+    ///
+    /// `address` is a multiple of 16, of [`ITEM_BYTES`](sage_layout::kernel::MmaShared::ITEM_BYTES) bytes, which nobody else touches at the same time.
+    #[inline(always)]
+    pub unsafe fn keep(&self, address: u32) {
+        let Self { head, key_head, first_query, sequence } = *self;
+        // SAFETY: forwarded contract.
+        unsafe {
+            shared::store_u32x4(address, [head, key_head, first_query, sequence.index()]);
+            shared::store_u32x4(address + 16, sequence.words());
+        }
+    }
+
+    /// The item that was kept.
+    ///
+    /// # Safety
+    ///
+    /// One was, at this address, and nobody writes there at the same time.
+    #[inline(always)]
+    pub unsafe fn kept(address: u32) -> Self {
+        // SAFETY: forwarded contract.
+        let ([head, key_head, first_query, index], words) =
+            unsafe { (shared::load_u32x4(address), shared::load_u32x4(address + 16)) };
+        Self { head, key_head, first_query, sequence: S::from_words(index, words) }
     }
 
     /// Key tiles that the item needs, if it has `queries` queries.

@@ -21,14 +21,15 @@ const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
 pub struct Copies<'a> {
     params: &'a AttentionParams,
     thread: u32,
-    /// Index of the head's first tile over all heads.
-    first_tile: u32,
+    /// Index of the item's first key tile over all heads.
+    pub first_tile: u32,
 }
 
 impl<'a> Copies<'a> {
     /// Of an item's keys and values.
     #[inline(always)]
     pub fn new<S: Sequences>(params: &'a AttentionParams, thread: u32, item: WorkItem<S>) -> Self {
+        // there are under 2²⁸ tiles
         let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32;
         Self { params, thread, first_tile }
     }

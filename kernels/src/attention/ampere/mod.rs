@@ -77,7 +77,7 @@ pub unsafe fn attention<
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
     // SAFETY: forwarded contract.
-    let find = |place| unsafe { S::of_cta(params, place) };
+    let find = |place| unsafe { sequence_of::<S>(params, place, thread % warp::LANES) };
     let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES, find);
     if !item.is_there() {
         return;
@@ -86,8 +86,11 @@ pub unsafe fn attention<
     let chunks = KeyTiles::of(params, item.sequence, [item.first_query, MMA_QUERIES], KEY_CHUNK);
 
     // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
-    // threads waited for their copies and met.
+    // threads waited for their copies and met. So is what is kept of the item.
     unsafe {
+        if S::RAGGED && thread == 0 {
+            item.keep(base + memory.item);
+        }
         let biases = C::BIASED.then(|| Biases::new(params, item, base + memory.bias));
         for stage in 0..stages - 1 {
             let chunk = chunks.first + stage;
@@ -99,7 +102,7 @@ pub unsafe fn attention<
             }
             InstructionsOf::<A>::commit();
         }
-        let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, thread);
+        let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, copies.first_tile, thread);
         let mut stage = 0;
         for chunk in chunks.first..chunks.end {
             InstructionsOf::<A>::wait();
@@ -127,6 +130,26 @@ pub unsafe fn attention<
     }
 }
 
+/// The sequence that a place for CTAs may be of, and the place of its first. The first lane looks it up: what all lanes load, ptxas
+/// takes for the same in all, and yet keeps none of what follows from it in uniform registers.
+///
+/// # Safety
+///
+/// As for [`Sequences::of_cta`]; the whole warp calls it.
+#[inline(always)]
+unsafe fn sequence_of<S: Sequences>(params: &AttentionParams, place: u32, lane: u32) -> (S, u32) {
+    let (sequence, first_place) = match S::RAGGED && lane != 0 {
+        true => (S::from_words(0, [0; 4]), 0),
+        // SAFETY: forwarded contract.
+        false => unsafe { S::of_cta(params, place) },
+    };
+    if !S::RAGGED {
+        return (sequence, first_place);
+    }
+    let [index, first_place] = [sequence.index(), first_place].map(warp::broadcast);
+    (S::from_words(index, sequence.words().map(warp::broadcast)), first_place)
+}
+
 /// A chunk of keys in shared memory.
 #[derive(Clone, Copy)]
 struct Keys {
@@ -138,11 +161,13 @@ struct Keys {
 /// A warp's queries.
 struct Warp<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize> {
     params: &'a AttentionParams,
+    /// If all sequences are equally long; see [`item`](Self::item).
     item: WorkItem<S>,
     /// Of the CTA.
     index: u32,
     lane: u32,
-    first_row: u32,
+    /// Index of the item's first key tile over all heads.
+    first_key_tile: u32,
     chunks: KeyTiles,
     query: [[[u32; 4]; STEPS]; BLOCKS],
     query_scale: [f32; BLOCKS],
@@ -181,7 +206,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     ///
     /// For all methods: the operands are as the parameters say, and the whole warp calls them.
     #[inline(always)]
-    unsafe fn new(params: &'a AttentionParams, item: WorkItem<S>, thread: u32) -> Self {
+    unsafe fn new(params: &'a AttentionParams, item: WorkItem<S>, first_key_tile: u32, thread: u32) -> Self {
         let index = warp::broadcast(thread / warp::LANES);
         let lane = thread % warp::LANES;
         let first_row = item.first_query + index * Self::QUERIES;
@@ -190,7 +215,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             item,
             index,
             lane,
-            first_row,
+            first_key_tile,
             chunks: KeyTiles::of(params, item.sequence, [first_row, Self::QUERIES], KEY_CHUNK),
             query: [[[0; 4]; STEPS]; BLOCKS],
             query_scale: [0.0; BLOCKS],
@@ -210,7 +235,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     unsafe fn load_queries(&mut self) {
         let first_tile = self.item.sequence.first_query_tile(self.item.head as u64, S::query_places(self.params));
         for block in 0..BLOCKS {
-            let row = self.first_row + block as u32 * WARP_ROWS;
+            let row = self.row(self.item, block);
             let tile = first_tile + (row / WARPGROUP_ROWS) as u64;
             let codes = self.params.query + tile * (WARPGROUP_ROWS * Self::ROW_BYTES) as u64;
             for step in 0..Self::STEPS {
@@ -232,26 +257,41 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     #[inline(always)]
     unsafe fn key_scale(&self, chunk: u32) -> f32 {
         // there are under 2²⁸ tiles: 32 bits hold the index of a scale
-        let first_tile = self.item.sequence.first_key_tile(self.item.key_head, S::key_places(self.params)) as u32;
-        let tile = first_tile + chunk * KEY_CHUNK / KEY_TILE;
+        let tile = self.first_key_tile + chunk * KEY_CHUNK / KEY_TILE;
         let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
         unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
     }
 
+    /// The item. That of lengths that may differ is loaded, so that the main loop has the registers.
+    ///
+    /// # Safety
+    ///
+    /// The CTA's threads met after it was kept.
+    #[inline(always)]
+    unsafe fn item(&self) -> WorkItem<S> {
+        match S::RAGGED {
+            // SAFETY: forwarded contract.
+            true => unsafe { WorkItem::kept(shared::dynamic() + Self::MEMORY.item) },
+            false => self.item,
+        }
+    }
+
     /// First row of a row block.
     #[inline(always)]
-    fn row(&self, block: usize) -> u32 {
-        self.first_row + block as u32 * WARP_ROWS
+    fn row(&self, item: WorkItem<S>, block: usize) -> u32 {
+        item.first_query + self.index * Self::QUERIES + block as u32 * WARP_ROWS
     }
 
     /// What the mask shows of the keys from `first_key` on.
     #[inline(always)]
-    fn visible(&self, first_key: u32) -> [Visible; BLOCKS] {
+    unsafe fn visible(&self, first_key: u32) -> [Visible; BLOCKS] {
         // else the compares of several uses are made before all of them
         let first_key = math::opaque(first_key);
+        // SAFETY: forwarded contract.
+        let item = unsafe { self.item() };
         core::array::from_fn(|block| {
-            let keys = VisibleKeys::new(self.params, self.item.sequence, self.row(block), self.lane);
+            let keys = VisibleKeys::new(self.params, item.sequence, self.row(item, block), self.lane);
             Visible::Some(keys.of_chunk(first_key))
         })
     }
@@ -417,8 +457,8 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
 
     /// The lane's two channels of a block of eight, of the values' mean over segment `segment`.
     #[inline(always)]
-    unsafe fn mean(&self, segment: u32, channels: usize) -> [f32; 2] {
-        let (key_head, sequence) = (self.item.key_head, self.item.sequence);
+    unsafe fn mean(&self, item: WorkItem<S>, segment: u32, channels: usize) -> [f32; 2] {
+        let WorkItem { key_head, sequence, .. } = item;
         let row = match ValuesOf::<A>::HAS_SEGMENTS {
             true => sequence.first_segment(key_head, S::segment_places(self.params)) + segment as u64,
             false => sequence.row(key_head, &self.params.sequences) as u64,
@@ -439,10 +479,12 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             return;
         }
         let segment = chunk / SEGMENT_CHUNKS;
+        // SAFETY: forwarded contract.
+        let item = unsafe { self.item() };
         let row_sums: [[f32; 2]; BLOCKS] = core::array::from_fn(|block| self.row_sums(block));
         for channels in 0..Self::CHANNEL_BLOCKS {
             // SAFETY: forwarded contract; there are keys of both segments.
-            let [old, new] = unsafe { [self.mean(segment, channels), self.mean(segment + 1, channels)] };
+            let [old, new] = unsafe { [segment, segment + 1].map(|segment| self.mean(item, segment, channels)) };
             for block in 0..BLOCKS {
                 let output = &mut self.output[block][channels];
                 let mut values = output.values();
@@ -462,27 +504,29 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     #[inline(always)]
     unsafe fn finish<E: Element>(&self, base: u32) {
         let Self { params, lane, .. } = *self;
-        if self.first_row >= self.item.sequence.queries(params.output.tokens) {
+        // SAFETY: forwarded contract.
+        let item = unsafe { self.item() };
+        if self.row(item, 0) >= item.sequence.queries(params.output.tokens) {
             return;
         }
         let memory = Self::MEMORY;
         let region = base + self.index * memory.region_stride;
-        let row = self.item.sequence.row(self.item.key_head, &params.sequences);
+        let row = item.sequence.row(item.key_head, &params.sequences);
         let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
         let means = params.value_mean_codes != 0 && self.chunks.count() > 0;
         for block in 0..BLOCKS {
             let row_sum = self.row_sums(block);
             // SAFETY: the parameters' buffers are there.
-            let ends = unsafe { RowEnds::new(params, self.item, self.row(block), lane) };
+            let ends = unsafe { RowEnds::new(params, item, self.row(item, block), lane) };
             let denominators = ends.denominators(&self.softmax[block], row_sum);
             let inverse = epilogue::inverse(denominators);
             let mut output = [0.0; 4 * CHANNEL_BLOCKS];
             for channels in 0..Self::CHANNEL_BLOCKS {
                 // SAFETY: there are keys of the last segment; scales hold a row for each key head.
                 let (mean, scale) = unsafe {
-                    let mean = if means { self.last_mean(channels) } else { [0.0; 2] };
+                    let mean = if means { self.last_mean(item, channels) } else { [0.0; 2] };
                     // without keys there are no scales
-                    let scaled = ValuesOf::<A>::SCALED && (!S::RAGGED || self.item.sequence.keys(0) != 0);
+                    let scaled = ValuesOf::<A>::SCALED && (!S::RAGGED || item.sequence.keys(0) != 0);
                     let scale = if scaled { global::load_f32x2(scales + 32 * channels as u64) } else { [1.0; 2] };
                     (mean, scale)
                 };
@@ -496,8 +540,8 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
                 epilogue::store_rows::<E, S, HEAD_DIM>(
                     params,
                     [0, HEAD_DIM],
-                    self.item,
-                    self.row(block),
+                    item,
+                    self.row(item, block),
                     lane,
                     region,
                     |index| output[index],
@@ -508,9 +552,9 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     }
 
     #[inline(always)]
-    unsafe fn last_mean(&self, channels: usize) -> [f32; 2] {
+    unsafe fn last_mean(&self, item: WorkItem<S>, channels: usize) -> [f32; 2] {
         let segment = if ValuesOf::<A>::HAS_SEGMENTS { (self.chunks.end - 1) / SEGMENT_CHUNKS } else { 0 };
         // SAFETY: forwarded contract.
-        unsafe { self.mean(segment, channels) }
+        unsafe { self.mean(item, segment, channels) }
     }
 }
