@@ -171,34 +171,13 @@ macro_rules! program {
         ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
-        ampere::attention::<
-            InPlace<OnTuring<HalfInF32<F16>>>,
-            Int8,
-            F16,
-            RaggedOrUniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<
-            InPlace<OnTuring<HalfInF16>>,
-            Int8,
-            F16,
-            RaggedOrUniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<
-            TwoLevel<OnTuring<HalfInF16>>,
-            Int8,
-            F16,
-            RaggedOrUniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<InPlace<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>

@@ -324,9 +324,9 @@ impl<const OR_UNIFORM: bool> Sequences for Ragged<OR_UNIFORM> {
         }
         // SAFETY: forwarded contract; the search asks for ranks of the order.
         unsafe {
-            let first_place = |rank| global::load_written_u32(order(sequences, rank));
+            let first_place = |rank| Self::load(order(sequences, rank));
             let rank = last_at(place, sequences.count, first_place);
-            let index = global::load_written_u32(order(sequences, rank) + 4);
+            let index = Self::load(order(sequences, rank) + 4);
             (Self::of_index(sequences, index), first_place(rank))
         }
     }
@@ -336,7 +336,7 @@ impl<const OR_UNIFORM: bool> Sequences for Ragged<OR_UNIFORM> {
         // one by one: what is not used is not loaded
         let word = |word: u64| {
             // SAFETY: forwarded contract.
-            unsafe { global::load_written_u32(entry(sequences, index) + 4 * word) }
+            unsafe { Self::load(entry(sequences, index) + 4 * word) }
         };
         Self::from_words(index, [0, 1, 2, 3].map(word))
     }
@@ -360,6 +360,17 @@ pub fn order(sequences: &SequencesParams, rank: u32) -> u64 {
 }
 
 impl<const OR_UNIFORM: bool> Ragged<OR_UNIFORM> {
+    /// A word of the table or the order. The quantizer, which writes them, loads them too.
+    ///
+    /// # Safety
+    ///
+    /// They are there, and have the word.
+    #[inline(always)]
+    unsafe fn load(address: u64) -> u32 {
+        // SAFETY: forwarded contract; of those that may be uniform, an earlier launch wrote the table.
+        unsafe { if OR_UNIFORM { global::load_u32(address) } else { global::load_written_u32(address) } }
+    }
+
     #[inline(always)]
     fn offset(self, tensor: &TensorView, head: u32, start: u32) -> i64 {
         let strides = &tensor.strides;

@@ -16,9 +16,8 @@ use sageattention::{
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
-/// GPUs that have `mma.sync` kernels alone: all of them, and with smaller instructions those for f16 values.
+/// One that has all `mma.sync` kernels.
 const ADA: ComputeCapability = ComputeCapability::new(8, 9);
-const TURING: ComputeCapability = ComputeCapability::new(7, 5);
 
 const MASKS: [Mask; 3] =
     [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
@@ -82,9 +81,6 @@ fn mma() {
             check_on(ADA, &batch, &options, &execution, 1);
             let padded = Batch::padded(TensorLayout::Nhd, dtype, [100, 300], &[300, 0, 1, 128, 129], [2, 2, head_dim]);
             check_on(if head_dim > 128 { HOPPER } else { ADA }, &padded, &options, &execution, 2);
-            if head_dim <= 128 && pv_mode == PvMode::F16 && dtype != DType::Bf16 {
-                check_on(TURING, &batch, &options, &execution, 3);
-            }
         }
     }
 }

@@ -195,7 +195,7 @@ fn split(module: &ptx::Module, architecture: Architecture) -> Result<Vec<(String
         let alone = module.only(entry);
         let row = Kernel::ALL.iter().find(|kernel| kernel.symbol() == entry.name);
         if row.is_some_and(|kernel| !kernel.exists_for(architecture)) {
-            // of GPUs whose drivers compile the PTX
+            // nobody's, or of GPUs whose drivers compile the PTX
             continue;
         }
         let text = match row {

@@ -84,9 +84,6 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).ragged()),
     (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).ragged()),
     (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).ragged()),
-    (Family::TuringF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).ragged()),
-    (Family::TuringF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).ragged()),
-    (Family::TuringF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).ragged()),
     (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).ragged()),
     (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).ragged()),
     (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16).ragged()),
@@ -321,10 +318,10 @@ mod tests {
         assert!(choices(HOPPER, FP8, 96, ElementType::Bf16).next().is_none(), "no such head dimension");
     }
 
-    /// Sequences of different lengths have kernels wherever equally long ones have, in INT8 without smoothed queries.
+    /// Sequences of different lengths have kernels wherever equally long ones have, in INT8 without smoothed queries, but on Turing.
     #[test]
-    fn every_gpu_takes_ragged_batches() {
-        for gpu in capabilities() {
+    fn every_gpu_from_ampere_on_takes_ragged_batches() {
+        for gpu in capabilities().filter(|gpu| gpu.major > 7) {
             let elements = [ElementType::F16, ElementType::Bf16, ElementType::F32];
             for (head_dim, element) in
                 NATIVE_HEAD_DIMS.into_iter().flat_map(|head_dim| elements.map(|element| (head_dim, element)))
@@ -380,11 +377,8 @@ mod tests {
     #[test]
     fn turing_multiplies_f16_values_alone() {
         let turing = ComputeCapability::new(7, 5);
-        for ragged in [false, true] {
-            let served = modes(turing, 128, ElementType::F16).filter(|modes| modes.ragged == ragged);
-            let accumulators: Vec<_> = served.map(|modes| modes.accumulator).collect();
-            assert_eq!(accumulators, [PvAccum::F32, PvAccum::F16, PvAccum::F16F32]);
-        }
+        let accumulators: Vec<_> = modes(turing, 128, ElementType::F16).map(|modes| modes.accumulator).collect();
+        assert_eq!(accumulators, [PvAccum::F32, PvAccum::F16, PvAccum::F16F32]);
         assert_eq!(modes(turing, 128, ElementType::Bf16).count(), 0);
     }
 

@@ -78,7 +78,7 @@ define_family! {
     /// The same, with smoothed queries, or queries and keys in INT4.
     QuantizeSmoothed: [Architecture::Sm80, Architecture::Sm89];
     /// [`Quantize`](Self::Quantize) for sequences of different lengths.
-    QuantizeRagged: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    QuantizeRagged: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
@@ -460,13 +460,8 @@ impl Kernel {
     /// Whether it is among the kernels of an architecture: its family is, and of ragged batches' quantizers those that attention
     /// kernels of the architecture go with.
     pub fn exists_for(self, architecture: Architecture) -> bool {
-        let is_used = match (self.family(), architecture) {
-            (Family::QuantizeRagged, Architecture::Sm75) => {
-                self.head_dim() <= 128 && matches!(self.element(), ElementType::F16)
-            }
-            (Family::QuantizeRagged, Architecture::Sm90a) => self.head_dim() <= 128,
-            _ => true,
-        };
+        let is_used =
+            self.head_dim() <= 128 || (self.family(), architecture) != (Family::QuantizeRagged, Architecture::Sm90a);
         is_used && self.family().exists_for(architecture)
     }
 
@@ -580,7 +575,8 @@ impl Kernel {
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             Family::CacheAppend | Family::Merge => 0,
             Family::CacheAttention | Family::CacheAttentionWide => 1,
-            _ => 2,
+            family if family.smooths_queries() => 2,
+            _ => 1,
         }
     }
 }
@@ -755,8 +751,11 @@ pub struct MmaShared {
 }
 
 impl MmaShared {
-    /// An item: head, key head, first query, index of its sequence; and the sequence.
-    pub const ITEM_BYTES: u32 = 16 + Sequence::BYTES;
+    /// In an item's memory, behind head, key head, first query, index of its sequence, and the sequence: the end of its chunks, and the
+    /// index of its first key tile over all heads.
+    pub const ITEM_BOUNDS: u32 = 16 + Sequence::BYTES;
+    /// The chunks of each warp's queries.
+    pub const ITEM_CHUNKS: u32 = Self::ITEM_BOUNDS + 16;
 
     /// The layout for a padded head dimension, rows of keys and values of so many bytes, and so many stages.
     pub const fn new(padded_head_dim: u32, key_row_bytes: u32, value_bytes: u32, stages: u32) -> Self {
@@ -765,7 +764,8 @@ impl MmaShared {
         let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
         let (stages_end, regions_end) = (stages * stage_bytes, mma_warps(padded_head_dim) * region_stride);
         let end = if stages_end > regions_end { stages_end } else { regions_end };
-        let [bytes, biased_bytes] = [end + Self::ITEM_BYTES, end + stages * KEY_CHUNK * 4];
+        let item_bytes = Self::ITEM_CHUNKS + 16 * mma_warps(padded_head_dim);
+        let [bytes, biased_bytes] = [end + item_bytes, end + stages * KEY_CHUNK * 4];
         Self { value, stage_bytes, region_stride, bias: end, item: end, bytes, biased_bytes }
     }
 }

@@ -54,18 +54,34 @@ impl<S: Sequences> WorkItem<S> {
         !S::RAGGED || self.first_query < self.sequence.queries(0)
     }
 
+    /// As words: head, key head, first query, index of the sequence, the sequence.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 8] {
+        let [query_start, key_start, queries, keys] = self.sequence.words();
+        let Self { head, key_head, first_query, sequence } = *self;
+        [head, key_head, first_query, sequence.index(), query_start, key_start, queries, keys]
+    }
+
+    /// Of such words.
+    #[inline(always)]
+    pub fn from_words(words: [u32; 8]) -> Self {
+        let [head, key_head, first_query, index, query_start, key_start, queries, keys] = words;
+        let sequence = S::from_words(index, [query_start, key_start, queries, keys]);
+        Self { head, key_head, first_query, sequence }
+    }
+
     /// Keeps it in shared memory, for [`kept`](Self::kept).
     ///
     /// # Safety
     ///
-    /// `address` is a multiple of 16, of [`ITEM_BYTES`](sage_layout::kernel::MmaShared::ITEM_BYTES) bytes, which nobody else touches at the same time.
+    /// `address` is a multiple of 16, of 32 bytes, which nobody else touches at the same time.
     #[inline(always)]
     pub unsafe fn keep(&self, address: u32) {
-        let Self { head, key_head, first_query, sequence } = *self;
+        let [a, b, c, d, e, f, g, h] = self.words();
         // SAFETY: forwarded contract.
         unsafe {
-            shared::store_u32x4(address, [head, key_head, first_query, sequence.index()]);
-            shared::store_u32x4(address + 16, sequence.words());
+            shared::store_u32x4(address, [a, b, c, d]);
+            shared::store_u32x4(address + 16, [e, f, g, h]);
         }
     }
 
@@ -77,9 +93,8 @@ impl<S: Sequences> WorkItem<S> {
     #[inline(always)]
     pub unsafe fn kept(address: u32) -> Self {
         // SAFETY: forwarded contract.
-        let ([head, key_head, first_query, index], words) =
-            unsafe { (shared::load_u32x4(address), shared::load_u32x4(address + 16)) };
-        Self { head, key_head, first_query, sequence: S::from_words(index, words) }
+        let [[a, b, c, d], [e, f, g, h]] = [0, 16].map(|offset| unsafe { shared::load_u32x4(address + offset) });
+        Self::from_words([a, b, c, d, e, f, g, h])
     }
 
     /// Key tiles that the item needs, if it has `queries` queries.
@@ -144,6 +159,18 @@ impl KeyTiles {
         } else {
             Self { first, end, whole: end, whole_end: end }
         }
+    }
+
+    /// As words.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 4] {
+        [self.first, self.end, self.whole, self.whole_end]
+    }
+
+    /// Of such words.
+    #[inline(always)]
+    pub fn from_words([first, end, whole, whole_end]: [u32; 4]) -> Self {
+        Self { first, end, whole, whole_end }
     }
 
     /// How many tiles there are.

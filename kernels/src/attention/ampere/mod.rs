@@ -77,24 +77,28 @@ pub unsafe fn attention<
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
     // SAFETY: forwarded contract.
-    let find = |place| unsafe { sequence_of::<S>(params, place, thread % warp::LANES) };
+    let find = |place| unsafe { S::of_cta(params, place) };
     let item = WorkItem::nth(params, thread::block_idx_x(), MMA_QUERIES, find);
     if !item.is_there() {
         return;
     }
-    let copies = Copies::new(params, thread, item);
     let chunks = KeyTiles::of(params, item.sequence, [item.first_query, MMA_QUERIES], KEY_CHUNK);
+    // there are under 2²⁸ tiles
+    let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32;
 
     // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
-    // threads waited for their copies and met. So is what is kept of the item.
+    // threads waited for their copies and met. So is what is kept.
     unsafe {
+        let bounds = base + memory.item + MmaShared::ITEM_BOUNDS;
         if S::RAGGED && thread == 0 {
             item.keep(base + memory.item);
+            shared::store_u32x2(bounds, [chunks.end, first_tile]);
         }
         let biases = C::BIASED.then(|| Biases::new(params, item, base + memory.bias));
         for stage in 0..stages - 1 {
             let chunk = chunks.first + stage;
             if chunk < chunks.end {
+                let copies = Copies::new(params, thread, first_tile);
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, chunk);
                 if let Some(biases) = &biases {
                     biases.compute::<E, HEAD_DIM>(stage, chunk);
@@ -102,14 +106,19 @@ pub unsafe fn attention<
             }
             InstructionsOf::<A>::commit();
         }
-        let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, copies.first_tile, thread);
-        let mut stage = 0;
-        for chunk in chunks.first..chunks.end {
+        let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, thread);
+        let (mut stage, mut chunk) = (0, chunks.first);
+        while S::RAGGED || chunk < chunks.end {
             InstructionsOf::<A>::wait();
             thread::sync_threads();
+            let [end, first_tile] = if S::RAGGED { shared::load_u32x2(bounds) } else { [chunks.end, first_tile] };
+            if S::RAGGED && chunk == end {
+                break;
+            }
             let ahead = chunk + stages - 1;
-            if ahead < chunks.end {
+            if ahead < end {
                 let stage = (stage + stages - 1) % stages;
+                let copies = Copies::new(params, thread, first_tile);
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
                 if let Some(biases) = &biases {
                     biases.compute::<E, HEAD_DIM>(stage, ahead);
@@ -119,35 +128,20 @@ pub unsafe fn attention<
             if stages == 1 {
                 thread::sync_threads();
             }
-            let tile = base + stage * memory.stage_bytes;
-            if warp.chunks.contains(chunk) {
-                warp.step(tile, biases.map_or(0, |biases| biases.of_stage(stage)), chunk);
+            let chunks = warp.chunks();
+            if chunks.contains(chunk) {
+                let tile = base + stage * memory.stage_bytes;
+                let bias = biases.map_or(0, |biases| biases.of_stage(stage));
+                warp.step(tile, bias, chunk, first_tile, chunks.is_whole(chunk));
             }
             stage = (stage + 1) % stages;
+            chunk += 1;
         }
-        thread::sync_threads();
+        if !S::RAGGED {
+            thread::sync_threads();
+        }
         warp.finish::<E>(base);
     }
-}
-
-/// The sequence that a place for CTAs may be of, and the place of its first. The first lane looks it up: what all lanes load, ptxas
-/// takes for the same in all, and yet keeps none of what follows from it in uniform registers.
-///
-/// # Safety
-///
-/// As for [`Sequences::of_cta`]; the whole warp calls it.
-#[inline(always)]
-unsafe fn sequence_of<S: Sequences>(params: &AttentionParams, place: u32, lane: u32) -> (S, u32) {
-    let (sequence, first_place) = match S::RAGGED && lane != 0 {
-        true => (S::from_words(0, [0; 4]), 0),
-        // SAFETY: forwarded contract.
-        false => unsafe { S::of_cta(params, place) },
-    };
-    if !S::RAGGED {
-        return (sequence, first_place);
-    }
-    let [index, first_place] = [sequence.index(), first_place].map(warp::broadcast);
-    (S::from_words(index, sequence.words().map(warp::broadcast)), first_place)
 }
 
 /// A chunk of keys in shared memory.
@@ -162,13 +156,12 @@ struct Keys {
 struct Warp<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize> {
     params: &'a AttentionParams,
     /// If all sequences are equally long; see [`item`](Self::item).
-    item: WorkItem<S>,
+    own_item: WorkItem<S>,
     /// Of the CTA.
     index: u32,
     lane: u32,
-    /// Index of the item's first key tile over all heads.
-    first_key_tile: u32,
-    chunks: KeyTiles,
+    /// Likewise, see [`chunks`](Self::chunks).
+    own_chunks: KeyTiles,
     query: [[[u32; 4]; STEPS]; BLOCKS],
     query_scale: [f32; BLOCKS],
     softmax: [OnlineSoftmax; BLOCKS],
@@ -206,17 +199,17 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     ///
     /// For all methods: the operands are as the parameters say, and the whole warp calls them.
     #[inline(always)]
-    unsafe fn new(params: &'a AttentionParams, item: WorkItem<S>, first_key_tile: u32, thread: u32) -> Self {
+    unsafe fn new(params: &'a AttentionParams, item: WorkItem<S>, thread: u32) -> Self {
         let index = warp::broadcast(thread / warp::LANES);
         let lane = thread % warp::LANES;
         let first_row = item.first_query + index * Self::QUERIES;
+        let chunks = KeyTiles::of(params, item.sequence, [first_row, Self::QUERIES], KEY_CHUNK);
         let mut this = Self {
             params,
-            item,
+            own_item: item,
             index,
             lane,
-            first_key_tile,
-            chunks: KeyTiles::of(params, item.sequence, [first_row, Self::QUERIES], KEY_CHUNK),
+            own_chunks: chunks,
             query: [[[0; 4]; STEPS]; BLOCKS],
             query_scale: [0.0; BLOCKS],
             softmax: [OnlineSoftmax::new(); BLOCKS],
@@ -224,18 +217,22 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             output: [[A::Output::ZERO; CHANNEL_BLOCKS]; BLOCKS],
             codes: PhantomData,
         };
-        if this.chunks.count() > 0 {
+        if S::RAGGED && lane == 0 {
+            // SAFETY: the place is the warp's own.
+            unsafe { shared::store_u32x4(this.chunks_place(), chunks.words()) };
+        }
+        if chunks.count() > 0 {
             // SAFETY: queries are padded to whole tiles of 64, of which a warp's are a part.
-            unsafe { this.load_queries() };
+            unsafe { this.load_queries(item) };
         }
         this
     }
 
     #[inline(always)]
-    unsafe fn load_queries(&mut self) {
-        let first_tile = self.item.sequence.first_query_tile(self.item.head as u64, S::query_places(self.params));
+    unsafe fn load_queries(&mut self, item: WorkItem<S>) {
+        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(self.params));
         for block in 0..BLOCKS {
-            let row = self.row(self.item, block);
+            let row = self.row(item, block);
             let tile = first_tile + (row / WARPGROUP_ROWS) as u64;
             let codes = self.params.query + tile * (WARPGROUP_ROWS * Self::ROW_BYTES) as u64;
             for step in 0..Self::STEPS {
@@ -255,15 +252,16 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     }
 
     #[inline(always)]
-    unsafe fn key_scale(&self, chunk: u32) -> f32 {
+    unsafe fn key_scale(&self, chunk: u32, first_tile: u32) -> f32 {
         // there are under 2²⁸ tiles: 32 bits hold the index of a scale
-        let tile = self.first_key_tile + chunk * KEY_CHUNK / KEY_TILE;
+        let tile = first_tile + chunk * KEY_CHUNK / KEY_TILE;
         let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
         unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
     }
 
-    /// The item. That of lengths that may differ is loaded, so that the main loop has the registers.
+    /// The item. Where lengths may differ, all that follows from them is loaded when it is needed: ptxas keeps no such numbers in
+    /// uniform registers, and the main loop has no others to spare.
     ///
     /// # Safety
     ///
@@ -273,8 +271,27 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
         match S::RAGGED {
             // SAFETY: forwarded contract.
             true => unsafe { WorkItem::kept(shared::dynamic() + Self::MEMORY.item) },
-            false => self.item,
+            false => self.own_item,
         }
+    }
+
+    /// Chunks of keys that its queries see.
+    ///
+    /// # Safety
+    ///
+    /// As for [`item`](Self::item).
+    #[inline(always)]
+    unsafe fn chunks(&self) -> KeyTiles {
+        match S::RAGGED {
+            // SAFETY: forwarded contract.
+            true => KeyTiles::from_words(unsafe { shared::load_u32x4(self.chunks_place()) }),
+            false => self.own_chunks,
+        }
+    }
+
+    #[inline(always)]
+    fn chunks_place(&self) -> u32 {
+        shared::dynamic() + Self::MEMORY.item + MmaShared::ITEM_CHUNKS + 16 * self.index
     }
 
     /// First row of a row block.
@@ -296,19 +313,20 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
         })
     }
 
-    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`.
+    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`. `first_tile` is the
+    /// index of the item's first key tile over all heads, and the queries see all of the chunk if it `is_whole`.
     #[inline(always)]
-    unsafe fn step(&mut self, stage: u32, bias: u32, chunk: u32) {
+    unsafe fn step(&mut self, stage: u32, bias: u32, chunk: u32, first_tile: u32, is_whole: bool) {
         let memory = Self::MEMORY;
         let key = Keys { matrix: Matrix::new(stage, Self::ROW_BYTES, self.lane), bias };
         let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
         // SAFETY: forwarded contract.
         unsafe {
-            let key_scale = self.key_scale(chunk);
+            let key_scale = self.key_scale(chunk, first_tile);
             let scale = self.query_scale.map(|query_scale| query_scale * key_scale);
             for part in 0..(KEY_CHUNK / A::KEYS) as usize {
                 let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
-                let mut probabilities = if self.chunks.is_whole(chunk) {
+                let mut probabilities = if is_whole {
                     self.probabilities(key, part, scale, [Visible::All; BLOCKS])
                 } else {
                     self.probabilities(key, part, scale, self.visible(first_key))
@@ -475,7 +493,8 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     unsafe fn change_mean(&mut self, chunk: u32) {
         let next = chunk + 1;
         let smoothed = ValuesOf::<A>::HAS_SEGMENTS && self.params.value_mean_codes != 0;
-        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= self.chunks.end {
+        // SAFETY: forwarded contract.
+        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= unsafe { self.chunks() }.end {
             return;
         }
         let segment = chunk / SEGMENT_CHUNKS;
@@ -505,7 +524,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     unsafe fn finish<E: Element>(&self, base: u32) {
         let Self { params, lane, .. } = *self;
         // SAFETY: forwarded contract.
-        let item = unsafe { self.item() };
+        let (item, chunks) = unsafe { (self.item(), self.chunks()) };
         if self.row(item, 0) >= item.sequence.queries(params.output.tokens) {
             return;
         }
@@ -513,7 +532,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
         let region = base + self.index * memory.region_stride;
         let row = item.sequence.row(item.key_head, &params.sequences);
         let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
-        let means = params.value_mean_codes != 0 && self.chunks.count() > 0;
+        let means = params.value_mean_codes != 0 && chunks.count() > 0;
         for block in 0..BLOCKS {
             let row_sum = self.row_sums(block);
             // SAFETY: the parameters' buffers are there.
@@ -524,7 +543,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             for channels in 0..Self::CHANNEL_BLOCKS {
                 // SAFETY: there are keys of the last segment; scales hold a row for each key head.
                 let (mean, scale) = unsafe {
-                    let mean = if means { self.last_mean(item, channels) } else { [0.0; 2] };
+                    let mean = if means { self.last_mean(item, chunks, channels) } else { [0.0; 2] };
                     // without keys there are no scales
                     let scaled = ValuesOf::<A>::SCALED && (!S::RAGGED || item.sequence.keys(0) != 0);
                     let scale = if scaled { global::load_f32x2(scales + 32 * channels as u64) } else { [1.0; 2] };
@@ -552,8 +571,8 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     }
 
     #[inline(always)]
-    unsafe fn last_mean(&self, item: WorkItem<S>, channels: usize) -> [f32; 2] {
-        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (self.chunks.end - 1) / SEGMENT_CHUNKS } else { 0 };
+    unsafe fn last_mean(&self, item: WorkItem<S>, chunks: KeyTiles, channels: usize) -> [f32; 2] {
+        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (chunks.end - 1) / SEGMENT_CHUNKS } else { 0 };
         // SAFETY: forwarded contract.
         unsafe { self.mean(item, segment, channels) }
     }
