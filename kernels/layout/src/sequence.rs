@@ -47,8 +47,10 @@ impl Sequence {
 #[inline(always)]
 pub const fn first_part(start: u32, index: u32, size: u32) -> u32 {
     // kernels have no panics
-    let before = if size == 0 { 0 } else { start / size };
-    before + index
+    match start.checked_div(size) {
+        Some(parts) => parts + index,
+        None => index,
+    }
 }
 
 /// Places for the parts of `sequences` sequences of `tokens` tokens together.

@@ -58,8 +58,8 @@ fn compare(gpu: &'static Gpu, batch: &Batch, options: &AttentionOptions, seed: u
             let result = call.outputs()?;
             let what = format!("{architecture:?}\n{batch:?}\n{options:?}");
             let table: Vec<u32> = bytemuck::pod_collect_to_vec(&call.workspace("sequences")?);
-            let expected: Vec<u32> = batch.table().into_iter().flat_map(|sequence| sequence.words()).collect();
-            assert_eq!(table, expected, "{what}");
+            let words: Vec<u32> = batch.table().into_iter().flat_map(|sequence| sequence.words()).collect();
+            assert_eq!(table, words, "{what}");
             let names = call.regions();
             let region = |name: &str| names.contains(&name).then(|| call.workspace(name).expect("a region of the plan"));
             batch.assert_regions(options, &inputs, region, &what);
