@@ -60,8 +60,10 @@ pub(crate) fn modes(resolved: &Resolved) -> Modes {
 /// The error that a device has no kernels for a plan.
 pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan) -> Error {
     let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
+    let wanted = modes(&plan.resolved);
     let allowed = |dtype: DType| {
-        dispatch::modes(gpu, head_dim, dtype.into()).map(|modes| modes.to_string()).collect::<Vec<_>>().join("; ")
+        let served = dispatch::modes(gpu, head_dim, dtype.into()).filter(|served| served.ragged == wanted.ragged);
+        served.map(|served| served.to_string()).collect::<Vec<_>>().join("; ")
     };
     let (allowed, with_f16) = (allowed(dtype), allowed(DType::F16));
     let allowed = match (allowed.is_empty(), with_f16.is_empty()) {
@@ -69,7 +71,7 @@ pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan)
         (true, false) => format!("none with {dtype}, with {} for {with_f16}", DType::F16),
         (true, true) => "none".to_owned(),
     };
-    Error::NoKernels { device, modes: modes(&plan.resolved), allowed }
+    Error::NoKernels { device, modes: wanted, allowed }
 }
 
 impl Call<'_> {
@@ -180,15 +182,13 @@ impl Call<'_> {
         let output = self.view(self.buffers.output, problem.output_shape(), problem.output_strides);
         let [_, keys, _] = self.inputs();
         let is_persistent = self.attention.is_persistent();
-        let (queries, resident) = match is_persistent {
+        let resident = match is_persistent {
             // those that flush have a place each
-            true => (
-                tile::cta_queries(resolved.padded_head_dim),
-                self.multiprocessors.min(resolved.flushing_ctas().unwrap_or(u32::MAX)),
-            ),
-            false => (tile::MMA_QUERIES, u32::MAX),
+            true => self.multiprocessors.min(resolved.flushing_ctas().unwrap_or(u32::MAX)),
+            false => u32::MAX,
         };
-        let items = resolved.places().query_heads * resolved.cta_places(queries);
+        let sequences = self.sequences();
+        let items = resolved.places().query_heads * sequences.cta_places;
         let from_last_key =
             resolved.is_ragged() && resolved.options.mask == Mask::CausalAligned(CausalAlign::BottomRight);
         let params = AttentionParams {
@@ -220,7 +220,7 @@ impl Call<'_> {
             score_scale: resolved.score_scale(),
             from_last_key: from_last_key.into(),
             output_is_f32: (problem.dtype == DType::F32).into(),
-            sequences: self.sequences(),
+            sequences,
             log_sum_exp_strides: self.log_sum_exp_strides(),
             modifiers: self.modifiers(),
             flushed_output: self.address_if(workspace.flushed_output),
@@ -312,13 +312,21 @@ impl Call<'_> {
         }
     }
 
-    /// What the kernels must know of a ragged batch.
+    /// Queries of a CTA of the attention kernel.
+    pub fn cta_queries(&self) -> u32 {
+        match self.attention.is_persistent() {
+            true => tile::cta_queries(self.plan.resolved.padded_head_dim),
+            false => tile::MMA_QUERIES,
+        }
+    }
+
+    /// What the kernels must know of the sequences.
     fn sequences(&self) -> SequencesParams {
         let resolved = &self.plan.resolved;
         let problem = &resolved.problem;
         let Places { sequences, query_tiles, key_tiles, segments, .. } = resolved.places();
         let (query_starts, key_starts, key_lens) = match self.buffers.lengths {
-            SequenceLengths::Uniform => return SequencesParams::default(),
+            SequenceLengths::Uniform => (0, 0, 0),
             SequenceLengths::PaddedKeys { kv_lens } => (0, 0, kv_lens),
             SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => (cu_seqlens_q, cu_seqlens_k, 0),
         };
@@ -334,6 +342,8 @@ impl Call<'_> {
             query_places: query_tiles / tile::CONSUMER_WARPGROUPS,
             key_places: key_tiles,
             segment_places: segments,
+            cta_queries: self.cta_queries(),
+            cta_places: resolved.cta_places(self.cta_queries()),
         }
     }
 

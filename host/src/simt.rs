@@ -49,6 +49,8 @@ pub struct Execution {
     memory: Memory,
     buffers: GpuBuffers,
     output_bytes: usize,
+    /// Queries of a CTA of the attention kernel.
+    pub cta_queries: u32,
     /// Where the kernels synchronise.
     pub synchronisations: Vec<Synchronisation>,
 }
@@ -159,7 +161,8 @@ impl Execution {
             }
         }
         call.attend(&mut launch)?;
-        Ok(Self { plan, memory, buffers, output_bytes, synchronisations })
+        let cta_queries = call.cta_queries();
+        Ok(Self { plan, memory, buffers, output_bytes, cta_queries, synchronisations })
     }
 
     /// The output, in the problem's strides; bytes 0xff where nobody wrote.

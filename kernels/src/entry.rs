@@ -22,7 +22,7 @@ use crate::{
         modifier::{Modified, Unmodified},
     },
     cache, quantize, round,
-    sequences::{Ragged, Uniform},
+    sequences::{Ragged, RaggedOrUniform, Uniform},
 };
 
 #[cfg(target_arch = "nvptx64")]
@@ -164,13 +164,20 @@ macro_rules! program {
         hopper::attention::<hopper::HalfValues<$element, Modified, 128, 64>, Uniform>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<
+            InPlace<HalfInF32<$element>>,
+            Int8,
+            $element,
+            RaggedOrUniform,
+            $head_dim,
+            { mma_blocks($head_dim) },
+        >
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
         ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
@@ -182,13 +189,13 @@ macro_rules! program {
         ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<

@@ -41,7 +41,8 @@ pub struct TensorView {
     pub vectorized: u32,
 }
 
-/// The sequences of a ragged batch ([`sequence`](crate::sequence)), for the families whose names say that they take one.
+/// The sequences ([`sequence`](crate::sequence)), for the families that take a ragged batch: those whose names say so, and the `mma.sync`
+/// ones for INT8 without smoothed queries, which take equally long ones too.
 ///
 /// Packed tensors are one batch; those of a padded batch have the stride of a batch less that of a sequence's tokens, so that
 /// in both a sequence begins at `address + index · batch stride + start · token stride`.
@@ -50,8 +51,8 @@ pub struct TensorView {
 pub struct SequencesParams {
     /// [`Sequence`](crate::sequence::Sequence) `[count]`, which the quantizer writes. 0 if all are equally long.
     pub table: Address,
-    /// u32 `[count][2]`, which the quantizer writes: the order in which `AttentionRagged` and `AttentionF16Ragged` take
-    /// sequences, longest first. Of each, the place of its first 192 queries, and its index.
+    /// u32 `[count][2]`, which the quantizer writes: the order in which attention takes sequences, longest first. Of each, the place of
+    /// its first CTA, and its index.
     pub order: Address,
     /// i32 `[count + 1]` of the caller: where each packed sequence's queries begin, and the last one's end. 0 for a padded batch.
     pub query_starts: Address,
@@ -59,9 +60,9 @@ pub struct SequencesParams {
     pub key_starts: Address,
     /// i32 `[count]` of the caller: each sequence's keys in a padded batch. 0 for packed sequences.
     pub key_lens: Address,
-    /// Sequences.
+    /// Sequences; 1 if all are equally long, of as many heads as there are in all batches.
     pub count: u32,
-    /// Queries: of all packed sequences, or of each in a padded batch.
+    /// Queries: of all packed sequences, or of each in a padded batch or among equally long ones.
     pub queries: u32,
     /// Keys, likewise.
     pub keys: u32,
@@ -71,6 +72,10 @@ pub struct SequencesParams {
     pub key_places: u32,
     /// Places for segments, of a head.
     pub segment_places: u32,
+    /// Queries of a CTA of the attention kernel.
+    pub cta_queries: u32,
+    /// Places for such CTAs, of a head.
+    pub cta_places: u32,
 }
 
 /// `Round`: grid (batch · heads · tiles). A CTA rounds 128 tokens of a head.
@@ -152,7 +157,7 @@ pub struct QuantizeParams {
     pub key_tiles: u32,
     /// Segments of keys a head.
     pub segments: u32,
-    /// For `QuantizeRagged`. There tiles, segments and items are counted by places; and scales and means that others have for
+    /// For `QuantizeRagged`, and whoever reads what it writes. There tiles, segments and items are counted by places; and scales and means that others have for
     /// each of `[batch · key heads]`, it has for each of `[key heads][sequences]`.
     pub sequences: SequencesParams,
 }
@@ -486,20 +491,20 @@ const _: () = {
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<RoundParams>() == 64 && offset_of!(RoundParams, rounded) == 48);
-    assert!(size_of::<SequencesParams>() == 64 && offset_of!(SequencesParams, count) == 40);
+    assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 400 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 408 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
     assert!(offset_of!(QuantizeParams, sequences) == 336);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
     assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 144 && offset_of!(Modifiers, bias) == 16);
     assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 136);
-    assert!(offset_of!(AttentionParams, modifiers) == 320);
+    assert!(offset_of!(AttentionParams, modifiers) == 328);
     assert!(size_of::<CacheView>() == 40 && size_of::<CacheAppendParams>() == 144);
     assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
     assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
     assert!(size_of::<MaskTilesParams>() == 72 && offset_of!(MaskTilesParams, heads) == 48);
-    assert!(size_of::<AttentionParams>() == 472 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<AttentionParams>() == 480 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140
