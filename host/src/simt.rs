@@ -3,7 +3,7 @@
 use crate::Element;
 use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
-use crate::options::{AttentionOptions, CallInputs};
+use crate::options::{AttentionOptions, CallInputs, RotaryTables};
 use crate::plan::AttentionPlan;
 use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, extent};
@@ -107,6 +107,10 @@ impl Execution {
         let lengths = call_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
         let bias = call_inputs.bias.map(|bias| memory.upload("bias", bias.bytes()));
         let boolean_mask = call_inputs.boolean_mask.map(|mask| memory.upload("boolean_mask", mask));
+        let rotary = call_inputs.rotary.map(|RotaryTables { cos, sin }| RotaryTables {
+            cos: memory.upload("rotary cos", bytemuck::cast_slice(cos)),
+            sin: memory.upload("rotary sin", bytemuck::cast_slice(sin)),
+        });
         let elements = extent(problem.output_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
@@ -124,6 +128,7 @@ impl Execution {
             lengths,
             bias,
             boolean_mask,
+            rotary,
             workspace,
             workspace_bytes,
         };
@@ -131,8 +136,8 @@ impl Execution {
         let choice = choice(gpu, &plan).expect("kernels for the options");
         let mut synchronisations = Vec::new();
         let mut launch = |family: Family, grid, params: Params| {
-            let kernel = match (family, choice.round) {
-                (Family::Round, Some(round)) => round,
+            let kernel = match family {
+                Family::Prepare => choice.prepare,
                 _ if family.quantizes() => choice.quantize,
                 _ => choice.attention,
             };

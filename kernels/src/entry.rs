@@ -21,14 +21,16 @@ use crate::{
         hopper,
         modifier::{Modified, Unmodified},
     },
-    cache, quantize, round,
+    cache,
+    prepare::{self, F32},
+    quantize,
     sequences::{Ragged, Uniform},
 };
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
-    (Round) => {
-        RoundParams
+    (Prepare) => {
+        PrepareParams
     };
     (Quantize) => {
         QuantizeParams
@@ -58,8 +60,8 @@ macro_rules! params {
 
 #[cfg(not(target_arch = "nvptx64"))]
 macro_rules! params {
-    (Round, $params:ident) => {
-        Params::Round($params)
+    (Prepare, $params:ident) => {
+        Params::Prepare($params)
     };
     (Quantize, $params:ident) => {
         Params::Quantize($params)
@@ -88,8 +90,8 @@ macro_rules! params {
 }
 
 macro_rules! program {
-    (Round, $head_dim:literal, F32) => {
-        round::round::<$head_dim>
+    (Prepare, $head_dim:literal, $element:ident) => {
+        prepare::prepare::<$element, $head_dim>
     };
     (Quantize, $head_dim:literal, $element:ident) => {
         quantize::quantize::<$element, Uniform, $head_dim, false>

@@ -165,8 +165,8 @@ pub fn is_used(architecture: Architecture) -> bool {
 pub struct Choice {
     /// The architecture that they are compiled for.
     pub architecture: Architecture,
-    /// What rounds f32 for the quantizer; none for other element types.
-    pub round: Option<Kernel>,
+    /// What rounds f32 for the quantizer, and rotates queries and keys.
+    pub prepare: Kernel,
     /// The quantizer.
     pub quantize: Kernel,
     /// The attention kernel.
@@ -186,7 +186,7 @@ pub fn choices(
         let kernel = |family| Kernel::find(family, padded_head_dim, element.rounded());
         Some(Choice {
             architecture,
-            round: Kernel::find(Family::Round, padded_head_dim, element),
+            prepare: Kernel::find(Family::Prepare, padded_head_dim, element)?,
             quantize: kernel(family.quantizer(modes.ragged))?,
             attention: kernel(family)?,
         })
@@ -271,13 +271,14 @@ mod tests {
         for gpu in capabilities() {
             for modes in all_modes() {
                 for (head_dim, element) in NATIVE_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
-                    for Choice { architecture, round, quantize, attention } in choices(gpu, modes, head_dim, element) {
+                    for Choice { architecture, prepare, quantize, attention } in choices(gpu, modes, head_dim, element)
+                    {
                         assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
                         for kernel in [quantize, attention] {
                             assert!(kernel.family().exists_for(architecture), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
-                        assert_eq!(round, None);
+                        assert_eq!(prepare, Kernel::find(Family::Prepare, head_dim, element).expect("a kernel"));
                         assert_eq!(quantize.family(), attention.family().quantizer(modes.ragged));
                         assert!(families(architecture).any(|found| found == (attention.family(), modes)));
                     }
@@ -341,9 +342,9 @@ mod tests {
                 let [f16, f32] =
                     [ElementType::F16, ElementType::F32].map(|element| choices(gpu, modes, head_dim, element));
                 assert!(f32.eq(f16.map(|choice| {
-                    let round = Kernel::find(Family::Round, head_dim, ElementType::F32);
-                    assert!(round.is_some_and(|round| round.family().exists_for(choice.architecture)));
-                    Choice { round, ..choice }
+                    let prepare = Kernel::find(Family::Prepare, head_dim, ElementType::F32).expect("a kernel");
+                    assert!(prepare.family().exists_for(choice.architecture));
+                    Choice { prepare, ..choice }
                 })));
             }
         }

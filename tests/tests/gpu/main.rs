@@ -13,6 +13,7 @@ mod memory;
 mod mma;
 mod properties;
 mod quantized;
+mod rotation;
 mod shapes;
 mod streams;
 mod varlen;
