@@ -178,7 +178,8 @@ pub struct AttentionOptions {
     /// ([`CallInputs::rotary`] or [`GpuBuffers::rotary`](crate::GpuBuffers::rotary)). Default: none.
     pub rotary: Option<Rotary>,
     /// Rotate queries and keys by a Hadamard matrix, after the rotary embedding: exact attention does not notice, and what is large in
-    /// one channel is spread over all, which codes of few bits gain by. Default: off.
+    /// one channel is spread over all. Real tensors lose a quarter to a third of their error by it. It costs a launch for queries and one for
+    /// keys. Default: off.
     pub hadamard: bool,
     /// Which keys a query sees. Default: all.
     pub mask: Mask,
