@@ -464,8 +464,8 @@ pub enum Error {
         /// What there are kernels for.
         allowed: String,
     },
-    /// A GPU without kernels for a cache.
-    #[error("{device} has no kernels for a cache; those are for compute capability 8.0 and up")]
+    /// A GPU without kernels for a cache, or to merge.
+    #[error("{device} has no kernels for a cache or a merge; those are for compute capability 8.0 and up")]
     NoCacheKernels {
         /// The GPU.
         device: String,

@@ -18,7 +18,8 @@ use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
 use sage_layout::kernel::{ElementType, Family, Kernel};
 use sage_layout::params::{
-    Address, AttentionParams, Modifiers, Params, PrepareParams, QuantizeParams, ScoreView, SequencesParams, TensorView,
+    Address, AttentionParams, MaskTilesParams, Modifiers, Params, PrepareParams, QuantizeParams, ScoreView,
+    SequencesParams, TensorView,
 };
 use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
@@ -59,8 +60,10 @@ pub(crate) fn modes(resolved: &Resolved) -> Modes {
 /// The error that a device has no kernels for a plan.
 pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan) -> Error {
     let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
+    let wanted = modes(&plan.resolved);
     let allowed = |dtype: DType| {
-        dispatch::modes(gpu, head_dim, dtype.into()).map(|modes| modes.to_string()).collect::<Vec<_>>().join("; ")
+        let served = dispatch::modes(gpu, head_dim, dtype.into()).filter(|served| served.ragged == wanted.ragged);
+        served.map(|served| served.to_string()).collect::<Vec<_>>().join("; ")
     };
     let (allowed, with_f16) = (allowed(dtype), allowed(DType::F16));
     let allowed = match (allowed.is_empty(), with_f16.is_empty()) {
@@ -68,7 +71,7 @@ pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan)
         (true, false) => format!("none with {dtype}, with {} for {with_f16}", DType::F16),
         (true, true) => "none".to_owned(),
     };
-    Error::NoKernels { device, modes: modes(&plan.resolved), allowed }
+    Error::NoKernels { device, modes: wanted, allowed }
 }
 
 impl Call<'_> {
@@ -175,15 +178,13 @@ impl Call<'_> {
         let output = self.view(self.buffers.output, problem.output_shape(), problem.output_strides);
         let [_, keys, _] = self.inputs();
         let is_persistent = self.attention.is_persistent();
-        let (queries, resident) = match is_persistent {
+        let resident = match is_persistent {
             // those that flush have a place each
-            true => (
-                tile::cta_queries(resolved.padded_head_dim),
-                self.multiprocessors.min(resolved.flushing_ctas().unwrap_or(u32::MAX)),
-            ),
-            false => (tile::MMA_QUERIES, u32::MAX),
+            true => self.multiprocessors.min(resolved.flushing_ctas().unwrap_or(u32::MAX)),
+            false => u32::MAX,
         };
-        let items = resolved.places().query_heads * resolved.cta_places(queries);
+        let sequences = self.sequences();
+        let items = resolved.places().query_heads * sequences.cta_places;
         let from_last_key =
             resolved.is_ragged() && resolved.options.mask == Mask::CausalAligned(CausalAlign::BottomRight);
         let params = AttentionParams {
@@ -215,7 +216,7 @@ impl Call<'_> {
             score_scale: resolved.score_scale(),
             from_last_key: from_last_key.into(),
             output_is_f32: (problem.dtype == DType::F32).into(),
-            sequences: self.sequences(),
+            sequences,
             log_sum_exp_strides: self.log_sum_exp_strides(),
             modifiers: self.modifiers(),
             flushed_output: self.address_if(workspace.flushed_output),
@@ -232,7 +233,30 @@ impl Call<'_> {
                 AttentionParams { value: self.address(tiles), value_mean_codes: self.address_if(mean), ..params }
             }
         };
+        if let (true, Some(params)) = (self.attention.modifies_scores(), self.mask_tiles()) {
+            let MaskTilesParams { mask, heads, items, key_tiles, .. } = params;
+            let batches = if mask.batch == 0 { 1 } else { problem.batch as u32 };
+            launch(Family::MaskTiles, [batches * heads * items * key_tiles, 1, 1], params.into())?;
+        }
         launch(self.attention, [items.min(resident), 1, 1], params.into())
+    }
+
+    /// What looks through the boolean mask, if there is one.
+    fn mask_tiles(&self) -> Option<MaskTilesParams> {
+        let resolved = &self.plan.resolved;
+        let (tiles, [_, heads, items, key_tiles]) = (self.plan.workspace.mask_tiles?, resolved.mask_tiles()?);
+        let mask = self.modifiers().boolean_mask;
+        let rows = [mask.address as i64, mask.batch, mask.head, mask.query];
+        Some(MaskTilesParams {
+            mask,
+            tiles: self.address(tiles),
+            heads,
+            items,
+            key_tiles,
+            queries: if mask.query == 0 { 1 } else { resolved.problem.query_len as u32 },
+            keys: resolved.problem.key_len as u32,
+            vectorized: (mask.key == 1 && rows.iter().all(|row| row % 16 == 0)).into(),
+        })
     }
 
     /// What is done to scores.
@@ -245,12 +269,27 @@ impl Call<'_> {
             _ => ScoreView::default(),
         };
         let soft_cap = options.soft_cap.unwrap_or(0.0);
+        let mask_tiles = self.plan.workspace.mask_tiles.zip(self.plan.resolved.mask_tiles());
+        let mask_tiles = mask_tiles.map_or(ScoreView::default(), |(region, [batches, heads, items, tiles])| {
+            // bytes from one to the next, none where all are the same
+            let row = 4 * i64::from(tiles);
+            let [query, head] = [row, row * i64::from(items)];
+            let stride = |count: u32, bytes: i64| if count == 1 { 0 } else { bytes };
+            ScoreView {
+                address: self.address(region),
+                batch: stride(batches, head * i64::from(heads)),
+                head: stride(heads, head),
+                query: stride(items, query),
+                key: 4,
+            }
+        });
         Modifiers {
             soft_cap,
             inverse_soft_cap: 1.0 / soft_cap,
             score_shift: self.address_if(self.plan.workspace.log_sum_exp_shift),
             bias: view(self.buffers.bias, options.bias.map(|bias| bias.strides)),
             boolean_mask: view(self.buffers.boolean_mask, options.boolean_mask),
+            mask_tiles,
             bias_type: options.bias.map_or(0, |bias| bias.dtype as u32),
             padding: 0,
         }
@@ -269,13 +308,21 @@ impl Call<'_> {
         }
     }
 
-    /// What the kernels must know of a ragged batch.
+    /// Queries of a CTA of the attention kernel.
+    pub fn cta_queries(&self) -> u32 {
+        match self.attention.is_persistent() {
+            true => tile::cta_queries(self.plan.resolved.padded_head_dim),
+            false => tile::MMA_QUERIES,
+        }
+    }
+
+    /// What the kernels must know of the sequences.
     fn sequences(&self) -> SequencesParams {
         let resolved = &self.plan.resolved;
         let problem = &resolved.problem;
         let Places { sequences, query_tiles, key_tiles, segments, .. } = resolved.places();
         let (query_starts, key_starts, key_lens) = match self.buffers.lengths {
-            SequenceLengths::Uniform => return SequencesParams::default(),
+            SequenceLengths::Uniform => (0, 0, 0),
             SequenceLengths::PaddedKeys { kv_lens } => (0, 0, kv_lens),
             SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => (cu_seqlens_q, cu_seqlens_k, 0),
         };
@@ -291,6 +338,8 @@ impl Call<'_> {
             query_places: query_tiles / tile::CONSUMER_WARPGROUPS,
             key_places: key_tiles,
             segment_places: segments,
+            cta_queries: self.cta_queries(),
+            cta_places: resolved.cta_places(self.cta_queries()),
         }
     }
 

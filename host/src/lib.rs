@@ -58,6 +58,7 @@
 //! | [`mod@attention`] | the call on host tensors |
 //! | [`quantized`] | queries, keys and values that are quantized by themselves |
 //! | [`cache`] | keys and values that are quantized once and kept |
+//! | [`mod@merge`] | attention to parts of the keys, merged |
 //! | [`gpu`] | kernels, launches, the driver found at run time |
 //! | [`device`] | CPU or GPU |
 //! | [`error`] | what can be wrong, in words |
@@ -71,6 +72,7 @@ pub mod element;
 pub mod error;
 pub mod gpu;
 pub(crate) mod kernels;
+pub mod merge;
 pub mod options;
 pub mod plan;
 pub mod quantized;
@@ -85,12 +87,13 @@ pub(crate) mod workspace;
 pub use attention::{AttentionOutput, attention, attention_with};
 pub use cache::{
     AppendBuffers, CACHE_FORMAT_VERSION, CacheAttentionBuffers, CacheOptions, CachePlan, CacheProblem,
-    PreparedCachePlan, QuantizedKv, merge,
+    PreparedCachePlan, QuantizedKv,
 };
 pub use device::Device;
 pub use element::Element;
 pub use error::{Error, Unsupported};
 pub use gpu::{AttendBuffers, Gpu, GpuBuffers, GpuInfo, GpuQuantized, PreparedPlan, QuantizeBuffers, devices};
+pub use merge::{MergeBuffers, MergePlan, PreparedMerge, merge};
 pub use options::*;
 pub use plan::{AttentionPlan, supports};
 pub use quantized::{

@@ -1,7 +1,7 @@
 //! Checking a call, once, before anything runs: [`AttentionPlan`].
 
 use crate::error::{Error, Unsupported};
-use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode, Rotary};
+use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode, Rotary, ScoreStrides};
 use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, DType, Lengths, Strides, extent};
 use crate::workspace::Workspace;
@@ -89,6 +89,18 @@ impl Resolved {
     /// Whether any is.
     pub(crate) fn prepares(&self) -> bool {
         Operand::ALL.iter().any(|&operand| self.prepared_row(operand).is_some())
+    }
+
+    /// Tiles of the boolean mask that the GPU looks through before attention: batches, heads, items of queries, key tiles, each 1 where all
+    /// are the same. `None` without a mask, or if it would be too many, which no mask in memory is that has an element for each.
+    pub(crate) fn mask_tiles(&self) -> Option<[u32; 4]> {
+        let ScoreStrides { batch, head, query, .. } = self.options.boolean_mask?;
+        let [batches, heads, queries, keys] = self.problem.score_shape().map(|size| size as u32);
+        let each = |stride: i64, count: u32| if stride == 0 { 1 } else { count };
+        let items = each(query, tile::query_ctas(queries));
+        let shape = [each(batch, batches), each(head, heads), items, tile::key_tiles(keys)];
+        let count = shape.iter().try_fold(1u32, |count, &size| count.checked_mul(size))?;
+        (count <= i32::MAX as u32).then_some(shape)
     }
 
     /// Key tiles after which Hopper's kernels empty the accumulators of e4m3 values.
@@ -332,12 +344,18 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     if let Some(rotary) = options.rotary {
         check_rotary(problem, &rotary)?;
     }
-    if let Some(got) = options.soft_cap.filter(|cap| !(cap.is_normal() && *cap > 0.0)) {
-        return Err(Unsupported::SoftCap { got });
-    }
+    check_soft_cap(options.soft_cap)?;
     match options.softmax_scale {
         Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),
         _ => Ok(()),
+    }
+}
+
+/// A cap is a positive number, and not so small that its inverse is none.
+pub(crate) fn check_soft_cap(soft_cap: Option<f32>) -> Result<(), Unsupported> {
+    match soft_cap.filter(|cap| !(cap.is_normal() && *cap > 0.0)) {
+        Some(got) => Err(Unsupported::SoftCap { got }),
+        None => Ok(()),
     }
 }
 

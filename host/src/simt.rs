@@ -3,6 +3,7 @@
 use crate::Element;
 use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
+use crate::merge::{MergeBuffers, MergePlan};
 use crate::options::{AttentionOptions, CallInputs, RotaryTables};
 use crate::plan::AttentionPlan;
 use crate::quantized::Operand;
@@ -48,6 +49,8 @@ pub struct Execution {
     memory: Memory,
     buffers: GpuBuffers,
     output_bytes: usize,
+    /// Queries of a CTA of the attention kernel.
+    pub cta_queries: u32,
     /// Where the kernels synchronise.
     pub synchronisations: Vec<Synchronisation>,
 }
@@ -138,6 +141,7 @@ impl Execution {
         let mut launch = |family: Family, grid, params: Params| {
             let kernel = match family {
                 Family::Prepare => choice.prepare,
+                Family::MaskTiles => choice.mask_tiles.expect("a kernel for each boolean mask"),
                 _ if family.quantizes() => choice.quantize,
                 _ => choice.attention,
             };
@@ -162,7 +166,8 @@ impl Execution {
             }
         }
         call.attend(&mut launch)?;
-        Ok(Self { plan, memory, buffers, output_bytes, synchronisations })
+        let cta_queries = call.cta_queries();
+        Ok(Self { plan, memory, buffers, output_bytes, cta_queries, synchronisations })
     }
 
     /// The output, in the problem's strides; bytes 0xff where nobody wrote.
@@ -201,4 +206,32 @@ impl Execution {
         let bytes = (range.end - range.start) as usize;
         Some(self.memory.read(self.buffers.workspace + range.start, bytes))
     }
+}
+
+/// Executes the kernel that merges two parts, on slices that fit the problem's output strides; returns the output and the log-sum-exps.
+///
+/// # Errors
+///
+/// What the executor found.
+pub fn merge<T: Element>(
+    problem: AttentionProblem,
+    outputs: [&[T]; 2],
+    log_sum_exps: [&[f32]; 2],
+    execution: &Options,
+) -> Result<(Vec<T>, Vec<f32>), Report> {
+    let plan = MergePlan::new(problem).expect("a plan that can be made");
+    let mut memory = Memory::new();
+    let outputs_at = outputs.map(|output| memory.upload("outputs", bytemuck::cast_slice(output)));
+    let log_sum_exps_at = log_sum_exps.map(|sums| memory.upload("log_sum_exps", bytemuck::cast_slice(sums)));
+    let [output_bytes, sums_bytes] = [size_of_val(outputs[0]), size_of_val(log_sum_exps[0])];
+    let (output, log_sum_exp) = (memory.allocate("output", output_bytes), memory.allocate("log_sum_exp", sums_bytes));
+    let buffers =
+        MergeBuffers { outputs: outputs_at, log_sum_exps: log_sum_exps_at, output, log_sum_exp: Some(log_sum_exp) };
+    let (_, grid, params) = plan.launch(&buffers);
+    sage_kernels::entry::launch(plan.kernel(), grid, &params, &memory, execution)?;
+    let read = |address, bytes| memory.read(address, bytes);
+    Ok((
+        bytemuck::pod_collect_to_vec(&read(output, output_bytes)),
+        bytemuck::pod_collect_to_vec(&read(log_sum_exp, sums_bytes)),
+    ))
 }

@@ -75,6 +75,8 @@ pub(crate) struct Workspace {
     pub sequences: Option<Region>,
     /// The order in which attention takes them.
     pub sequence_order: Option<Region>,
+    /// What the boolean mask shows of key tiles; see [`Resolved::mask_tiles`].
+    pub mask_tiles: Option<Region>,
     /// Where the attention kernel empties outputs to, if it needs memory for that; see [`Resolved::flushing_ctas`].
     pub flushed_output: Option<Region>,
     /// See [`sage_layout::schedule::counter`].
@@ -153,6 +155,10 @@ impl Workspace {
                 .then(|| region(Query, [query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
             sequences: resolved.is_ragged().then(|| region(Scratch, [1, sequences, Sequence::BYTES as u64])),
             sequence_order: resolved.is_ragged().then(|| region(Scratch, [1, sequences, 8])),
+            mask_tiles: resolved.mask_tiles().map(|shape| {
+                let [batches, heads, items, tiles] = shape.map(u64::from);
+                region(Scratch, [batches * heads, items * tiles, 4])
+            }),
             flushed_output: resolved
                 .flushing_ctas()
                 .map(|ctas| region(Scratch, [1, ctas as u64, tile::output_bytes(head_dim) as u64])),
@@ -222,6 +228,7 @@ impl Workspace {
             ("log_sum_exp_shift", self.log_sum_exp_shift),
             ("sequences", self.sequences),
             ("sequence_order", self.sequence_order),
+            ("mask_tiles", self.mask_tiles),
             ("flushed_output", self.flushed_output),
             ("counters", Some(self.counters)),
         ];

@@ -18,19 +18,22 @@ use crate::{
             codes::{Int4, Int8, SmoothedInt8},
             product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
         },
-        hopper,
+        hopper, mask_tiles,
         modifier::{Modified, Unmodified},
     },
     cache,
     prepare::{self, F32},
     quantize,
-    sequences::{Ragged, Uniform},
+    sequences::{Ragged, RaggedOrUniform, Uniform},
 };
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
     (Prepare) => {
         PrepareParams
+    };
+    (MaskTiles) => {
+        MaskTilesParams
     };
     (Quantize) => {
         QuantizeParams
@@ -63,6 +66,9 @@ macro_rules! params {
     (Prepare, $params:ident) => {
         Params::Prepare($params)
     };
+    (MaskTiles, $params:ident) => {
+        Params::MaskTiles($params)
+    };
     (Quantize, $params:ident) => {
         Params::Quantize($params)
     };
@@ -92,6 +98,9 @@ macro_rules! params {
 macro_rules! program {
     (Prepare, $head_dim:literal, $element:ident) => {
         prepare::prepare::<$element, $head_dim>
+    };
+    (MaskTiles, 64, F16) => {
+        mask_tiles::mask_tiles
     };
     (Quantize, $head_dim:literal, $element:ident) => {
         quantize::quantize::<$element, Uniform, $head_dim, false>
@@ -157,13 +166,20 @@ macro_rules! program {
         hopper::attention::<hopper::HalfValues<$element, Modified, 128, 64>, Uniform>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<
+            InPlace<HalfInF32<$element>>,
+            Int8,
+            $element,
+            RaggedOrUniform,
+            $head_dim,
+            { mma_blocks($head_dim) },
+        >
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
         ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
@@ -175,13 +191,13 @@ macro_rules! program {
         ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<

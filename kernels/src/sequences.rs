@@ -1,7 +1,8 @@
 //! Whether all sequences of a call are equally long, and what follows for places in memory.
 //!
 //! [`Uniform`] ones need no numbers of their own: everything is in the kernel's parameters. A [`Ragged`] batch's are in a table
-//! (`sage_layout::sequence`). Kernels are generic over the two, so that the first pays nothing for the second.
+//! (`sage_layout::sequence`). Kernels are generic over the two, so that the first pays nothing for the second; those that look a
+//! sequence up once take both ([`RaggedOrUniform`]).
 
 use sage_layout::params::{AttentionParams, SequencesParams, TensorView};
 use sage_layout::sequence::{Sequence, first_part, last_at};
@@ -13,7 +14,7 @@ use simt::{global, math, warp};
 
 /// An item's sequence. Heads are counted over batches and heads of uniform sequences, and of a ragged batch over heads.
 pub trait Sequences: Copy {
-    /// Whether lengths differ.
+    /// Whether lengths may differ.
     const RAGGED: bool;
 
     /// Its queries; `uniform` if all are equally long, likewise in what follows.
@@ -37,6 +38,10 @@ pub trait Sequences: Copy {
     fn row(self, head: u32, sequences: &SequencesParams) -> u32;
     /// Index of the sequence among those of a head.
     fn index(self) -> u32;
+    /// What there is to it beside its index.
+    fn words(self) -> [u32; 4];
+    /// That of such an index and words.
+    fn from_words(index: u32, words: [u32; 4]) -> Self;
 
     /// Elements from a tensor's beginning to its head's first query.
     fn query_offset(self, tensor: &TensorView, head: u32) -> i64;
@@ -73,14 +78,18 @@ pub trait Sequences: Copy {
 #[derive(Clone, Copy)]
 pub struct Uniform;
 
-/// A sequence among others of other lengths.
+/// A sequence among others of other lengths; `OR_UNIFORM`, or all of a batch that has no table, as if it were of one sequence and all
+/// batches' heads.
 #[derive(Clone, Copy)]
-pub struct Ragged {
+pub struct Ragged<const OR_UNIFORM: bool = false> {
     /// Which.
     pub index: u32,
     /// Where, and how long.
     pub sequence: Sequence,
 }
+
+/// Either, as the parameters say.
+pub type RaggedOrUniform = Ragged<true>;
 
 #[inline(always)]
 fn uniform_offset(tensor: &TensorView, head: u32) -> i64 {
@@ -142,6 +151,16 @@ impl Sequences for Uniform {
     }
 
     #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        [0; 4]
+    }
+
+    #[inline(always)]
+    fn from_words(_: u32, _: [u32; 4]) -> Self {
+        Self
+    }
+
+    #[inline(always)]
     fn query_offset(self, tensor: &TensorView, head: u32) -> i64 {
         uniform_offset(tensor, head)
     }
@@ -194,7 +213,7 @@ impl Sequences for Uniform {
     }
 }
 
-impl Sequences for Ragged {
+impl<const OR_UNIFORM: bool> Sequences for Ragged<OR_UNIFORM> {
     const RAGGED: bool = true;
 
     #[inline(always)]
@@ -251,6 +270,16 @@ impl Sequences for Ragged {
     }
 
     #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        self.sequence.words()
+    }
+
+    #[inline(always)]
+    fn from_words(index: u32, words: [u32; 4]) -> Self {
+        Self { index, sequence: Sequence::from_words(words) }
+    }
+
+    #[inline(always)]
     fn query_offset(self, tensor: &TensorView, head: u32) -> i64 {
         self.offset(tensor, head, self.sequence.query_start)
     }
@@ -268,7 +297,7 @@ impl Sequences for Ragged {
 
     #[inline(always)]
     fn cta_places(params: &AttentionParams, _: u32) -> u32 {
-        math::div_rem(params.items, params.output.heads).0
+        params.sequences.cta_places
     }
 
     #[inline(always)]
@@ -289,11 +318,15 @@ impl Sequences for Ragged {
     #[inline(always)]
     unsafe fn of_cta(params: &AttentionParams, place: u32) -> (Self, u32) {
         let sequences = &params.sequences;
+        if OR_UNIFORM && sequences.table == 0 {
+            let SequencesParams { queries, keys, .. } = *sequences;
+            return (Self { index: 0, sequence: Sequence { query_start: 0, key_start: 0, queries, keys } }, 0);
+        }
         // SAFETY: forwarded contract; the search asks for ranks of the order.
         unsafe {
-            let first_place = |rank| global::load_written_u32(order(sequences, rank));
+            let first_place = |rank| Self::load(order(sequences, rank));
             let rank = last_at(place, sequences.count, first_place);
-            let index = global::load_written_u32(order(sequences, rank) + 4);
+            let index = Self::load(order(sequences, rank) + 4);
             (Self::of_index(sequences, index), first_place(rank))
         }
     }
@@ -303,14 +336,14 @@ impl Sequences for Ragged {
         // one by one: what is not used is not loaded
         let word = |word: u64| {
             // SAFETY: forwarded contract.
-            unsafe { global::load_written_u32(entry(sequences, index) + 4 * word) }
+            unsafe { Self::load(entry(sequences, index) + 4 * word) }
         };
-        Self { index, sequence: Sequence::from_words([0, 1, 2, 3].map(word)) }
+        Self::from_words(index, [0, 1, 2, 3].map(word))
     }
 
     #[inline(always)]
     fn same_in_all_lanes(self) -> Self {
-        Self { sequence: Sequence::from_words(self.sequence.words().map(warp::broadcast)), ..self }
+        Self::from_words(self.index, self.words().map(warp::broadcast))
     }
 }
 
@@ -326,10 +359,23 @@ pub fn order(sequences: &SequencesParams, rank: u32) -> u64 {
     sequences.order + 8 * rank as u64
 }
 
-impl Ragged {
+impl<const OR_UNIFORM: bool> Ragged<OR_UNIFORM> {
+    /// A word of the table or the order. The quantizer, which writes them, loads them too.
+    ///
+    /// # Safety
+    ///
+    /// They are there, and have the word.
+    #[inline(always)]
+    unsafe fn load(address: u64) -> u32 {
+        // SAFETY: forwarded contract; of those that may be uniform, an earlier launch wrote the table.
+        unsafe { if OR_UNIFORM { global::load_u32(address) } else { global::load_written_u32(address) } }
+    }
+
     #[inline(always)]
     fn offset(self, tensor: &TensorView, head: u32, start: u32) -> i64 {
         let strides = &tensor.strides;
-        self.index as i64 * strides.batch + head as i64 * strides.head + start as i64 * strides.token
+        // of a ragged batch, heads are not counted over batches
+        let of_head = if OR_UNIFORM { uniform_offset(tensor, head) } else { head as i64 * strides.head };
+        self.index as i64 * strides.batch + of_head + start as i64 * strides.token
     }
 }

@@ -123,10 +123,14 @@ impl<T: Element> Steps<T> {
                 Mask::CausalAligned(_) => key <= own,
                 _ => true,
             };
+            let capped = |logit: f64| match self.plan.options().soft_cap.map(f64::from) {
+                Some(cap) => cap * (logit / cap).tanh(),
+                None => logit,
+            };
             let logits: Vec<f64> = (0..)
                 .zip(tokens)
                 .map(|(index, [key, _])| match sees(index) {
-                    true => of_head(key, head_dim).iter().zip(query).map(|(a, b)| a * b).sum::<f64>() * scale,
+                    true => capped(of_head(key, head_dim).iter().zip(query).map(|(a, b)| a * b).sum::<f64>() * scale),
                     false => f64::NEG_INFINITY,
                 })
                 .collect();

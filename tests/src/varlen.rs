@@ -88,18 +88,18 @@ impl Batch {
         }
     }
 
-    /// The order in which attention takes the sequences: of each, the CTAs before it and its index.
-    pub fn order(&self) -> Vec<[u32; 2]> {
+    /// The order in which attention takes the sequences, with so many queries a CTA: of each, the CTAs before it and its index.
+    pub fn order(&self, cta_queries: u32) -> Vec<[u32; 2]> {
         let table = self.table();
         if table.len() as u32 > MOST_SORTED {
-            let place = |index: u32| first_part(table[index as usize].query_start, index, CTA_QUERIES);
+            let place = |index: u32| first_part(table[index as usize].query_start, index, cta_queries);
             return (0..table.len() as u32).map(|index| [place(index), index]).collect();
         }
         let mut indices: Vec<u32> = (0..table.len() as u32).collect();
         indices.sort_by_key(|&index| std::cmp::Reverse(table[index as usize].keys));
         let with_place = indices.into_iter().scan(0, |place, index| {
             let first = *place;
-            *place += table[index as usize].queries.div_ceil(CTA_QUERIES);
+            *place += table[index as usize].queries.div_ceil(cta_queries);
             Some([first, index])
         });
         with_place.collect()

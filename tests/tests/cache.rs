@@ -43,7 +43,8 @@ proptest! {
         head_dim in prop::sample::select(vec![16usize, 40, 64, 72, 128, 200, 256]),
         value_head_dim in prop::sample::select(vec![None, None, Some(24usize), Some(128), Some(192)]),
         nhd in any::<bool>(), is_bf16 in any::<bool>(), page_table in any::<bool>(), small_pages in any::<bool>(),
-        smooth_k in any::<bool>(), sinks in any::<bool>(), mask in 0usize..4, seed in any::<u64>(),
+        smooth_k in any::<bool>(), sinks in any::<bool>(), soft_cap in prop::option::of(2f32..50.0), mask in 0usize..4,
+        seed in any::<u64>(),
     ) {
         let layout = if nhd { TensorLayout::Nhd } else { TensorLayout::Hnd };
         let shape = [batch, key_heads * group, tokens, head_dim];
@@ -56,7 +57,7 @@ proptest! {
         };
         let problem = problem.with_value_head_dim(value_head_dim.unwrap_or(head_dim));
         let mask = [Mask::None, CAUSAL, window(20), window(0)][mask];
-        let options = CacheOptions { mask, smooth_k, sinks, page_table, ..options() };
+        let options = CacheOptions { mask, smooth_k, sinks, soft_cap, page_table, ..options() };
         let result = if is_bf16 { near_exact::<bf16>(problem, options, seed) } else { near_exact::<f16>(problem, options, seed) };
         result.unwrap();
     }

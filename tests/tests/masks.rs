@@ -8,10 +8,11 @@ use common::options::any_options;
 use half::f16;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use sage_layout::mask_tile;
 use sage_tests::modes::{MASKS, PV_MODES, element_types};
 use sage_tests::simt;
 use sage_tests::tensor::{Inputs, attend, exact};
-use sageattention::simt::{Options, Schedule};
+use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::{
     AttentionOptions, AttentionOutput, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, CausalAlign,
     ComputeCapability, DType, Device, Mask, PvMode, ScoreStrides, TensorLayout, attention_with,
@@ -257,6 +258,72 @@ fn minus_infinity_hides() {
             difference < 0.03 * causal.output.iter().map(|element| element.to_f64().abs()).sum::<f64>(),
             "{device}: {difference}"
         );
+    }
+}
+
+/// Tiles of 128 keys that a boolean mask hides from all 192 queries of an item are not read, and where it shows all, it is not: the words say
+/// so, and the bits are those of a bias of −∞, which is always read. With masks that leave an item's warpgroups different tiles.
+#[test]
+fn tiles_of_boolean_masks() {
+    let shape @ [_, heads, queries, keys] = [1, 2, 250, 430];
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, heads, queries, 64], [1, keys]);
+    let clean = Inputs::<f16>::random(&problem, 6);
+    let mut poisoned = clean.clone();
+    poisoned.key[2 * 128 * 64..3 * 128 * 64].fill(f16::NAN);
+    poisoned.value[2 * 128 * 64..3 * 128 * 64].fill(f16::NAN);
+    // of head, item and tile; no query sees the third tile
+    let kind = |head: usize, item: usize, tile: usize| {
+        if tile == 2 { mask_tile::HIDDEN } else { ((head + 2 * item + tile) % 3) as u32 }
+    };
+    let window = Mask::Window { left: Some(200), right: Some(100), align: CausalAlign::BottomRight };
+    for (index, mask) in [Mask::None, Mask::CausalAligned(CausalAlign::BottomRight), window].into_iter().enumerate() {
+        for (strides, rows) in [
+            (ScoreStrides::contiguous(shape), [heads, queries]),
+            // rows of 432 bytes, which are loaded 16 bytes at a time; every other key of longer rows, which are not
+            (ScoreStrides { key: 1, query: 432, head: 432 * 250, batch: 0 }, [heads, queries]),
+            (ScoreStrides { key: 2, query: 861, head: 0, batch: 0 }, [1, queries]),
+            (ScoreStrides { key: 1, query: 0, head: 432, batch: 0 }, [heads, 1]),
+        ] {
+            let items = rows[1].div_ceil(192);
+            let axes = [(rows[0], strides.head), (rows[1], strides.query), (keys, strides.key)];
+            let last: i64 = axes.iter().map(|&(size, stride)| (size as i64 - 1) * stride).sum();
+            let mut boolean_mask = vec![0u8; last as usize + 1];
+            for (head, row, key) in (0..rows[0])
+                .flat_map(|head| (0..rows[1]).flat_map(move |row| (0..keys).map(move |key| (head, row, key))))
+            {
+                let place = head as i64 * strides.head + row as i64 * strides.query + key as i64 * strides.key;
+                boolean_mask[place as usize] = match kind(head, row / 192, key / 128) {
+                    mask_tile::HIDDEN => 0,
+                    mask_tile::WHOLE => 1 << (key % 8),
+                    _ => u8::from((row + key) % 3 != 0),
+                };
+            }
+            let bias: Vec<f32> =
+                boolean_mask.iter().map(|&byte| if byte == 0 { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let pv_mode = PvMode::ALL[index % 2];
+            let options = AttentionOptions { mask, pv_mode, smooth_k: false, return_lse: true, ..Default::default() };
+            let run = |inputs: &Inputs<f16>, options: AttentionOptions, more: CallInputs| {
+                let schedule = Schedule::replayed().unwrap_or(Schedule::Random(index as u64));
+                Execution::new(&problem, &options, inputs.slices(), &more, &Options::new(schedule))
+                    .unwrap_or_else(|(kernel, report)| panic!("{}: {report}", kernel.symbol()))
+            };
+            let bits = |execution: &Execution| (execution.output::<f16>(), execution.log_sum_exp());
+            let with_mask = AttentionOptions { boolean_mask: Some(strides), ..options };
+            let more = CallInputs { boolean_mask: Some(&boolean_mask), ..Default::default() };
+            let of_mask = run(&clean, with_mask, more);
+            let with_bias = AttentionOptions { bias: Some(Bias { dtype: BiasType::F32, strides }), ..options };
+            let more_bias = CallInputs { bias: Some(BiasSlice::F32(&bias)), ..Default::default() };
+            assert!(bits(&of_mask) == bits(&run(&clean, with_bias, more_bias)), "{mask:?} {strides:?}");
+            if pv_mode == PvMode::F16 {
+                assert!(bits(&of_mask) == bits(&run(&poisoned, with_mask, more)), "{mask:?} {strides:?}");
+            }
+            let words: Vec<u32> =
+                bytemuck::pod_collect_to_vec(&of_mask.workspace("mask_tiles").expect("with a boolean mask"));
+            let items = (0..rows[0]).flat_map(|head| (0..items).map(move |item| (head, item)));
+            let expected: Vec<u32> =
+                items.flat_map(|(head, item)| (0..4).map(move |tile| kind(head, item, tile))).collect();
+            assert_eq!(words, expected, "{mask:?} {strides:?}");
+        }
     }
 }
 

@@ -37,6 +37,7 @@ fn kernels_are_near_the_cpu() -> Result<(), Error> {
             return_lse: true,
             smooth_k: index % 2 == 0,
             sinks: index % 3 == 1,
+            soft_cap: (index % 2 == 0).then_some(4.0),
             page_table: index % 2 == 1,
             splits: Some(splits),
             ..Default::default()

@@ -4,23 +4,31 @@
 use half::f16;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use sage_tests::modes::{PV_MODES, element_types};
 use sage_tests::simt::check_batch;
-use sage_tests::tensor::Inputs;
+use sage_tests::tensor::{Inputs, Outputs, gather, indices, key_shape, offset, query_shape};
 use sage_tests::varlen::Batch;
 use sage_tests::with_element;
 use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::{
-    AttentionOptions, CallInputs, CausalAlign, ComputeCapability, DType, Mask, PvMode, SequenceLengths, TensorLayout,
+    AttentionOptions, AttentionProblem, CallInputs, CausalAlign, ComputeCapability, DType, Mask, PvMode,
+    SequenceLengths, TensorLayout,
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
+/// One that has all `mma.sync` kernels.
+const ADA: ComputeCapability = ComputeCapability::new(8, 9);
 
 const MASKS: [Mask; 3] =
     [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
 
 fn check(batch: &Batch, options: &AttentionOptions, execution: &Options, seed: u64) {
+    check_on(HOPPER, batch, options, execution, seed);
+}
+
+fn check_on(gpu: ComputeCapability, batch: &Batch, options: &AttentionOptions, execution: &Options, seed: u64) {
     with_element!(batch.problem.dtype, T => {
-        check_batch(HOPPER, batch, options, execution, &Inputs::<T>::random(&batch.problem, seed));
+        check_batch(gpu, batch, options, execution, &Inputs::<T>::random(&batch.problem, seed));
     });
 }
 
@@ -47,6 +55,79 @@ fn padded() {
         let layout = if index % 2 == 0 { TensorLayout::Hnd } else { TensorLayout::Nhd };
         let batch = Batch::padded(layout, DType::F16, [100, 300], &[300, 0, 1, 128, 129], [2, 2, 64]);
         check(&batch, &options, &Options::new(Schedule::Random(index as u64)), 2);
+    }
+}
+
+/// In every mode of the `mma.sync` kernels, with every head dimension; of Hopper's, those with more than 128 channels.
+#[test]
+fn mma() {
+    let sequences = [[200, 130], [0, 50], [1, 129], [70, 0], [64, 64], [0, 0], [130, 300]];
+    for (index, (pv_mode, pv_accum)) in PV_MODES.into_iter().enumerate() {
+        for (head_dim, &dtype) in [64, 128, 256]
+            .into_iter()
+            .flat_map(|dim| element_types((pv_mode, pv_accum)).iter().map(move |dtype| (dim, dtype)))
+        {
+            let mask = MASKS[(index + head_dim / 64) % 3];
+            let options = AttentionOptions {
+                pv_mode,
+                pv_accum,
+                mask,
+                sinks: index % 2 == 0,
+                return_lse: true,
+                ..Default::default()
+            };
+            let execution = Options::new(Schedule::Random(index as u64));
+            let batch = Batch::packed(dtype, &sequences, [2, 1, head_dim]);
+            check_on(ADA, &batch, &options, &execution, 1);
+            let padded = Batch::padded(TensorLayout::Nhd, dtype, [100, 300], &[300, 0, 1, 128, 129], [2, 2, head_dim]);
+            check_on(if head_dim > 128 { HOPPER } else { ADA }, &padded, &options, &execution, 2);
+        }
+    }
+}
+
+/// Segment means of sequences, and references that are replaced.
+#[test]
+fn mma_segments() {
+    let batch = Batch::packed(DType::F16, &[[20, 1100], [3, 5], [10, 2100]], [1, 1, 64]);
+    for smooth_k in [false, true] {
+        let options = AttentionOptions { return_lse: true, smooth_k, ..Default::default() };
+        let inputs = Inputs::<f16>::rising(&batch.problem, 9);
+        check_batch(ADA, &batch, &options, &Options::new(Schedule::InOrder), &inputs);
+    }
+}
+
+/// What a call gives a sequence is what the same kernel gives it alone, to the bit; and keys and values that pad it are never read.
+#[test]
+fn mma_as_each_alone() {
+    let kv_lens = [130, 0, 5, 200];
+    for (index, (pv_mode, pv_accum)) in PV_MODES.into_iter().enumerate() {
+        let options =
+            AttentionOptions { pv_mode, pv_accum, mask: MASKS[index % 3], return_lse: true, ..Default::default() };
+        let execution = Options::new(Schedule::InOrder);
+        let batch =
+            Batch::padded(TensorLayout::Hnd, DType::F16, [140, 200], &kv_lens, [2, 1, [64, 128, 256][index % 3]]);
+        let inputs = Inputs::<f16>::random(&batch.problem, 7);
+        let mut poisoned = inputs.clone();
+        for index @ [sequence, _, token, _] in indices(key_shape(&batch.problem)) {
+            if token >= kv_lens[sequence] {
+                poisoned.key[offset(batch.problem.key_strides, index)] = f16::NAN;
+                poisoned.value[offset(batch.problem.value_strides, index)] = f16::INFINITY;
+            }
+        }
+        let run = |problem: &AttentionProblem, inputs: &Inputs<f16>, lengths| {
+            let more = CallInputs { lengths, ..Default::default() };
+            let result = Execution::of_gpu(ADA, problem, &options, inputs.slices(), &more, &execution);
+            let result = result.unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{options:?}", kernel.symbol()));
+            let output: Vec<f16> = result.output();
+            let output = gather(&output, problem.output_strides, query_shape(problem));
+            Outputs { output, log_sum_exp: result.log_sum_exp() }
+        };
+        let together = run(&batch.problem, &poisoned, batch.slices());
+        for (index, _) in kv_lens.iter().enumerate().filter(|(_, keys)| **keys > 0) {
+            let (problem, inputs) = batch.alone(index, &inputs);
+            let alone = run(&problem, &inputs, SequenceLengths::Uniform);
+            assert!(batch.rows_of(index, &together) == alone, "{index} {options:?}");
+        }
     }
 }
 

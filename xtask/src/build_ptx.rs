@@ -194,8 +194,8 @@ fn split(module: &ptx::Module, architecture: Architecture) -> Result<Vec<(String
     for entry in module.entries() {
         let alone = module.only(entry);
         let row = Kernel::ALL.iter().find(|kernel| kernel.symbol() == entry.name);
-        if row.is_some_and(|kernel| !kernel.family().exists_for(architecture)) {
-            // of GPUs whose drivers compile the PTX
+        if row.is_some_and(|kernel| !kernel.exists_for(architecture)) {
+            // nobody's, or of GPUs whose drivers compile the PTX
             continue;
         }
         let text = match row {

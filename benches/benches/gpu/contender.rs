@@ -7,11 +7,11 @@ use sage_tests::tensor::Random;
 use sageattention::gpu::launch::Part as Kernels;
 use sageattention::gpu::memory::{DeviceMemory, Event, Stream};
 use sageattention::{
-    AttentionOptions, AttentionPlan, AttentionProblem, DType, Error, Gpu, GpuBuffers, Mask, PreparedPlan,
-    SequenceLengths, TensorLayout,
+    AttentionOptions, AttentionPlan, AttentionProblem, Bias, BiasType, DType, Error, Gpu, GpuBuffers, Mask,
+    PreparedPlan, ScoreStrides, SequenceLengths, TensorLayout,
 };
 
-use crate::{BURST, MIXED_LENGTHS, Setting, Variant};
+use crate::{BURST, DOCUMENT, MIXED_LENGTHS, Scores, Setting, Variant};
 
 /// The tensors of a head dimension. Each length takes the same elements for other sequences.
 pub struct Tensors {
@@ -49,6 +49,26 @@ impl Tensors {
         Ok(Self { gpu, stream, tokens, heads, head_dim, query, key, value, output })
     }
 
+    /// What comes with the scores of a sequence of `length` tokens: a normal bias, or a mask.
+    fn scores(&self, scores: Scores, length: usize) -> Result<Option<DeviceMemory>, Error> {
+        let bytes: Vec<u8> = match scores {
+            Scores::Plain | Scores::SoftCap => return Ok(None),
+            Scores::Bias => {
+                let mut random = Random(length as u64);
+                let normal: Vec<f16> = (0..65_537).map(|_| f16::from_f32(random.normal())).collect();
+                let elements = normal.iter().cycle().take(length * length);
+                elements.flat_map(|element| element.to_le_bytes()).collect()
+            }
+            Scores::Documents => {
+                let row = |query: usize| (0..length).map(move |key| u8::from(query / DOCUMENT == key / DOCUMENT));
+                (0..length).flat_map(row).collect()
+            }
+        };
+        let mut memory = DeviceMemory::new(self.gpu, "scores", bytes.len())?;
+        memory.write(0, &bytes, &self.stream)?;
+        Ok(Some(memory))
+    }
+
     fn shape(&self, length: usize) -> [usize; 4] {
         [self.tokens / length, self.heads, length, self.head_dim]
     }
@@ -79,6 +99,8 @@ pub struct Ours<'a> {
     prepared: PreparedPlan,
     /// Of packed sequences.
     starts: Option<DeviceMemory>,
+    /// The bias or the boolean mask.
+    scores: Option<DeviceMemory>,
     workspace: DeviceMemory,
     kernels: Kernels,
     /// About how long a call takes.
@@ -104,10 +126,19 @@ impl<'a> Ours<'a> {
             starts = Some(memory);
         }
         let options = AttentionOptions { mask: setting.mask, ..variant.options() };
+        let strides = ScoreStrides::broadcast([1, 1, case.length, case.length]);
+        let options = match setting.scores {
+            Scores::Plain => options,
+            Scores::SoftCap => AttentionOptions { soft_cap: Some(50.0), ..options },
+            Scores::Bias => AttentionOptions { bias: Some(Bias { dtype: BiasType::F16, strides }), ..options },
+            Scores::Documents => AttentionOptions { boolean_mask: Some(strides), ..options },
+        };
+        let scores = tensors.scores(setting.scores, case.length)?;
         let plan = AttentionPlan::new(problem, options)?;
         let prepared = plan.prepare_for(tensors.gpu, variant.architecture)?;
         let workspace = DeviceMemory::new(tensors.gpu, "workspace", plan.workspace_bytes() as usize)?;
-        let mut ours = Self { tensors, prepared, starts, workspace, kernels: Kernels::All, call_ms: f64::INFINITY };
+        let (kernels, call_ms) = (Kernels::All, f64::INFINITY);
+        let mut ours = Self { tensors, prepared, starts, scores, workspace, kernels, call_ms };
         // The attention kernel alone needs what the quantization leaves.
         ours.run(1)?;
         ours.kernels = match case.part {
@@ -137,6 +168,7 @@ impl<'a> Ours<'a> {
     /// Enqueues some calls.
     fn run(&self, calls: usize) -> Result<(), Error> {
         let Tensors { stream, query, key, value, output, .. } = self.tensors;
+        let scores = self.scores.as_ref().map(DeviceMemory::address);
         let buffers = GpuBuffers {
             query: query.address(),
             key: key.address(),
@@ -148,6 +180,8 @@ impl<'a> Ours<'a> {
                     SequenceLengths::Packed { cu_seqlens_q: starts.address(), cu_seqlens_k: starts.address() }
                 }
             },
+            bias: self.prepared.plan().options().bias.and(scores),
+            boolean_mask: self.prepared.plan().options().boolean_mask.and(scores),
             workspace: self.workspace.address(),
             workspace_bytes: self.workspace.bytes() as u64,
             ..Default::default()

@@ -94,10 +94,25 @@ const TOKENS: usize = 32768;
 /// Head dimension, and how many heads.
 const HEADS: [(usize, usize); 3] = [(128, 16), (64, 32), (256, 8)];
 
-/// Which keys queries see.
+/// What is done to scores, but for [`Mask`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scores {
+    /// Nothing.
+    Plain,
+    /// A soft cap.
+    SoftCap,
+    /// A bias in f16, one for all heads.
+    Bias,
+    /// A boolean mask, one for all heads: a sequence is documents of [`DOCUMENT`] tokens, which see themselves.
+    Documents,
+}
+
+/// Which keys queries see, and how.
+#[derive(Clone, Copy)]
 struct Setting {
     name: &'static str,
     mask: Mask,
+    scores: Scores,
     /// The shortest length that is measured, and the longest.
     lengths: [usize; 2],
     /// Whether sequences are packed, and of [`MIXED_LENGTHS`].
@@ -111,20 +126,28 @@ const WINDOW: usize = 4096;
 /// Lengths of packed sequences: as many tokens as of equally long ones.
 const MIXED_LENGTHS: [usize; 9] = [100, 156, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
+/// Tokens of a document.
+const DOCUMENT: usize = 2048;
+
 const SETTINGS: &[Setting] = &[
-    Setting { name: "full", mask: Mask::None, lengths: [0, usize::MAX], is_mixed: false, is_main: true },
-    Setting { name: "causal", mask: Mask::Causal, lengths: [0, usize::MAX], is_mixed: false, is_main: true },
-    Setting {
-        name: "window",
-        mask: Mask::Window { left: Some(WINDOW as u32 - 1), right: Some(0), align: CausalAlign::TopLeft },
-        lengths: [2 * WINDOW, usize::MAX],
-        is_mixed: false,
-        is_main: false,
-    },
-    Setting { name: "mixed", mask: Mask::None, lengths: [16384, 16384], is_mixed: true, is_main: false },
+    Setting { is_main: true, ..Setting::new("full", Mask::None, [0, usize::MAX]) },
+    Setting { is_main: true, ..Setting::new("causal", Mask::Causal, [0, usize::MAX]) },
+    Setting::new(
+        "window",
+        Mask::Window { left: Some(WINDOW as u32 - 1), right: Some(0), align: CausalAlign::TopLeft },
+        [2 * WINDOW, usize::MAX],
+    ),
+    Setting { is_mixed: true, ..Setting::new("mixed", Mask::None, [16384, 16384]) },
+    Setting { scores: Scores::SoftCap, ..Setting::new("soft-cap", Mask::None, [4096, 16384]) },
+    Setting { scores: Scores::Bias, ..Setting::new("bias", Mask::None, [4096, 16384]) },
+    Setting { scores: Scores::Documents, ..Setting::new("documents", Mask::None, [4096, 16384]) },
 ];
 
 impl Setting {
+    const fn new(name: &'static str, mask: Mask, lengths: [usize; 2]) -> Self {
+        Self { name, mask, scores: Scores::Plain, lengths, is_mixed: false, is_main: false }
+    }
+
     fn of(case: &Case) -> &'static Self {
         SETTINGS.iter().find(|setting| setting.name == case.mask).unwrap_or(&SETTINGS[0])
     }
@@ -133,6 +156,7 @@ impl Setting {
     fn pairs(&self, length: usize) -> f64 {
         let square = |length: usize| (length * length) as f64;
         match self.mask {
+            _ if self.scores == Scores::Documents => (TOKENS * DOCUMENT) as f64,
             _ if self.is_mixed => MIXED_LENGTHS.into_iter().map(square).sum(),
             Mask::None => (TOKENS * length) as f64,
             Mask::Window { .. } => {
@@ -240,13 +264,13 @@ fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
                 let mask = setting.name;
                 cases.push(Case { engine: "gpu", head_dim, mask, length, part, contender: contender.into() });
             };
-            // of 256 channels there is one kernel for a kind of values, and of sequences that differ none
+            // of 256 channels there is one kernel for a kind of values, none of sequences that differ, and none that modifies scores
             let is_wide = head_dim > 128;
             let is_main = setting.is_main && !is_wide;
             let variants = || VARIANTS.iter().filter(move |variant| is_main || variant.architecture.is_none());
             let [shortest, longest] = setting.lengths;
             let lengths = effort.lengths.iter().filter(|length| (shortest..=longest).contains(length));
-            for &length in lengths.filter(|_| !(is_wide && setting.is_mixed)) {
+            for &length in lengths.filter(|_| !(is_wide && (setting.is_mixed || setting.scores != Scores::Plain))) {
                 for variant in variants() {
                     for &part in variant.parts() {
                         add(length, part, variant.name);

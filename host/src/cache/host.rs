@@ -370,8 +370,12 @@ impl Row {
                     })
                     .sum();
                 let exponent = number(value_exponents(width));
-                let scale = number(key_scales(width)) * self.scale;
-                [(product as f32).mul_add(scale, exponent), exponent]
+                let (scale, product) = (number(key_scales(width)) * self.scale, product as f32);
+                let score = match plan.options.soft_cap {
+                    None => product.mul_add(scale, exponent),
+                    Some(cap) => cap * ((product * scale * LN_2 + self.shift) / cap).tanh() * LOG2_E + exponent,
+                };
+                [score, exponent]
             })
             .collect();
         let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, [score, _]| largest.max(*score));
@@ -391,7 +395,9 @@ impl Row {
         if denominator == 0.0 {
             return (vec![0.0; problem.value_head_dim], sink);
         }
-        let log_sum_exp = (denominator.log2() + largest - CEILING) * LN_2 + self.shift;
+        // capped scores are not smoothed any more
+        let shift = if plan.options.soft_cap.is_some() { 0.0 } else { self.shift };
+        let log_sum_exp = (denominator.log2() + largest - CEILING) * LN_2 + shift;
         // what the sink adds to the denominator, in units of the keys' sum
         let with_sink = 1.0 + ((sink - log_sum_exp) * LOG2_E).exp2();
         let output = sums[..problem.value_head_dim].iter().map(|sum| sum / denominator / with_sink).collect();

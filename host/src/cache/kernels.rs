@@ -25,6 +25,11 @@ fn cache(plan: &CachePlan, pages: Address, page_table: Option<Address>, lengths:
     }
 }
 
+/// Merges parts.
+pub(crate) fn merge(params: MergeParams) -> Launch {
+    (Family::Merge, [params.rows.div_ceil(MergeShared::ROWS), 1, 1], params.into())
+}
+
 /// Appends new tokens.
 pub(crate) fn append(plan: &CachePlan, buffers: &AppendBuffers) -> Launch {
     let problem = &plan.problem;
@@ -56,7 +61,7 @@ pub(crate) fn attend(plan: &CachePlan, buffers: &CacheAttentionBuffers) -> [Laun
         row_tiles: plan.row_tiles() as u32,
         splits: plan.splits as u32,
         rows: plan.rows() as u32,
-        padding: 0,
+        soft_cap: options.soft_cap.unwrap_or(0.0),
         softmax_scale: plan.softmax_scale,
         score_scale: plan.score_scale(),
     };
@@ -76,8 +81,8 @@ pub(crate) fn attend(plan: &CachePlan, buffers: &CacheAttentionBuffers) -> [Laun
         sinks: if options.sinks { buffers.sinks.unwrap_or(0) } else { 0 },
         count: plan.splits as u32,
         parts_are_f32: 1,
+        output_is_f32: 0,
         rows: plan.rows() as u32,
-        padding: 0,
     };
-    [attention, (Family::Merge, [(plan.rows() as u32).div_ceil(MergeShared::ROWS), 1, 1], params.into())]
+    [attention, merge(params)]
 }

@@ -11,17 +11,14 @@
 //! | `kernels` | the kernels' parameters |
 //! | [`launch`] | on a GPU |
 //! | [`host`] | on caches in host memory: the CPU's twin, and the kernels for trying them |
-//! | [`mod@merge`] | attention to parts of the keys, merged |
 
 pub mod host;
 pub(crate) mod kernels;
 pub mod launch;
-pub mod merge;
 pub mod plan;
 
 pub use host::QuantizedKv;
 pub use launch::{AppendBuffers, CacheAttentionBuffers, PreparedCachePlan};
-pub use merge::merge;
 pub use plan::{CacheOptions, CachePlan, CacheProblem};
 
 /// Version of the pages' format. Caches of another version can't be read.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Unsupported};
 use crate::options::{CausalAlign, Mask};
-use crate::plan::{MAX_SIZE, at_most, check_no_overlap, check_strides, padded_head_dim};
+use crate::plan::{MAX_SIZE, at_most, check_no_overlap, check_soft_cap, check_strides, padded_head_dim};
 use crate::tensor::{DType, Strides, TensorLayout, with_channels};
 use sage_layout::cache::{BLOCK_TOKENS, BLOCKS_PER_PAGE, block_bytes};
 use sage_layout::kernel::{Family, MergeShared};
@@ -138,6 +138,8 @@ pub struct CacheOptions {
     pub smooth_k: bool,
     /// Attention sinks: see [`AttentionOptions::sinks`](crate::AttentionOptions::sinks). Default: none.
     pub sinks: bool,
+    /// Logits become `soft_cap · tanh(logit / soft_cap)`; finite and positive. Default: no cap.
+    pub soft_cap: Option<f32>,
     /// Also return the natural logarithm of each row's sum of exponentials, `[batch, query_heads, tokens]`, f32. Default: no.
     pub return_lse: bool,
     /// Which pages a sequence has, a table says, i32 `[batch, pages_per_sequence]`, that comes with each call. Default: sequence `b`
@@ -217,6 +219,7 @@ impl CachePlan {
         if let Some(got) = options.softmax_scale.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
             return Err(Unsupported::SoftmaxScale { got }.into());
         }
+        check_soft_cap(options.soft_cap)?;
         let plan = Self {
             problem,
             options,
@@ -301,7 +304,8 @@ impl CachePlan {
 
     /// Whether what smoothed keys took out of the logits matters.
     pub(crate) fn has_log_sum_exp_shift(&self) -> bool {
-        self.options.smooth_k && (self.options.return_lse || self.options.sinks)
+        let CacheOptions { smooth_k, return_lse, sinks, soft_cap, .. } = self.options;
+        smooth_k && (return_lse || sinks || soft_cap.is_some())
     }
 
     /// Rows of a key head: the queries of all heads that share it.
@@ -385,6 +389,8 @@ mod tests {
         for mask in [Mask::Causal, Mask::CausalAligned(CausalAlign::TopLeft)] {
             assert_eq!(refused(problem(), CacheOptions { mask, ..options }), Unsupported::CacheMask { mask });
         }
+        let zero = CacheOptions { soft_cap: Some(0.0), ..options };
+        assert_eq!(refused(problem(), zero), Unsupported::SoftCap { got: 0.0 });
         for splits in [0, 129] {
             refused(problem(), CacheOptions { splits: Some(splits), ..options });
         }

@@ -79,8 +79,8 @@ impl GpuBuffers {
     }
 }
 
-/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, and one for each tensor that is f32 or to be
-/// rotated.
+/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, one more for each tensor that is f32 or to be
+/// rotated, and one for a boolean mask.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
     plan: AttentionPlan,
@@ -93,6 +93,7 @@ pub struct PreparedPlan {
 struct Kernels {
     architecture: Architecture,
     prepare: Option<Function>,
+    mask_tiles: Option<Function>,
     quantize: Function,
     attention: Function,
 }
@@ -100,8 +101,9 @@ struct Kernels {
 impl Kernels {
     /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
-        match (family, self.prepare) {
-            (Family::Prepare, Some(prepare)) => prepare,
+        match (family, self.prepare, self.mask_tiles) {
+            (Family::Prepare, Some(prepare), _) => prepare,
+            (Family::MaskTiles, _, Some(mask_tiles)) => mask_tiles,
             _ if family.quantizes() => self.quantize,
             _ => self.attention,
         }
@@ -144,11 +146,13 @@ impl AttentionPlan {
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
-        for Choice { architecture, prepare, quantize, attention } in choices.filter(is_wanted) {
+        for Choice { architecture, prepare, mask_tiles, quantize, attention } in choices.filter(is_wanted) {
+            let prepare = self.resolved.prepares().then_some(prepare);
             let function = |kernel| gpu.function(architecture, kernel);
             let load = || {
-                let prepare = self.resolved.prepares().then(|| function(prepare)).transpose()?;
-                Ok(Kernels { architecture, prepare, quantize: function(quantize)?, attention: function(attention)? })
+                let [prepare, mask_tiles] = [prepare, mask_tiles].map(|kernel| kernel.map(function).transpose());
+                let (quantize, attention) = (function(quantize)?, function(attention)?);
+                Ok(Kernels { architecture, prepare: prepare?, mask_tiles: mask_tiles?, quantize, attention })
             };
             match load() {
                 Ok(kernels) => return Ok(PreparedPlan { plan: *self, gpu, kernels }),

@@ -81,6 +81,12 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32)),
     (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32)),
     (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16)),
+    (Family::MmaF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).ragged()),
+    (Family::MmaF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).ragged()),
+    (Family::MmaF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).ragged()),
+    (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).ragged()),
+    (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).ragged()),
+    (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16).ragged()),
     (Family::MmaSmoothedF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_smoothed_queries()),
     (Family::MmaSmoothedF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).with_smoothed_queries()),
     (Family::MmaSmoothedF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).with_smoothed_queries()),
@@ -167,6 +173,8 @@ pub struct Choice {
     pub architecture: Architecture,
     /// What rounds f32 for the quantizer, and rotates queries and keys.
     pub prepare: Kernel,
+    /// What looks through a boolean mask, if there is one, before attention.
+    pub mask_tiles: Option<Kernel>,
     /// The quantizer.
     pub quantize: Kernel,
     /// The attention kernel.
@@ -187,6 +195,7 @@ pub fn choices(
         Some(Choice {
             architecture,
             prepare: Kernel::find(Family::Prepare, padded_head_dim, element)?,
+            mask_tiles: family.modifies_scores().then_some(Kernel::MaskTilesD64F16),
             quantize: kernel(family.quantizer(modes.ragged))?,
             attention: kernel(family)?,
         })
@@ -232,6 +241,10 @@ mod tests {
         !modes.ragged && !modes.modified_scores
     }
 
+    fn is_plain_int8(modes: &Modes) -> bool {
+        modes.query_key == QkMode::Int8 && !modes.smooth_query && !modes.modified_scores
+    }
+
     fn capabilities() -> impl Iterator<Item = ComputeCapability> {
         let newer = [(9, 9), (12, 5), (13, 0), (20, 3)].map(|(major, minor)| ComputeCapability::new(major, minor));
         GPUS.into_iter().map(|(gpu, _)| gpu).chain(newer)
@@ -271,11 +284,13 @@ mod tests {
         for gpu in capabilities() {
             for modes in all_modes() {
                 for (head_dim, element) in NATIVE_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
-                    for Choice { architecture, prepare, quantize, attention } in choices(gpu, modes, head_dim, element)
+                    for Choice { architecture, prepare, quantize, attention, .. } in
+                        choices(gpu, modes, head_dim, element)
                     {
                         assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
                         for kernel in [quantize, attention] {
-                            assert!(kernel.family().exists_for(architecture), "{kernel:?} {architecture:?}");
+                            // at least its PTX
+                            assert!(kernel.exists_for(architecture.ptx()), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
                         assert_eq!(prepare, Kernel::find(Family::Prepare, head_dim, element).expect("a kernel"));
@@ -308,16 +323,30 @@ mod tests {
         assert!(choices(HOPPER, FP8, 96, ElementType::Bf16).next().is_none(), "no such head dimension");
     }
 
-    /// Sequences of different lengths have kernels on Hopper, its own, in every mode that those have.
+    /// Sequences of different lengths have kernels wherever equally long ones have, in INT8 without smoothed queries, but on Turing.
     #[test]
-    fn hopper_takes_ragged_batches() {
-        let ragged: Vec<_> = modes(HOPPER, 128, ElementType::F16).filter(|modes| modes.ragged).collect();
-        let own = families(Architecture::Sm90a)
-            .filter(|(_, modes)| is_uniform_and_unmodified(modes))
-            .map(|(_, modes)| modes.ragged());
-        assert_eq!(ragged, own.collect::<Vec<_>>());
-        let first = choices(HOPPER, FP8.ragged(), 64, ElementType::F16).next().expect("the Hopper kernel");
-        assert_eq!((first.quantize, first.attention), (Kernel::QuantizeRaggedD64F16, Kernel::AttentionRaggedD64F16));
+    fn every_gpu_from_ampere_on_takes_ragged_batches() {
+        for gpu in capabilities().filter(|gpu| gpu.major > 7) {
+            let elements = [ElementType::F16, ElementType::Bf16, ElementType::F32];
+            for (head_dim, element) in
+                NATIVE_HEAD_DIMS.into_iter().flat_map(|head_dim| elements.map(|element| (head_dim, element)))
+            {
+                let served = || modes(gpu, head_dim, element).filter(is_plain_int8);
+                let uniform = served().filter(|modes| !modes.ragged).map(Modes::ragged);
+                assert!(uniform.eq(served().filter(|modes| modes.ragged)), "{gpu} {head_dim} {element:?}");
+            }
+        }
+    }
+
+    /// Of sequences of different lengths too, up to 128 channels.
+    #[test]
+    fn hopper_takes_ragged_batches_with_its_own_kernels() {
+        let first = |head_dim| choices(HOPPER, FP8.ragged(), head_dim, ElementType::F16).next().expect("a kernel");
+        let Choice { quantize, attention, .. } = first(64);
+        assert_eq!((quantize, attention), (Kernel::QuantizeRaggedD64F16, Kernel::AttentionRaggedD64F16));
+        let Choice { architecture, quantize, attention, .. } = first(256);
+        assert_eq!((quantize, attention), (Kernel::QuantizeRaggedD256F16, Kernel::MmaFp8F32D256F16));
+        assert_eq!(architecture, Architecture::Sm89);
     }
 
     #[test]
@@ -383,7 +412,6 @@ mod tests {
         for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
             for head_dim in NATIVE_HEAD_DIMS {
                 let served = modes(gpu, head_dim, ElementType::F16).filter(is_uniform_and_unmodified);
-                let is_plain_int8 = |modes: &Modes| modes.query_key == QkMode::Int8 && !modes.smooth_query;
                 let all = all_modes().filter(is_uniform_and_unmodified);
                 assert_eq!(
                     served.count(),

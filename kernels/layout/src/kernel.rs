@@ -5,6 +5,7 @@
 
 use crate::architecture::Architecture;
 use crate::cache;
+use crate::sequence::Sequence;
 use crate::tile::{
     KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, consumer_warpgroups, key_tile_bytes,
     query_tile_bytes, value_tile_bytes,
@@ -55,11 +56,12 @@ macro_rules! define_family {
             /// Whether its kernels are among those of an architecture.
             ///
             /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores, and what is about a
-            /// cache none of Ampere's smaller GPUs: their drivers compile the PTX.
+            /// cache none of Ampere's smaller GPUs; the quantizer of ragged batches has none of either. Their drivers compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
+                let is_ragged_quantizer = matches!(self, Self::QuantizeRagged);
                 let only_ptx = match architecture {
-                    Architecture::Sm100 | Architecture::Sm120 => self.smooths_queries(),
-                    Architecture::Sm86 => self.is_about_a_cache(),
+                    Architecture::Sm100 | Architecture::Sm120 => self.smooths_queries() || is_ragged_quantizer,
+                    Architecture::Sm86 => self.is_about_a_cache() || is_ragged_quantizer,
                     _ => false,
                 };
                 self.architectures().contains(&architecture.ptx()) && !only_ptx
@@ -76,7 +78,7 @@ define_family! {
     /// The same, with smoothed queries, or queries and keys in INT4.
     QuantizeSmoothed: [Architecture::Sm80, Architecture::Sm89];
     /// [`Quantize`](Self::Quantize) for sequences of different lengths.
-    QuantizeRagged: [Architecture::Sm90a];
+    QuantizeRagged: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
     Attention: [Architecture::Sm90a];
     /// Attention on INT8 queries and keys and 16-bit values, for Hopper.
@@ -89,6 +91,9 @@ define_family! {
     AttentionModified: [Architecture::Sm90a];
     /// [`AttentionF16`](Self::AttentionF16) with scores modified.
     AttentionModifiedF16: [Architecture::Sm90a];
+    /// What a boolean mask shows of key tiles ([`mask_tile`](crate::mask_tile)), before [`AttentionModified`](Self::AttentionModified) and
+    /// its sibling; whatever the head dimension and the element type, of which its row has some.
+    MaskTiles: [Architecture::Sm90a];
     /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
     MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16.
@@ -149,7 +154,7 @@ impl Family {
 
     /// Whether its kernels do attention.
     pub const fn attends(self) -> bool {
-        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Prepare)
+        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Prepare | Self::MaskTiles)
     }
 
     /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`.
@@ -235,6 +240,7 @@ impl Family {
 macro_rules! for_each_kernel {
     ($callback:ident) => {
         $callback! {
+            MaskTilesD64F16 = "sage_mask_tiles_d64_f16": MaskTiles, 64, F16;
             PrepareD64F16 = "sage_prepare_d64_f16": Prepare, 64, F16;
             PrepareD64Bf16 = "sage_prepare_d64_bf16": Prepare, 64, Bf16;
             PrepareD64F32 = "sage_prepare_d64_f32": Prepare, 64, F32;
@@ -258,6 +264,8 @@ macro_rules! for_each_kernel {
             QuantizeRaggedD64Bf16 = "sage_quantize_ragged_d64_bf16": QuantizeRagged, 64, Bf16;
             QuantizeRaggedD128F16 = "sage_quantize_ragged_d128_f16": QuantizeRagged, 128, F16;
             QuantizeRaggedD128Bf16 = "sage_quantize_ragged_d128_bf16": QuantizeRagged, 128, Bf16;
+            QuantizeRaggedD256F16 = "sage_quantize_ragged_d256_f16": QuantizeRagged, 256, F16;
+            QuantizeRaggedD256Bf16 = "sage_quantize_ragged_d256_bf16": QuantizeRagged, 256, Bf16;
             AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
@@ -459,9 +467,17 @@ impl Kernel {
         })
     }
 
+    /// Whether it is among the kernels of an architecture: its family is, and of ragged batches' quantizers those that attention
+    /// kernels of the architecture go with.
+    pub fn exists_for(self, architecture: Architecture) -> bool {
+        let is_used =
+            self.head_dim() <= 128 || (self.family(), architecture) != (Family::QuantizeRagged, Architecture::Sm90a);
+        is_used && self.family().exists_for(architecture)
+    }
+
     /// The kernels of an architecture.
     pub fn of(architecture: Architecture) -> impl Iterator<Item = Self> {
-        Self::ALL.iter().copied().filter(move |kernel| kernel.family().exists_for(architecture))
+        Self::ALL.iter().copied().filter(move |kernel| kernel.exists_for(architecture))
     }
 
     /// The archive that its images are embedded in, with those of other element types; and with those of a cache's other kernels, which
@@ -482,7 +498,7 @@ impl Kernel {
                 crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
             }
             family if family.is_persistent() => (1 + consumer_warpgroups(self.head_dim())) * 128,
-            Family::CacheAttention => 32,
+            Family::CacheAttention | Family::MaskTiles => 32,
             Family::CacheAppend | Family::CacheAttentionWide => 128,
             Family::Merge => 32 * MergeShared::ROWS,
             _ => mma_warps(self.head_dim()) * 32,
@@ -502,6 +518,8 @@ impl Kernel {
             Family::CacheAttention | Family::CacheAttentionWide => 2,
             Family::CacheAppend => 8,
             Family::Merge => 4,
+            // as many as a multiprocessor holds: their loads are short
+            Family::MaskTiles => 32,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
@@ -527,7 +545,7 @@ impl Kernel {
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Prepare | Family::TuringF16F16 => false,
+            Family::Prepare | Family::MaskTiles | Family::TuringF16F16 => false,
             Family::Attention | Family::AttentionF16 => self.head_dim() > 128,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
@@ -538,7 +556,7 @@ impl Kernel {
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::Prepare => 0,
+            Family::Prepare | Family::MaskTiles => 0,
             family if family.quantizes() => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention | Family::AttentionRagged | Family::AttentionModified => {
                 AttentionShared::fp8(self.head_dim()).bytes
@@ -560,7 +578,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Prepare => 0,
+            Family::Prepare | Family::MaskTiles => 0,
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
             Family::QuantizeRagged => 31,
@@ -569,7 +587,8 @@ impl Kernel {
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
             Family::CacheAppend | Family::Merge => 0,
             Family::CacheAttention | Family::CacheAttentionWide => 1,
-            _ => 2,
+            family if family.smooths_queries() => 2,
+            _ => 1,
         }
     }
 }
@@ -735,6 +754,8 @@ pub struct MmaShared {
     pub region_stride: u32,
     /// What smoothing took out of the scores, behind the stages: for each stage, f32 of every key.
     pub bias: u32,
+    /// Without smoothed queries, the item, in the same place.
+    pub item: u32,
     /// All of it, without smoothed queries.
     pub bytes: u32,
     /// All of it, with smoothed queries.
@@ -742,14 +763,22 @@ pub struct MmaShared {
 }
 
 impl MmaShared {
+    /// In an item's memory, behind head, key head, first query, index of its sequence, and the sequence: the end of its chunks, and the
+    /// index of its first key tile over all heads.
+    pub const ITEM_BOUNDS: u32 = 16 + Sequence::BYTES;
+    /// The chunks of each warp's queries.
+    pub const ITEM_CHUNKS: u32 = Self::ITEM_BOUNDS + 16;
+
     /// The layout for a padded head dimension, rows of keys and values of so many bytes, and so many stages.
     pub const fn new(padded_head_dim: u32, key_row_bytes: u32, value_bytes: u32, stages: u32) -> Self {
         let value = KEY_CHUNK * key_row_bytes;
         let stage_bytes = value + KEY_CHUNK * padded_head_dim * value_bytes;
         let region_stride = WARP_ROWS * (2 * padded_head_dim + AttentionShared::OUTPUT_PADDING);
         let (stages_end, regions_end) = (stages * stage_bytes, mma_warps(padded_head_dim) * region_stride);
-        let bytes = if stages_end > regions_end { stages_end } else { regions_end };
-        Self { value, stage_bytes, region_stride, bias: bytes, bytes, biased_bytes: bytes + stages * KEY_CHUNK * 4 }
+        let end = if stages_end > regions_end { stages_end } else { regions_end };
+        let item_bytes = Self::ITEM_CHUNKS + 16 * mma_warps(padded_head_dim);
+        let [bytes, biased_bytes] = [end + item_bytes, end + stages * KEY_CHUNK * 4];
+        Self { value, stage_bytes, region_stride, bias: end, item: end, bytes, biased_bytes }
     }
 }
 

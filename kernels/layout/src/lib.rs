@@ -20,6 +20,7 @@
 //! | [`sequence`] | where the parts of sequences of different lengths are |
 //! | [`cache`] | blocks of a cache of quantized keys and values |
 //! | [`visibility`] | which keys a query may see |
+//! | [`mask_tile`] | what a boolean mask shows of a key tile |
 //! | [`mode`] | how Q·Kᵀ and P·V are multiplied |
 //! | [`architecture`] | compute capabilities, and what kernels are compiled for |
 //! | [`kernel`] | the kernel table: names, architectures, launch bounds, shared memory |
@@ -34,6 +35,7 @@ pub mod fragment;
 pub mod half;
 pub mod int4_tile;
 pub mod kernel;
+pub mod mask_tile;
 pub mod mode;
 pub mod params;
 pub mod rotation;

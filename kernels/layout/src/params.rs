@@ -41,7 +41,8 @@ pub struct TensorView {
     pub vectorized: u32,
 }
 
-/// The sequences of a ragged batch ([`sequence`](crate::sequence)), for the families whose names say that they take one.
+/// The sequences ([`sequence`](crate::sequence)), for the families that take a ragged batch: those whose names say so, and the `mma.sync`
+/// ones for INT8 without smoothed queries, which take equally long ones too.
 ///
 /// Packed tensors are one batch; those of a padded batch have the stride of a batch less that of a sequence's tokens, so that
 /// in both a sequence begins at `address + index · batch stride + start · token stride`.
@@ -50,8 +51,8 @@ pub struct TensorView {
 pub struct SequencesParams {
     /// [`Sequence`](crate::sequence::Sequence) `[count]`, which the quantizer writes. 0 if all are equally long.
     pub table: Address,
-    /// u32 `[count][2]`, which the quantizer writes: the order in which `AttentionRagged` and `AttentionF16Ragged` take
-    /// sequences, longest first. Of each, the place of its first 192 queries, and its index.
+    /// u32 `[count][2]`, which the quantizer writes: the order in which attention takes sequences, longest first. Of each, the place of
+    /// its first CTA, and its index.
     pub order: Address,
     /// i32 `[count + 1]` of the caller: where each packed sequence's queries begin, and the last one's end. 0 for a padded batch.
     pub query_starts: Address,
@@ -59,9 +60,9 @@ pub struct SequencesParams {
     pub key_starts: Address,
     /// i32 `[count]` of the caller: each sequence's keys in a padded batch. 0 for packed sequences.
     pub key_lens: Address,
-    /// Sequences.
+    /// Sequences; 1 if all are equally long, of as many heads as there are in all batches.
     pub count: u32,
-    /// Queries: of all packed sequences, or of each in a padded batch.
+    /// Queries: of all packed sequences, or of each in a padded batch or among equally long ones.
     pub queries: u32,
     /// Keys, likewise.
     pub keys: u32,
@@ -71,6 +72,10 @@ pub struct SequencesParams {
     pub key_places: u32,
     /// Places for segments, of a head.
     pub segment_places: u32,
+    /// Queries of a CTA of the attention kernel.
+    pub cta_queries: u32,
+    /// Places for such CTAs, of a head.
+    pub cta_places: u32,
 }
 
 /// `Prepare`: grid (batch · heads · tiles). A CTA prepares 128 tokens of a head.
@@ -171,7 +176,7 @@ pub struct QuantizeParams {
     pub key_tiles: u32,
     /// Segments of keys a head.
     pub segments: u32,
-    /// For `QuantizeRagged`. There tiles, segments and items are counted by places; and scales and means that others have for
+    /// For `QuantizeRagged`, and whoever reads what it writes. There tiles, segments and items are counted by places; and scales and means that others have for
     /// each of `[batch · key heads]`, it has for each of `[key heads][sequences]`.
     pub sequences: SequencesParams,
 }
@@ -229,10 +234,35 @@ pub struct Modifiers {
     pub bias: ScoreView,
     /// u8: scores count where it is not 0.
     pub boolean_mask: ScoreView,
+    /// Where [`MaskTilesParams::tiles`] are, in bytes: of a batch and head, of an item in place of a query, and of a key tile in place of a
+    /// key; address 0 if there are none, and nothing is known of the mask.
+    pub mask_tiles: ScoreView,
     /// The bias's [`BiasType`].
     pub bias_type: u32,
     /// Nothing.
     pub padding: u32,
+}
+
+/// `MaskTiles`: grid (batches · heads · items · key tiles). A CTA of one warp looks at one tile of the mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct MaskTilesParams {
+    /// u8, in elements that are bytes.
+    pub mask: ScoreView,
+    /// u32 `[batches][heads][items][key tiles]`: see [`mask_tile`](crate::mask_tile).
+    pub tiles: Address,
+    /// Heads of the mask, 1 if all are the same.
+    pub heads: u32,
+    /// Items, of [`CTA_QUERIES`](crate::tile::CTA_QUERIES) queries; 1 if all queries are the same.
+    pub items: u32,
+    /// Key tiles.
+    pub key_tiles: u32,
+    /// Queries of the mask, 1 if all are the same.
+    pub queries: u32,
+    /// Keys.
+    pub keys: u32,
+    /// Whether keys are adjacent, and every address of a row a multiple of 16 bytes: 1, else 0.
+    pub vectorized: u32,
 }
 
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
@@ -372,8 +402,8 @@ pub struct CacheAttentionParams {
     pub splits: u32,
     /// batch · query heads · query_len
     pub rows: u32,
-    /// Nothing.
-    pub padding: u32,
+    /// See [`Modifiers::soft_cap`]; 0 for no cap.
+    pub soft_cap: f32,
     /// The softmax scale.
     pub softmax_scale: f32,
     /// The softmax scale times log₂ e.
@@ -400,12 +430,12 @@ pub struct MergeParams {
     pub sinks: Address,
     /// Parts, at most [`MergeShared::MAX_PARTS`](crate::kernel::MergeShared::MAX_PARTS).
     pub count: u32,
-    /// 1 if the parts' outputs are f32, 0 if they are of the result's type.
+    /// 1 if the parts' outputs are f32, 0 if they are of the kernel's element type.
     pub parts_are_f32: u32,
+    /// The same of the result.
+    pub output_is_f32: u32,
     /// batch · heads · tokens
     pub rows: u32,
-    /// Nothing.
-    pub padding: u32,
 }
 
 /// The parameters of some kernel.
@@ -413,6 +443,8 @@ pub struct MergeParams {
 pub enum Params {
     /// Of `Prepare`.
     Prepare(PrepareParams),
+    /// Of `MaskTiles`.
+    MaskTiles(MaskTilesParams),
     /// Of the quantizers.
     Quantize(QuantizeParams),
     /// Of every attention family but those on a cache.
@@ -430,6 +462,7 @@ impl Params {
     pub const fn are_of(&self, family: Family) -> bool {
         match self {
             Self::Prepare(_) => matches!(family, Family::Prepare),
+            Self::MaskTiles(_) => matches!(family, Family::MaskTiles),
             Self::Quantize(_) => family.quantizes(),
             Self::Attention(_) => family.attends(),
             Self::CacheAppend(_) => matches!(family, Family::CacheAppend),
@@ -442,6 +475,7 @@ impl Params {
     pub const fn as_ptr(&self) -> *const () {
         match self {
             Self::Prepare(params) => core::ptr::from_ref(params).cast(),
+            Self::MaskTiles(params) => core::ptr::from_ref(params).cast(),
             Self::Quantize(params) => core::ptr::from_ref(params).cast(),
             Self::Attention(params) => core::ptr::from_ref(params).cast(),
             Self::CacheAppend(params) => core::ptr::from_ref(params).cast(),
@@ -462,6 +496,7 @@ macro_rules! from_params {
 }
 from_params! {
     Prepare: PrepareParams;
+    MaskTiles: MaskTilesParams;
     Quantize: QuantizeParams;
     Attention: AttentionParams;
     CacheAppend: CacheAppendParams;
@@ -475,19 +510,20 @@ const _: () = {
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
     assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 80);
-    assert!(size_of::<SequencesParams>() == 64 && offset_of!(SequencesParams, count) == 40);
+    assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 400 && offset_of!(QuantizeParams, query_codes) == 144);
+    assert!(size_of::<QuantizeParams>() == 408 && offset_of!(QuantizeParams, query_codes) == 144);
     assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
     assert!(offset_of!(QuantizeParams, sequences) == 336);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
-    assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 104 && offset_of!(Modifiers, bias) == 16);
-    assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 96);
-    assert!(offset_of!(AttentionParams, modifiers) == 320);
+    assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 144 && offset_of!(Modifiers, bias) == 16);
+    assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 136);
+    assert!(offset_of!(AttentionParams, modifiers) == 328);
     assert!(size_of::<CacheView>() == 40 && size_of::<CacheAppendParams>() == 144);
     assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
     assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
-    assert!(size_of::<AttentionParams>() == 432 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<MaskTilesParams>() == 72 && offset_of!(MaskTilesParams, heads) == 48);
+    assert!(size_of::<AttentionParams>() == 480 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140

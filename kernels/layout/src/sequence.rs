@@ -46,7 +46,11 @@ impl Sequence {
 /// The place of the first part, of `size` tokens, of the `index`-th sequence, which begins at token `start`.
 #[inline(always)]
 pub const fn first_part(start: u32, index: u32, size: u32) -> u32 {
-    start / size + index
+    // kernels have no panics
+    match start.checked_div(size) {
+        Some(parts) => parts + index,
+        None => index,
+    }
 }
 
 /// Places for the parts of `sequences` sequences of `tokens` tokens together.

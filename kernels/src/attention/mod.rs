@@ -14,6 +14,7 @@ pub mod ampere;
 pub mod epilogue;
 pub mod hopper;
 pub mod mask;
+pub mod mask_tiles;
 pub mod modifier;
 pub mod schedule;
 pub mod softmax;

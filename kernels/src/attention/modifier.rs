@@ -3,13 +3,16 @@
 use core::cmp::min;
 use core::f32::consts::LOG2_E;
 
+use sage_layout::mask_tile;
 use sage_layout::params::{AttentionParams, BiasType, ScoreView};
-use sage_layout::tile::padded_queries;
-use simt::{global, math};
+use sage_layout::tile::{CTA_QUERIES, padded_queries};
+use simt::{global, math, warp};
 
 use super::mask::ChunkMask;
+use super::schedule::WorkItem;
 use super::softmax::Visible;
 use crate::element::{Bf16, Element, F16};
+use crate::sequences::Sequences;
 
 /// A score in a register.
 pub trait Score: Copy {
@@ -53,6 +56,31 @@ pub struct Place<'a> {
     pub first_row: u32,
     /// Lane of the warp.
     pub lane: u32,
+    /// What the boolean mask shows of the key tile at hand.
+    pub shown: Shown,
+}
+
+/// What a boolean mask shows of a key tile ([`mask_tile`]).
+#[derive(Clone, Copy)]
+pub struct Shown {
+    /// Whether it hides all of the tile.
+    pub nothing: bool,
+    /// Whether it shows all of it.
+    pub everything: bool,
+}
+
+impl Shown {
+    /// Of a tile's word. The votes tell the compiler that it is the same in all lanes, and that a branch does not divide them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Modifier::mask_tile`]; all lanes of the warp call it.
+    #[inline(always)]
+    pub unsafe fn of_tile<M: Modifier, S: Sequences>(params: &AttentionParams, item: WorkItem<S>, tile: u32) -> Self {
+        // SAFETY: forwarded contract.
+        let word = unsafe { M::mask_tile(params, item, tile) };
+        Self { nothing: warp::any(word == mask_tile::HIDDEN), everything: warp::any(word == mask_tile::WHOLE) }
+    }
 }
 
 /// A kind of kernel: whether it modifies scores.
@@ -61,6 +89,13 @@ pub trait Modifier {
     const MODIFIES: bool;
     /// What scores become.
     type Score: Score;
+
+    /// What the boolean mask shows of a key tile to the item's queries: a word of [`mask_tile`].
+    ///
+    /// # Safety
+    ///
+    /// The operands are as the parameters say.
+    unsafe fn mask_tile<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, tile: u32) -> u32;
 
     /// The scores of the accumulator registers of the keys from `first_key` on, which `scale` turns into base-2 scores.
     ///
@@ -85,6 +120,11 @@ impl Modifier for Unmodified {
     type Score = i32;
 
     #[inline(always)]
+    unsafe fn mask_tile<S: Sequences>(_: &AttentionParams, _: WorkItem<S>, _: u32) -> u32 {
+        mask_tile::WHOLE
+    }
+
+    #[inline(always)]
     unsafe fn apply<const N: usize>(_: Place, _: u32, scores: ChunkScores<i32, N>) -> ChunkScores<i32, N> {
         scores
     }
@@ -93,6 +133,21 @@ impl Modifier for Unmodified {
 impl Modifier for Modified {
     const MODIFIES: bool = true;
     type Score = f32;
+
+    #[inline(always)]
+    unsafe fn mask_tile<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, tile: u32) -> u32 {
+        let view = &params.modifiers.mask_tiles;
+        if view.address == 0 {
+            return mask_tile::MIXED;
+        }
+        // opaque, or what follows from them is kept in registers from one tile to the next
+        let (batch, head) = math::div_rem(math::opaque(item.head), math::opaque(params.output.heads));
+        let queries = math::opaque(item.first_query) / CTA_QUERIES;
+        let place = batch as i64 * view.batch + head as i64 * view.head + queries as i64 * view.query;
+        let address = view.address.wrapping_add_signed(place + tile as i64 * view.key);
+        // SAFETY: there is a word for each tile of each item.
+        unsafe { global::load_u32(address) }
+    }
 
     #[inline(always)]
     unsafe fn apply<const N: usize>(
@@ -127,7 +182,7 @@ impl Modifier for Modified {
                     });
                 }
             }
-            if modifiers.boolean_mask.address != 0 {
+            if modifiers.boolean_mask.address != 0 && !place.shown.everything {
                 place.elements(&modifiers.boolean_mask, first_key, 1).for_each::<N>(|index, address| {
                     let is_visible = global::load_u8_if(mask.shows(index), address);
                     mask.hide_if(index, is_visible == 0);
@@ -182,8 +237,7 @@ impl Place<'_> {
         Elements { rows: self.rows().map(row), stride: bytes * view.key }
     }
 
-    /// `cap · tanh(score / cap)`, which is `cap − 2 · cap / (1 + exp(2 · score / cap))`. What smoothed keys took out of the scores comes
-    /// back before.
+    /// Caps the scores. What smoothed keys took out of them comes back before.
     #[inline(always)]
     unsafe fn cap(&self, scores: &mut [f32]) {
         let modifiers = &self.params.modifiers;
@@ -195,10 +249,17 @@ impl Place<'_> {
                 .rows()
                 .map(|row| unsafe { global::load_f32(modifiers.score_shift + 4 * (head + row as u64)) } * LOG2_E);
         }
-        let cap = modifiers.soft_cap * LOG2_E;
         for (index, score) in scores.iter_mut().enumerate() {
-            let power = math::exp2((*score + shift[index / 2 % 2]) * modifiers.inverse_soft_cap * 2.0);
-            *score = math::fma(-2.0 * cap, math::reciprocal(1.0 + power), cap);
+            *score = capped(*score + shift[index / 2 % 2], modifiers.soft_cap, modifiers.inverse_soft_cap);
         }
     }
+}
+
+/// A score under a soft cap: `cap · tanh(score / cap)`, which is `cap − 2 · cap / (1 + exp(2 · score / cap))`. Scores are in octaves, the
+/// cap in natural units.
+#[inline(always)]
+pub fn capped(score: f32, soft_cap: f32, inverse_soft_cap: f32) -> f32 {
+    let cap = soft_cap * LOG2_E;
+    let power = math::exp2(score * inverse_soft_cap * 2.0);
+    math::fma(-2.0 * cap, math::reciprocal(1.0 + power), cap)
 }

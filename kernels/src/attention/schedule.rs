@@ -5,7 +5,7 @@ use core::cmp::min;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS};
 use sage_layout::visibility::Band;
-use simt::{global, math, thread};
+use simt::{global, math, shared, thread};
 
 use crate::quantize::query_key::key_head_of;
 use crate::sequences::Sequences;
@@ -52,6 +52,49 @@ impl<S: Sequences> WorkItem<S> {
     #[inline(always)]
     pub fn is_there(&self) -> bool {
         !S::RAGGED || self.first_query < self.sequence.queries(0)
+    }
+
+    /// As words: head, key head, first query, index of the sequence, the sequence.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 8] {
+        let [query_start, key_start, queries, keys] = self.sequence.words();
+        let Self { head, key_head, first_query, sequence } = *self;
+        [head, key_head, first_query, sequence.index(), query_start, key_start, queries, keys]
+    }
+
+    /// Of such words.
+    #[inline(always)]
+    pub fn from_words(words: [u32; 8]) -> Self {
+        let [head, key_head, first_query, index, query_start, key_start, queries, keys] = words;
+        let sequence = S::from_words(index, [query_start, key_start, queries, keys]);
+        Self { head, key_head, first_query, sequence }
+    }
+
+    /// Keeps it in shared memory, for [`kept`](Self::kept).
+    ///
+    /// # Safety
+    ///
+    /// `address` is a multiple of 16, of 32 bytes, which nobody else touches at the same time.
+    #[inline(always)]
+    pub unsafe fn keep(&self, address: u32) {
+        let [a, b, c, d, e, f, g, h] = self.words();
+        // SAFETY: forwarded contract.
+        unsafe {
+            shared::store_u32x4(address, [a, b, c, d]);
+            shared::store_u32x4(address + 16, [e, f, g, h]);
+        }
+    }
+
+    /// The item that was kept.
+    ///
+    /// # Safety
+    ///
+    /// One was, at this address, and nobody writes there at the same time.
+    #[inline(always)]
+    pub unsafe fn kept(address: u32) -> Self {
+        // SAFETY: forwarded contract.
+        let [[a, b, c, d], [e, f, g, h]] = [0, 16].map(|offset| unsafe { shared::load_u32x4(address + offset) });
+        Self::from_words([a, b, c, d, e, f, g, h])
     }
 
     /// Key tiles that the item needs, if it has `queries` queries.
@@ -116,6 +159,18 @@ impl KeyTiles {
         } else {
             Self { first, end, whole: end, whole_end: end }
         }
+    }
+
+    /// As words.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 4] {
+        [self.first, self.end, self.whole, self.whole_end]
+    }
+
+    /// Of such words.
+    #[inline(always)]
+    pub fn from_words([first, end, whole, whole_end]: [u32; 4]) -> Self {
+        Self { first, end, whole, whole_end }
     }
 
     /// How many tiles there are.

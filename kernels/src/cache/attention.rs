@@ -8,6 +8,7 @@
 //! product overflows f16; the sum of a row takes the exponent out again.
 
 use core::cmp::min;
+use core::f32::consts::LOG2_E;
 use core::ops::Range;
 
 use sage_layout::cache::{
@@ -24,7 +25,7 @@ use super::{block_address, length};
 use crate::attention::ampere::chunks::Matrix;
 use crate::attention::epilogue;
 use crate::attention::mask::ChunkMask;
-use crate::attention::modifier::ChunkScores;
+use crate::attention::modifier::{ChunkScores, capped};
 use crate::attention::softmax::{F32Sums, HalfProbabilities, OnlineSoftmax, Probabilities, Visible};
 use crate::element::{Element, F16};
 use crate::quantize::query_key::max_abs;
@@ -179,6 +180,8 @@ struct Rows<const HEAD_DIM: u32> {
     scale: f32,
     /// What smoothed keys took out of the rows' logits.
     shift: [f32; 2],
+    /// 0 for none.
+    soft_cap: f32,
     softmax: OnlineSoftmax,
     row_sum: [f32; 2],
     output: [[[f32; 4]; TILES]; STEPS],
@@ -207,6 +210,7 @@ impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
             query: [[0; 4]; STEPS],
             scale: 0.0,
             shift: [0.0; 2],
+            soft_cap: params.soft_cap,
             softmax: OnlineSoftmax::new(),
             row_sum: [0.0; 2],
             output: [[[0.0; 4]; TILES]; STEPS],
@@ -320,11 +324,11 @@ impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
                 }
             }
             for column in 0..2 {
-                let first = stage + 4 * (16 * group as u32 + 8 * column as u32 + 2 * (lane % 4));
+                let first = stage + Self::keys_of_lane(group, column, lane);
                 // SAFETY: the stage has a scale and an exponent of each key.
-                let (scale, exponent) = unsafe {
-                    let load = |at: u32| shared::load_u32x2(first + at).map(f32::from_bits);
-                    (load(key_scales(HEAD_DIM)), load(value_exponents(HEAD_DIM)))
+                let [scale, exponent] = unsafe {
+                    [key_scales(HEAD_DIM), value_exponents(HEAD_DIM)]
+                        .map(|at| shared::load_u32x2(first + at).map(f32::from_bits))
                 };
                 for index in 0..4 {
                     let scale = scale[index % 2] * self.scale;
@@ -336,7 +340,31 @@ impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
                 }
             }
         }
+        // once a block, not once a score
+        if self.soft_cap != 0.0 {
+            // SAFETY: forwarded contract.
+            unsafe { self.cap(&mut scores, stage, lane) };
+        }
         (scores, weights)
+    }
+
+    /// Where numbers of the lane's two keys are among those of a block's, for eight keys of a group of 16.
+    #[inline(always)]
+    fn keys_of_lane(group: usize, column: usize, lane: u32) -> u32 {
+        4 * (16 * group as u32 + 8 * column as u32 + 2 * (lane % 4))
+    }
+
+    /// Caps scores, which have their values' exponents. What smoothed keys took out of them comes back before.
+    #[inline(always)]
+    unsafe fn cap(&self, scores: &mut [f32; 32], stage: u32, lane: u32) {
+        let inverse = math::reciprocal(self.soft_cap);
+        for (index, score) in scores.iter_mut().enumerate() {
+            let at = stage + value_exponents(HEAD_DIM) + Self::keys_of_lane(index / 8, index / 4 % 2, lane);
+            // SAFETY: the stage has an exponent of each key.
+            let exponent = unsafe { shared::load_u32x2(at).map(f32::from_bits) }[index % 2];
+            let natural = math::fma(self.shift[index / 2 % 2], LOG2_E, *score - exponent);
+            *score = capped(natural, self.soft_cap, inverse) + exponent;
+        }
     }
 
     #[inline(always)]
@@ -377,6 +405,8 @@ impl<const HEAD_DIM: u32> Rows<HEAD_DIM> {
             if lane.is_multiple_of(4) {
                 let log_sum_exp = match row_sum[row] == 0.0 {
                     true => f32::NEG_INFINITY,
+                    // capped scores are not smoothed any more
+                    false if self.soft_cap != 0.0 => self.softmax.log_sum_exp(row, row_sum[row]),
                     false => self.softmax.log_sum_exp(row, row_sum[row]) + self.shift[row],
                 };
                 // SAFETY: as above.

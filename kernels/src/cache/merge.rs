@@ -96,8 +96,13 @@ pub unsafe fn merge<E: Element, const HEAD_DIM: u32>(params: &MergeParams) {
         for step in 0..(HEAD_DIM / warp::LANES) as usize {
             let channel = lane + step as u32 * warp::LANES;
             if channel < output.head_dim {
-                let at = output.address.wrapping_add_signed(2 * (row_of(&output.strides) + channel as i64));
-                global::store_u16(at, E::pack([values[step] * inverse, 0.0]) as u16);
+                let (element, value) = (row_of(&output.strides) + channel as i64, values[step] * inverse);
+                match params.output_is_f32 {
+                    0 => {
+                        global::store_u16(output.address.wrapping_add_signed(2 * element), E::pack([value, 0.0]) as u16)
+                    }
+                    _ => global::store_f32(output.address.wrapping_add_signed(4 * element), value),
+                }
             }
         }
         if params.log_sum_exp != 0 && lane == 0 {

@@ -162,15 +162,15 @@ unsafe fn write_order<const HEAD_DIM: u32>(params: &QuantizeParams) {
     while index < sequences.count {
         // SAFETY: the table is there; ranks differ, so that the place is this thread's own.
         unsafe {
-            let Ragged { sequence: own, .. } = Ragged::of_index(sequences, index);
-            let (mut rank, mut place) = (index, first_part(own.query_start, index, CTA_QUERIES));
+            let own = <Ragged>::of_index(sequences, index).sequence;
+            let (mut rank, mut place) = (index, first_part(own.query_start, index, sequences.cta_queries));
             if sequences.count <= MOST_SORTED {
                 (rank, place) = (0, 0);
                 for other in 0..sequences.count {
-                    let Ragged { sequence, .. } = Ragged::of_index(sequences, other);
+                    let sequence = <Ragged>::of_index(sequences, other).sequence;
                     if sequence.keys > own.keys || (sequence.keys == own.keys && other < index) {
                         rank += 1;
-                        place += sequence.queries.div_ceil(CTA_QUERIES);
+                        place += math::div_rem(sequence.queries + sequences.cta_queries - 1, sequences.cta_queries).0;
                     }
                 }
             }

@@ -55,6 +55,7 @@ fn near_the_cpu() -> Result<(), Error> {
                 return_lse: !is_odd(index + turn) || index % 4 == 3,
                 smooth_k: is_odd(index / 2 + turn),
                 sinks: index % 3 == turn,
+                soft_cap: (index % 4 == turn).then_some(5.0),
                 page_table: is_odd(index + turn),
                 splits,
                 ..Default::default()

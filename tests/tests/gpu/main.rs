@@ -10,6 +10,7 @@ mod codes;
 mod executor;
 mod masks;
 mod memory;
+mod merge;
 mod mma;
 mod properties;
 mod quantized;

@@ -2,11 +2,12 @@
 
 use crate::{DTYPES, LAYOUTS, modes, pick, with_lse};
 use half::f16;
-use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, assert_near, gpu};
+use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, assert_near, attend_with, gpu};
+use sage_tests::modes::{PV_MODES, element_types};
 use sage_tests::tensor::{Inputs, attend_varlen, indices, key_shape, offset};
 use sage_tests::varlen::Batch;
 use sage_tests::with_element;
-use sageattention::{AttentionOptions, CausalAlign, Error, Gpu, Mask, PvMode, SequenceLengths};
+use sageattention::{Architecture, AttentionOptions, CausalAlign, Error, Gpu, Mask, PvMode, SequenceLengths};
 
 const MASKS: [Mask; 3] =
     [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
@@ -27,31 +28,41 @@ const SEQUENCES: [[usize; 2]; 12] = [
     [128, 1025],
 ];
 
+/// The best kernels, and the `mma.sync` ones of each PTX that has them.
+fn architectures(options: &AttentionOptions) -> &'static [Option<Architecture>] {
+    match options.pv_mode {
+        PvMode::Fp8 => &[None, Some(Architecture::Sm89)],
+        PvMode::F16 => &[None, Some(Architecture::Sm89), Some(Architecture::Sm80)],
+    }
+}
+
 fn call<T: sageattention::Element>(
     gpu: &'static Gpu,
+    architecture: Option<Architecture>,
     batch: &Batch,
     options: &AttentionOptions,
     inputs: &Inputs<T>,
     poison: u8,
 ) -> Result<Call<T>, Error> {
-    Call::with_lengths(gpu, None, &batch.problem, options, batch.slices(), inputs, poison)
+    Call::with_lengths(gpu, architecture, &batch.problem, options, batch.slices(), inputs, poison)
 }
 
 fn compare(gpu: &'static Gpu, batch: &Batch, options: &AttentionOptions, seed: u64) -> Result<(), Error> {
     with_element!(batch.problem.dtype, T => {
         let inputs = Inputs::<T>::random(&batch.problem, seed);
-        for poison in [NAN_POISON, LARGE_POISON] {
-            let mut call = call(gpu, batch, options, &inputs, poison)?;
+        let expected = attend_varlen(&batch.problem, options, batch.slices(), &inputs);
+        let each = architectures(options).iter().flat_map(|&one| [NAN_POISON, LARGE_POISON].map(|poison| (one, poison)));
+        for (architecture, poison) in each {
+            let mut call = call(gpu, architecture, batch, options, &inputs, poison)?;
             call.enqueue()?;
             let result = call.outputs()?;
-            let what = format!("{batch:?}\n{options:?}");
+            let what = format!("{architecture:?}\n{batch:?}\n{options:?}");
             let table: Vec<u32> = bytemuck::pod_collect_to_vec(&call.workspace("sequences")?);
-            let expected: Vec<u32> = batch.table().into_iter().flat_map(|sequence| sequence.words()).collect();
-            assert_eq!(table, expected, "{what}");
+            let words: Vec<u32> = batch.table().into_iter().flat_map(|sequence| sequence.words()).collect();
+            assert_eq!(table, words, "{what}");
             let names = call.regions();
             let region = |name: &str| names.contains(&name).then(|| call.workspace(name).expect("a region of the plan"));
             batch.assert_regions(options, &inputs, region, &what);
-            let expected = attend_varlen(&batch.problem, options, batch.slices(), &inputs);
             assert_near(&result, &expected, batch.problem.head_dim, options.pv_mode, &what);
         }
     });
@@ -63,7 +74,7 @@ fn packed() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let each = MASKS.into_iter().flat_map(|mask| modes().map(|mode| (mask, mode)));
     for (index, (mask, mode)) in each.enumerate() {
-        for head_dim in [64, 128, pick(&[40, 72, 33], index)] {
+        for head_dim in [64, 128, 256, pick(&[40, 72, 33], index)] {
             let batch = Batch::packed(pick(&DTYPES, index + head_dim / 64), &SEQUENCES, [4, 2, head_dim]);
             let options = AttentionOptions { mask, smooth_k: index % 5 != 4, smooth_v: index % 3 != 2, ..mode };
             compare(gpu, &batch, &options, index as u64)?;
@@ -83,9 +94,25 @@ fn padded() -> Result<(), Error> {
             pick(&DTYPES, index),
             [300, 2300],
             &kv_lens,
-            [4, 2, [64, 128][index % 2]],
+            [4, 2, [64, 128, 256][index % 3]],
         );
         compare(gpu, &batch, &AttentionOptions { mask, ..mode }, index as u64)?;
+    }
+    Ok(())
+}
+
+/// Every accumulator of the `mma.sync` kernels.
+#[test]
+fn accumulators() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, (pv_mode, pv_accum)) in PV_MODES.into_iter().enumerate() {
+        for head_dim in [64, 128, 256] {
+            for &dtype in element_types((pv_mode, pv_accum)) {
+                let mask = MASKS[(index + head_dim / 64) % 3];
+                let options = AttentionOptions { pv_mode, pv_accum, mask, ..with_lse() };
+                compare(gpu, &Batch::packed(dtype, &SEQUENCES, [4, 2, head_dim]), &options, index as u64)?;
+            }
+        }
     }
     Ok(())
 }
@@ -106,12 +133,14 @@ fn poisoned_padding() -> Result<(), Error> {
                 poisoned.value[offset(batch.problem.value_strides, index)] = poison;
             }
         }
-        let [clean, poisoned] = [inputs, poisoned].map(|inputs| {
-            let mut call = call(gpu, &batch, &options, &inputs, NAN_POISON)?;
-            call.enqueue()?;
-            call.outputs()
-        });
-        assert!(clean? == poisoned?, "{options:?}");
+        for &architecture in architectures(&options) {
+            let [clean, poisoned] = [&inputs, &poisoned].map(|inputs| {
+                let mut call = call(gpu, architecture, &batch, &options, inputs, NAN_POISON)?;
+                call.enqueue()?;
+                call.outputs()
+            });
+            assert!(clean? == poisoned?, "{architecture:?} {options:?}");
+        }
     }
     Ok(())
 }
@@ -125,13 +154,15 @@ fn one_sequence() -> Result<(), Error> {
         let batch = Batch::packed(DTYPES[0], &[[900, 2500]], [4, 2, 128]);
         let inputs = Inputs::<f16>::random(&batch.problem, 4);
         let (dense, _) = batch.alone(0, &inputs);
-        let expected = sage_tests::gpu::attend(gpu, &dense, &options, &inputs);
         let padded =
             Batch { problem: dense.with_padded_keys(), lengths: SequenceLengths::PaddedKeys { kv_lens: vec![2500] } };
-        for batch in [batch, padded] {
-            let mut call = call(gpu, &batch, &options, &inputs, NAN_POISON)?;
-            call.enqueue()?;
-            assert!(call.outputs()? == expected, "{batch:?}\n{options:?}");
+        for &architecture in architectures(&options) {
+            let expected = attend_with(gpu, architecture, &dense, &options, &inputs);
+            for batch in [&batch, &padded] {
+                let mut call = call(gpu, architecture, batch, &options, &inputs, NAN_POISON)?;
+                call.enqueue()?;
+                assert!(call.outputs()? == expected, "{architecture:?}\n{batch:?}\n{options:?}");
+            }
         }
     }
     Ok(())
@@ -160,14 +191,16 @@ fn nonsense() -> Result<(), Error> {
     let batch = Batch::packed(DTYPES[0], &[[100, 50], [200, 350], [0, 100]], [2, 1, 64]);
     let inputs = Inputs::<f16>::random(&batch.problem, 6);
     for options in modes() {
-        let mut call = call(gpu, &batch, &options, &inputs, NAN_POISON)?;
-        for cu_seqlens_q in [[0, 1 << 30, -5, 300], [i32::MIN, i32::MAX, 7, 3], [300, 200, 100, 0], [-1; 4]] {
-            for cu_seqlens_k in [[0, 50, 400, 500], [500, 0, 600, 2], [i32::MAX; 4], [9, 8, 7, 6]] {
-                let lengths =
-                    SequenceLengths::Packed { cu_seqlens_q: &cu_seqlens_q[..], cu_seqlens_k: &cu_seqlens_k[..] };
-                call.set_lengths(lengths)?;
-                call.enqueue()?;
-                call.check_guards()?;
+        for &architecture in architectures(&options) {
+            let mut call = call(gpu, architecture, &batch, &options, &inputs, NAN_POISON)?;
+            for cu_seqlens_q in [[0, 1 << 30, -5, 300], [i32::MIN, i32::MAX, 7, 3], [300, 200, 100, 0], [-1; 4]] {
+                for cu_seqlens_k in [[0, 50, 400, 500], [500, 0, 600, 2], [i32::MAX; 4], [9, 8, 7, 6]] {
+                    let lengths =
+                        SequenceLengths::Packed { cu_seqlens_q: &cu_seqlens_q[..], cu_seqlens_k: &cu_seqlens_k[..] };
+                    call.set_lengths(lengths)?;
+                    call.enqueue()?;
+                    call.check_guards()?;
+                }
             }
         }
     }

@@ -10,8 +10,6 @@ use simt::{mma, warp};
 use super::codes::Codes;
 use super::instructions::Instructions;
 use super::product::Values;
-use crate::attention::schedule::WorkItem;
-use crate::sequences::Sequences;
 
 /// Chunks of a key tile.
 const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
@@ -21,15 +19,14 @@ const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
 pub struct Copies<'a> {
     params: &'a AttentionParams,
     thread: u32,
-    /// Index of the head's first tile over all heads.
+    /// Index of the item's first key tile over all heads.
     first_tile: u32,
 }
 
 impl<'a> Copies<'a> {
     /// Of an item's keys and values.
     #[inline(always)]
-    pub fn new<S: Sequences>(params: &'a AttentionParams, thread: u32, item: WorkItem<S>) -> Self {
-        let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32;
+    pub fn new(params: &'a AttentionParams, thread: u32, first_tile: u32) -> Self {
         Self { params, thread, first_tile }
     }
 

@@ -82,16 +82,23 @@ pub unsafe fn attention<
     if !item.is_there() {
         return;
     }
-    let copies = Copies::new(params, thread, item);
     let chunks = KeyTiles::of(params, item.sequence, [item.first_query, MMA_QUERIES], KEY_CHUNK);
+    // there are under 2²⁸ tiles
+    let first_tile = item.sequence.first_key_tile(item.key_head, S::key_places(params)) as u32;
 
     // SAFETY: a stage and its biases are written after all warps have met, having read what was there, and read after all
-    // threads waited for their copies and met.
+    // threads waited for their copies and met. So is what is kept.
     unsafe {
+        let bounds = base + memory.item + MmaShared::ITEM_BOUNDS;
+        if S::RAGGED && thread == 0 {
+            item.keep(base + memory.item);
+            shared::store_u32x2(bounds, [chunks.end, first_tile]);
+        }
         let biases = C::BIASED.then(|| Biases::new(params, item, base + memory.bias));
         for stage in 0..stages - 1 {
             let chunk = chunks.first + stage;
             if chunk < chunks.end {
+                let copies = Copies::new(params, thread, first_tile);
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, chunk);
                 if let Some(biases) = &biases {
                     biases.compute::<E, HEAD_DIM>(stage, chunk);
@@ -100,13 +107,18 @@ pub unsafe fn attention<
             InstructionsOf::<A>::commit();
         }
         let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, thread);
-        let mut stage = 0;
-        for chunk in chunks.first..chunks.end {
+        let (mut stage, mut chunk) = (0, chunks.first);
+        while S::RAGGED || chunk < chunks.end {
             InstructionsOf::<A>::wait();
             thread::sync_threads();
+            let [end, first_tile] = if S::RAGGED { shared::load_u32x2(bounds) } else { [chunks.end, first_tile] };
+            if S::RAGGED && chunk == end {
+                break;
+            }
             let ahead = chunk + stages - 1;
-            if ahead < chunks.end {
+            if ahead < end {
                 let stage = (stage + stages - 1) % stages;
+                let copies = Copies::new(params, thread, first_tile);
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, ahead);
                 if let Some(biases) = &biases {
                     biases.compute::<E, HEAD_DIM>(stage, ahead);
@@ -116,13 +128,18 @@ pub unsafe fn attention<
             if stages == 1 {
                 thread::sync_threads();
             }
-            let tile = base + stage * memory.stage_bytes;
-            if warp.chunks.contains(chunk) {
-                warp.step(tile, biases.map_or(0, |biases| biases.of_stage(stage)), chunk);
+            let chunks = warp.chunks();
+            if chunks.contains(chunk) {
+                let tile = base + stage * memory.stage_bytes;
+                let bias = biases.map_or(0, |biases| biases.of_stage(stage));
+                warp.step(tile, bias, chunk, first_tile, chunks.is_whole(chunk));
             }
             stage = (stage + 1) % stages;
+            chunk += 1;
         }
-        thread::sync_threads();
+        if !S::RAGGED {
+            thread::sync_threads();
+        }
         warp.finish::<E>(base);
     }
 }
@@ -138,12 +155,13 @@ struct Keys {
 /// A warp's queries.
 struct Warp<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize> {
     params: &'a AttentionParams,
-    item: WorkItem<S>,
+    /// If all sequences are equally long; see [`item`](Self::item).
+    own_item: WorkItem<S>,
     /// Of the CTA.
     index: u32,
     lane: u32,
-    first_row: u32,
-    chunks: KeyTiles,
+    /// Likewise, see [`chunks`](Self::chunks).
+    own_chunks: KeyTiles,
     query: [[[u32; 4]; STEPS]; BLOCKS],
     query_scale: [f32; BLOCKS],
     softmax: [OnlineSoftmax; BLOCKS],
@@ -185,13 +203,13 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
         let index = warp::broadcast(thread / warp::LANES);
         let lane = thread % warp::LANES;
         let first_row = item.first_query + index * Self::QUERIES;
+        let chunks = KeyTiles::of(params, item.sequence, [first_row, Self::QUERIES], KEY_CHUNK);
         let mut this = Self {
             params,
-            item,
+            own_item: item,
             index,
             lane,
-            first_row,
-            chunks: KeyTiles::of(params, item.sequence, [first_row, Self::QUERIES], KEY_CHUNK),
+            own_chunks: chunks,
             query: [[[0; 4]; STEPS]; BLOCKS],
             query_scale: [0.0; BLOCKS],
             softmax: [OnlineSoftmax::new(); BLOCKS],
@@ -199,18 +217,22 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             output: [[A::Output::ZERO; CHANNEL_BLOCKS]; BLOCKS],
             codes: PhantomData,
         };
-        if this.chunks.count() > 0 {
+        if S::RAGGED && lane == 0 {
+            // SAFETY: the place is the warp's own.
+            unsafe { shared::store_u32x4(this.chunks_place(), chunks.words()) };
+        }
+        if chunks.count() > 0 {
             // SAFETY: queries are padded to whole tiles of 64, of which a warp's are a part.
-            unsafe { this.load_queries() };
+            unsafe { this.load_queries(item) };
         }
         this
     }
 
     #[inline(always)]
-    unsafe fn load_queries(&mut self) {
-        let first_tile = self.item.sequence.first_query_tile(self.item.head as u64, S::query_places(self.params));
+    unsafe fn load_queries(&mut self, item: WorkItem<S>) {
+        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(self.params));
         for block in 0..BLOCKS {
-            let row = self.first_row + block as u32 * WARP_ROWS;
+            let row = self.row(item, block);
             let tile = first_tile + (row / WARPGROUP_ROWS) as u64;
             let codes = self.params.query + tile * (WARPGROUP_ROWS * Self::ROW_BYTES) as u64;
             for step in 0..Self::STEPS {
@@ -230,45 +252,81 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     }
 
     #[inline(always)]
-    unsafe fn key_scale(&self, chunk: u32) -> f32 {
+    unsafe fn key_scale(&self, chunk: u32, first_tile: u32) -> f32 {
         // there are under 2²⁸ tiles: 32 bits hold the index of a scale
-        let first_tile = self.item.sequence.first_key_tile(self.item.key_head, S::key_places(self.params)) as u32;
         let tile = first_tile + chunk * KEY_CHUNK / KEY_TILE;
         let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
         // SAFETY: scales hold a row for each key tile.
         unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
     }
 
+    /// The item. Where lengths may differ, all that follows from them is loaded when it is needed: ptxas keeps no such numbers in
+    /// uniform registers, and the main loop has no others to spare.
+    ///
+    /// # Safety
+    ///
+    /// The CTA's threads met after it was kept.
+    #[inline(always)]
+    unsafe fn item(&self) -> WorkItem<S> {
+        match S::RAGGED {
+            // SAFETY: forwarded contract.
+            true => unsafe { WorkItem::kept(shared::dynamic() + Self::MEMORY.item) },
+            false => self.own_item,
+        }
+    }
+
+    /// Chunks of keys that its queries see.
+    ///
+    /// # Safety
+    ///
+    /// As for [`item`](Self::item).
+    #[inline(always)]
+    unsafe fn chunks(&self) -> KeyTiles {
+        match S::RAGGED {
+            // SAFETY: forwarded contract.
+            true => KeyTiles::from_words(unsafe { shared::load_u32x4(self.chunks_place()) }),
+            false => self.own_chunks,
+        }
+    }
+
+    #[inline(always)]
+    fn chunks_place(&self) -> u32 {
+        shared::dynamic() + Self::MEMORY.item + MmaShared::ITEM_CHUNKS + 16 * self.index
+    }
+
     /// First row of a row block.
     #[inline(always)]
-    fn row(&self, block: usize) -> u32 {
-        self.first_row + block as u32 * WARP_ROWS
+    fn row(&self, item: WorkItem<S>, block: usize) -> u32 {
+        item.first_query + self.index * Self::QUERIES + block as u32 * WARP_ROWS
     }
 
     /// What the mask shows of the keys from `first_key` on.
     #[inline(always)]
-    fn visible(&self, first_key: u32) -> [Visible; BLOCKS] {
+    unsafe fn visible(&self, first_key: u32) -> [Visible; BLOCKS] {
         // else the compares of several uses are made before all of them
         let first_key = math::opaque(first_key);
+        // SAFETY: forwarded contract.
+        let item = unsafe { self.item() };
         core::array::from_fn(|block| {
-            let keys = VisibleKeys::new(self.params, self.item.sequence, self.row(block), self.lane);
+            let keys = VisibleKeys::new(self.params, item.sequence, self.row(item, block), self.lane);
             Visible::Some(keys.of_chunk(first_key))
         })
     }
 
-    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`.
+    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`. `first_tile` is the
+    /// index of the item's first key tile over all heads, and the queries see all of the chunk if it `is_whole`.
     #[inline(always)]
-    unsafe fn step(&mut self, stage: u32, bias: u32, chunk: u32) {
+    unsafe fn step(&mut self, stage: u32, bias: u32, chunk: u32, first_tile: u32, is_whole: bool) {
         let memory = Self::MEMORY;
         let key = Keys { matrix: Matrix::new(stage, Self::ROW_BYTES, self.lane), bias };
         let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
         // SAFETY: forwarded contract.
         unsafe {
-            let key_scale = self.key_scale(chunk);
+            let key_scale = self.key_scale(chunk, first_tile);
             let scale = self.query_scale.map(|query_scale| query_scale * key_scale);
             for part in 0..(KEY_CHUNK / A::KEYS) as usize {
                 let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
-                let mut probabilities = if self.chunks.is_whole(chunk) {
+                let mut probabilities = if is_whole {
                     self.probabilities(key, part, scale, [Visible::All; BLOCKS])
                 } else {
                     self.probabilities(key, part, scale, self.visible(first_key))
@@ -417,8 +475,8 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
 
     /// The lane's two channels of a block of eight, of the values' mean over segment `segment`.
     #[inline(always)]
-    unsafe fn mean(&self, segment: u32, channels: usize) -> [f32; 2] {
-        let (key_head, sequence) = (self.item.key_head, self.item.sequence);
+    unsafe fn mean(&self, item: WorkItem<S>, segment: u32, channels: usize) -> [f32; 2] {
+        let WorkItem { key_head, sequence, .. } = item;
         let row = match ValuesOf::<A>::HAS_SEGMENTS {
             true => sequence.first_segment(key_head, S::segment_places(self.params)) + segment as u64,
             false => sequence.row(key_head, &self.params.sequences) as u64,
@@ -435,14 +493,17 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     unsafe fn change_mean(&mut self, chunk: u32) {
         let next = chunk + 1;
         let smoothed = ValuesOf::<A>::HAS_SEGMENTS && self.params.value_mean_codes != 0;
-        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= self.chunks.end {
+        // SAFETY: forwarded contract.
+        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= unsafe { self.chunks() }.end {
             return;
         }
         let segment = chunk / SEGMENT_CHUNKS;
+        // SAFETY: forwarded contract.
+        let item = unsafe { self.item() };
         let row_sums: [[f32; 2]; BLOCKS] = core::array::from_fn(|block| self.row_sums(block));
         for channels in 0..Self::CHANNEL_BLOCKS {
             // SAFETY: forwarded contract; there are keys of both segments.
-            let [old, new] = unsafe { [self.mean(segment, channels), self.mean(segment + 1, channels)] };
+            let [old, new] = unsafe { [segment, segment + 1].map(|segment| self.mean(item, segment, channels)) };
             for block in 0..BLOCKS {
                 let output = &mut self.output[block][channels];
                 let mut values = output.values();
@@ -462,27 +523,29 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     #[inline(always)]
     unsafe fn finish<E: Element>(&self, base: u32) {
         let Self { params, lane, .. } = *self;
-        if self.first_row >= self.item.sequence.queries(params.output.tokens) {
+        // SAFETY: forwarded contract.
+        let (item, chunks) = unsafe { (self.item(), self.chunks()) };
+        if self.row(item, 0) >= item.sequence.queries(params.output.tokens) {
             return;
         }
         let memory = Self::MEMORY;
         let region = base + self.index * memory.region_stride;
-        let row = self.item.sequence.row(self.item.key_head, &params.sequences);
+        let row = item.sequence.row(item.key_head, &params.sequences);
         let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
-        let means = params.value_mean_codes != 0 && self.chunks.count() > 0;
+        let means = params.value_mean_codes != 0 && chunks.count() > 0;
         for block in 0..BLOCKS {
             let row_sum = self.row_sums(block);
             // SAFETY: the parameters' buffers are there.
-            let ends = unsafe { RowEnds::new(params, self.item, self.row(block), lane) };
+            let ends = unsafe { RowEnds::new(params, item, self.row(item, block), lane) };
             let denominators = ends.denominators(&self.softmax[block], row_sum);
             let inverse = epilogue::inverse(denominators);
             let mut output = [0.0; 4 * CHANNEL_BLOCKS];
             for channels in 0..Self::CHANNEL_BLOCKS {
                 // SAFETY: there are keys of the last segment; scales hold a row for each key head.
                 let (mean, scale) = unsafe {
-                    let mean = if means { self.last_mean(channels) } else { [0.0; 2] };
+                    let mean = if means { self.last_mean(item, chunks, channels) } else { [0.0; 2] };
                     // without keys there are no scales
-                    let scaled = ValuesOf::<A>::SCALED && (!S::RAGGED || self.item.sequence.keys(0) != 0);
+                    let scaled = ValuesOf::<A>::SCALED && (!S::RAGGED || item.sequence.keys(0) != 0);
                     let scale = if scaled { global::load_f32x2(scales + 32 * channels as u64) } else { [1.0; 2] };
                     (mean, scale)
                 };
@@ -496,8 +559,8 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
                 epilogue::store_rows::<E, S, HEAD_DIM>(
                     params,
                     [0, HEAD_DIM],
-                    self.item,
-                    self.row(block),
+                    item,
+                    self.row(item, block),
                     lane,
                     region,
                     |index| output[index],
@@ -508,9 +571,9 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     }
 
     #[inline(always)]
-    unsafe fn last_mean(&self, channels: usize) -> [f32; 2] {
-        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (self.chunks.end - 1) / SEGMENT_CHUNKS } else { 0 };
+    unsafe fn last_mean(&self, item: WorkItem<S>, chunks: KeyTiles, channels: usize) -> [f32; 2] {
+        let segment = if ValuesOf::<A>::HAS_SEGMENTS { (chunks.end - 1) / SEGMENT_CHUNKS } else { 0 };
         // SAFETY: forwarded contract.
-        unsafe { self.mean(segment, channels) }
+        unsafe { self.mean(item, segment, channels) }
     }
 }

@@ -58,7 +58,7 @@ unsafe fn attend<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, con
     // SAFETY: forwarded contract.
     unsafe {
         let mut state = State::<REGISTERS, 1>::new(warpgroup, item);
-        warpgroup.release_tiles_before(item);
+        warpgroup.release_tiles_before::<M, S>(item);
         if tiles.count() > 0 && !M::MODIFIES {
             state.begin::<HalfProducts<E>, S, HEAD_DIM>(warpgroup, item, tiles.first);
         }
@@ -84,7 +84,7 @@ unsafe fn attend<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, con
         }
         let item = warpgroup.again(item);
         let first_row = warpgroup.first_row(item);
-        warpgroup.release_item(item);
+        warpgroup.release_item::<M, S>(item);
         warpgroup.wait_for_region();
         finish::<E, S, HEAD_DIM, REGISTERS>(warpgroup, &state, item, first_row);
         warpgroup.release_region();

@@ -26,7 +26,7 @@ use super::units;
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
-use crate::attention::modifier::{ChunkScores, Modifier, Score};
+use crate::attention::modifier::{ChunkScores, Modifier, Score, Shown};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
@@ -124,7 +124,7 @@ where
             };
             self.clear_row_sums();
 
-            self.warpgroup.release_tiles_before(item);
+            self.warpgroup.release_tiles_before::<M, S>(item);
             if tiles.count() > 0 && !M::MODIFIES {
                 let visible = VisibleKeys::new(params, item.sequence, first_row, self.warpgroup.lane);
                 let key_scale = self.warpgroup.key_scale(item, tiles.first);
@@ -177,7 +177,7 @@ where
             }
             let item = self.warpgroup.again(item);
             let first_row = self.warpgroup.first_row(item);
-            self.warpgroup.release_item(item);
+            self.warpgroup.release_item::<M, S>(item);
             self.collect(&mut state, item, [flushed, tiles.end], flushed > tiles.first);
             self.finish::<E, S>(&state, item, first_row);
         }
@@ -257,10 +257,15 @@ where
         tile: u32,
         mask: VisibleKeys,
     ) {
-        let position = self.warpgroup.position;
-        let value = self.value_chunk(position);
         // SAFETY: see `attend`.
         unsafe {
+            let shown = Shown::of_tile::<M, S>(self.warpgroup.params, item, tile);
+            // such a tile was not fetched
+            if shown.nothing {
+                return;
+            }
+            let position = self.warpgroup.position;
+            let value = self.value_chunk(position);
             self.warpgroup.wait_tiles(position);
             state.scale = state.query_scale * self.warpgroup.key_scale(item, tile);
             // not unrolled: modifiers are much code
@@ -272,7 +277,7 @@ where
                 wgmma::settle(&mut state.scores);
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = state.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
-                let scores = M::apply(self.warpgroup.place(item), first_key, scores);
+                let scores = M::apply(self.warpgroup.place(item, shown), first_key, scores);
                 let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
                 if saturated {
                     self.rebase(state, &scores, &mut probabilities);

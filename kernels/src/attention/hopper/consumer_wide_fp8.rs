@@ -18,6 +18,7 @@ use super::units;
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
+use crate::attention::modifier::Unmodified;
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax;
 use crate::element::Element;
@@ -85,7 +86,7 @@ where
         unsafe {
             let mut state = State::<REGISTERS, SUMS>::new(&self.warpgroup, item);
             state.row_sums[RESCALE] = [1.0; 2];
-            self.warpgroup.release_tiles_before(item);
+            self.warpgroup.release_tiles_before::<Unmodified, S>(item);
             if tiles.count() > 0 {
                 state.begin::<E4m3Products, S, HEAD_DIM>(&self.warpgroup, item, tiles.first);
                 let mut tile = tiles.first;
@@ -122,7 +123,7 @@ where
                 }
             }
             let item = self.warpgroup.again(item);
-            self.warpgroup.release_item(item);
+            self.warpgroup.release_item::<Unmodified, S>(item);
             self.collect(&mut state, item, [flushed, tiles.end], flushed > tiles.first);
             self.warpgroup.wait_for_region();
             self.finish::<E, S>(&state, item);

@@ -32,7 +32,7 @@ use sage_layout::tile::WIDE_CONSUMER_WARPGROUPS;
 use simt::wgmma::{E4m3, ValueAccumulator};
 use simt::{barrier, mbarrier, shared, thread, warp};
 
-use crate::attention::modifier::Modifier;
+use crate::attention::modifier::{Modifier, Unmodified};
 use crate::element::Element;
 use crate::sequences::Sequences;
 use pipeline::Signals;
@@ -53,6 +53,8 @@ pub trait Values {
     const HEAD_DIM: u32;
     /// Where everything is in shared memory.
     const MEMORY: AttentionShared;
+    /// What is done to scores.
+    type Modifier: Modifier;
 
     /// Writes what is in shared memory from the beginning to the end, and lets the tensor cores see it.
     ///
@@ -85,6 +87,7 @@ where
 {
     const HEAD_DIM: u32 = HEAD_DIM;
     const MEMORY: AttentionShared = AttentionShared::fp8(HEAD_DIM);
+    type Modifier = M;
 
     #[inline(always)]
     unsafe fn prepare(base: u32) {
@@ -112,6 +115,7 @@ where
 {
     const HEAD_DIM: u32 = HEAD_DIM;
     const MEMORY: AttentionShared = AttentionShared::fp8(HEAD_DIM);
+    type Modifier = Unmodified;
 
     #[inline(always)]
     unsafe fn prepare(_: u32) {}
@@ -130,6 +134,7 @@ where
 {
     const HEAD_DIM: u32 = HEAD_DIM;
     const MEMORY: AttentionShared = AttentionShared::f16(HEAD_DIM);
+    type Modifier = M;
 
     #[inline(always)]
     unsafe fn prepare(_: u32) {}

@@ -2,6 +2,7 @@
 
 use core::cmp::min;
 
+use sage_layout::mask_tile::HIDDEN;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{key_tile_bytes, query_tile_bytes};
 use simt::copy::bulk_to_shared;
@@ -9,6 +10,7 @@ use simt::{math, shared, thread};
 
 use super::Values;
 use super::pipeline::{Position, Signal, Signals};
+use crate::attention::modifier::Modifier;
 use crate::attention::schedule::{self, WorkItem};
 use crate::sequences::Sequences;
 
@@ -67,7 +69,8 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
                         }
                         query_phase ^= 1;
                     }
-                    if turn < tiles.count() {
+                    let is_shown = |tile| V::Modifier::mask_tile(params, item, tile) != HIDDEN;
+                    if turn < tiles.count() && is_shown(tiles.first + turn) {
                         let full = signals.of(Signal::TilesFull(position.stage));
                         signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
                         full.arrive_expect_bytes(key_bytes + memory.value_bytes);

@@ -11,7 +11,7 @@ use simt::{barrier, global, math, shared, thread, warp};
 use super::pipeline::{Position, Signal, Signals};
 use super::producer::NO_ITEM;
 use crate::attention::epilogue;
-use crate::attention::modifier::Place;
+use crate::attention::modifier::{Modifier, Place, Shown};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::Scores;
 use crate::element::Element;
@@ -157,8 +157,8 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
 
     /// Where the lane's scores are.
     #[inline(always)]
-    pub fn place<S>(&self, item: WorkItem<S>) -> Place<'a> {
-        Place { params: self.params, head: item.head, first_row: self.first_row(item), lane: self.lane }
+    pub fn place<S>(&self, item: WorkItem<S>, shown: Shown) -> Place<'a> {
+        Place { params: self.params, head: item.head, first_row: self.first_row(item), lane: self.lane, shown }
     }
 
     /// Address of the warp's part of shared memory.
@@ -263,10 +263,10 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn release_tiles_before<S: Sequences>(&mut self, item: WorkItem<S>) {
-        let (before, _) = self.unused_tiles(item);
+    pub unsafe fn release_tiles_before<M: Modifier, S: Sequences>(&mut self, item: WorkItem<S>) {
+        let [before, _] = self.unused_tiles(item);
         // SAFETY: forwarded contract.
-        unsafe { self.release_next_tiles(before) }
+        unsafe { self.release_next_tiles::<M, S>(item, before) }
     }
 
     /// Gives back what the item has after this warpgroup's tiles, and its queries, unless the output goes through their memory.
@@ -275,14 +275,14 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn release_item<S: Sequences>(&mut self, item: WorkItem<S>) {
-        let (_, after) = self.unused_tiles(item);
+    pub unsafe fn release_item<M: Modifier, S: Sequences>(&mut self, item: WorkItem<S>) {
+        let [_, after] = self.unused_tiles(item);
         // SAFETY: forwarded contract.
         unsafe {
             if !self.memory.reuses_queries() {
                 self.release_queries();
             }
-            self.release_next_tiles(after);
+            self.release_next_tiles::<M, S>(item, after);
         }
     }
 
@@ -347,21 +347,26 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         }
     }
 
-    /// How many of the item's tiles come before and after those that this warpgroup needs.
+    /// The item's tiles that come before and after those that this warpgroup needs: the first, and how many.
     #[inline(always)]
-    fn unused_tiles<S: Sequences>(&self, item: WorkItem<S>) -> (u32, u32) {
+    fn unused_tiles<S: Sequences>(&self, item: WorkItem<S>) -> [[u32; 2]; 2] {
         // opaque, or what is computed here is kept in registers from one call to the next
         let item = WorkItem { first_query: math::opaque(item.first_query), ..item };
         let (of_item, tiles) =
             (item.key_tiles(self.params, self.memory.queries()), item.warpgroup_key_tiles(self.params, self.index));
         // a warpgroup without tiles has none before them
         let before = tiles.first.saturating_sub(of_item.first);
-        (before, of_item.count() - before - tiles.count())
+        let needed = before + tiles.count();
+        [[of_item.first, before], [of_item.first + needed, of_item.count() - needed]]
     }
 
     #[inline(always)]
-    unsafe fn release_next_tiles(&mut self, count: u32) {
-        for _ in 0..count {
+    unsafe fn release_next_tiles<M: Modifier, S: Sequences>(&mut self, item: WorkItem<S>, [first, count]: [u32; 2]) {
+        for index in 0..count {
+            // SAFETY: forwarded contract.
+            if M::MODIFIES && unsafe { Shown::of_tile::<M, S>(self.params, item, first + index).nothing } {
+                continue;
+            }
             // SAFETY: forwarded contract.
             unsafe {
                 self.wait_tiles(self.position);
