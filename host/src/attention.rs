@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::gpu::memory::{DeviceMemory, Stream};
 use crate::gpu::{Gpu, GpuBuffers};
-use crate::options::{AttentionOptions, Bias, CallInputs, ScoreStrides};
+use crate::options::{AttentionOptions, Bias, CallInputs, Rotary, RotaryTables, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
 use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, DType, SequenceLengths, Strides, extent};
@@ -68,7 +68,8 @@ pub fn attention<T: Element>(
 ///
 /// As [`attention()`]; [`Error::CallInput`] for inputs that are there and not asked for, or the reverse, of another type or too
 /// short; [`Error::Sink`] and [`Error::BiasElement`]; [`Error::LengthsKind`] for lengths of another kind than the problem's, [`Error::SliceLength`] for too many or too few, and
-/// [`Error::LengthsValue`] if they are out of order.
+/// [`Error::LengthsValue`] if they are out of order; [`Unsupported::RotaryPositions`](crate::Unsupported::RotaryPositions) for a packed
+/// sequence that is longer than the rotary embedding's tables.
 pub fn attention_with<T: Element>(
     device: Device,
     problem: AttentionProblem,
@@ -182,7 +183,27 @@ pub(crate) fn check_call_inputs<'a>(plan: &AttentionPlan, inputs: CallInputs<'a>
     if let (Some(boolean_mask), Some(strides)) = (boolean_mask, options.boolean_mask) {
         at_least("boolean_mask", boolean_mask, elements(strides))?;
     }
-    Ok(CallInputs { sinks, bias, boolean_mask, lengths: inputs.lengths })
+    let rotary = wanted("rotary", options.rotary.is_some(), inputs.rotary)?;
+    let rotary = match (options.rotary, rotary) {
+        (Some(rotary), Some(tables)) => {
+            cpu::check_positions(&rotary, inputs.lengths)?;
+            Some(tables.try_map(|tensor, table| check_table(&rotary, tensor, table))?)
+        }
+        _ => None,
+    };
+    Ok(CallInputs { sinks, bias, boolean_mask, rotary, lengths: inputs.lengths })
+}
+
+/// The elements of a rotary embedding's table, which are numbers.
+fn check_table<'a>(rotary: &Rotary, tensor: &'static str, table: &'a [f32]) -> Result<&'a [f32], Error> {
+    let table = at_least(tensor, table, rotary.table_len())?;
+    match table.iter().position(|element| !element.is_finite()) {
+        Some(place) => {
+            let (position, pair) = (place / (rotary.dim / 2), place % (rotary.dim / 2));
+            Err(Error::NotFinite { tensor, index: [0, 0, position, pair], got: table[place] })
+        }
+        None => Ok(table),
+    }
 }
 
 /// A sink is a logit, or −∞.
@@ -259,6 +280,10 @@ fn attend_on_gpu(
     let sinks = call_inputs.sinks.map(|sinks| upload("sinks", bytemuck::cast_slice(sinks))).transpose()?;
     let bias = call_inputs.bias.map(|bias| upload("bias", bias.bytes())).transpose()?;
     let boolean_mask = call_inputs.boolean_mask.map(|mask| upload("boolean_mask", mask)).transpose()?;
+    let rotary = call_inputs
+        .rotary
+        .map(|tables| tables.try_map(|argument, table: &[f32]| upload(argument, bytemuck::cast_slice(table))));
+    let rotary = rotary.transpose()?;
     let workspace = DeviceMemory::new(gpu, "workspace", plan.workspace_bytes() as usize)?;
     let buffers = GpuBuffers {
         query: query.address(),
@@ -270,6 +295,9 @@ fn attend_on_gpu(
         lengths: lengths.as_ref().map(|_, lengths| lengths.address()),
         bias: bias.as_ref().map(DeviceMemory::address),
         boolean_mask: boolean_mask.as_ref().map(DeviceMemory::address),
+        rotary: rotary
+            .as_ref()
+            .map(|RotaryTables { cos, sin }| RotaryTables { cos: cos.address(), sin: sin.address() }),
         workspace: workspace.address(),
         workspace_bytes: workspace.bytes() as u64,
     };

@@ -17,6 +17,9 @@ pub trait Element: bytemuck::Pod + Send + Sync + private::Sealed {
     fn from_f32(value: f32) -> Self;
     /// What quantization starts from: of f32 the nearest f16, ties to even, and beyond ±65504 that.
     fn rounded(self) -> Self::Rounded;
+    /// What a value becomes that is computed before quantization: the nearest number of 16 bits, f16 of f16 and f32, and there beyond
+    /// ±65504 that.
+    fn from_prepared(value: f32) -> Self;
     /// The values of `source`, which is as long as `destination`.
     fn widen(source: &[Self], destination: &mut [f32]);
     /// The values of what quantization starts from.
@@ -37,6 +40,9 @@ impl Element for f16 {
     fn rounded(self) -> Self {
         self
     }
+    fn from_prepared(value: f32) -> Self {
+        Self::from_f32(clamped(value))
+    }
     fn widen(source: &[Self], destination: &mut [f32]) {
         source.convert_to_f32_slice(destination);
     }
@@ -53,6 +59,9 @@ impl Element for half::bf16 {
     }
     fn rounded(self) -> Self {
         self
+    }
+    fn from_prepared(value: f32) -> Self {
+        Self::from_f32(value)
     }
     fn widen(source: &[Self], destination: &mut [f32]) {
         source.convert_to_f32_slice(destination);
@@ -75,6 +84,9 @@ impl Element for f32 {
     }
     fn rounded(self) -> f16 {
         f16::from_f32(clamped(self))
+    }
+    fn from_prepared(value: f32) -> Self {
+        f16::from_f32(clamped(value)).to_f32()
     }
     fn widen(source: &[Self], destination: &mut [f32]) {
         destination.copy_from_slice(source);

@@ -146,6 +146,28 @@ pub enum Unsupported {
         /// The options' mask.
         mask: Mask,
     },
+    /// Channels that can't be turned by a rotary embedding.
+    #[error("rotary dim is {got}; it must be even, from 2 to head_dim, {head_dim}")]
+    RotaryDim {
+        /// The options' channels.
+        got: usize,
+        /// The problem's.
+        head_dim: usize,
+    },
+    /// Positions that the tables of a rotary embedding do not have.
+    #[error("rotary has {got} positions; {tensor} needs {needed}: {tokens} tokens from position {offset} on")]
+    RotaryPositions {
+        /// Positions of the tables.
+        got: usize,
+        /// `query` or `key`.
+        tensor: &'static str,
+        /// Positions that are needed.
+        needed: usize,
+        /// Tokens of the longest sequence.
+        tokens: usize,
+        /// Position of its first.
+        offset: usize,
+    },
     /// A soft cap that caps nothing, or everything.
     #[error("soft_cap is {got}; it must be finite and positive")]
     SoftCap {

@@ -1,24 +1,24 @@
 //! The kernels of a call: which, in which order, with which parameters.
 //!
 //! ```text
-//! counters = 0 ─► Round (f32 alone) ─► Quantize ─► Attention ─► output, log_sum_exp
+//! counters = 0 ─► Prepare (f32, rotations) ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
 //! Which attention kernel that is, the options and the GPU decide (`sage_layout::dispatch`).
 
 use crate::error::Error;
 use crate::gpu::GpuBuffers;
-use crate::options::{CausalAlign, Mask, QkMode, ScoreStrides};
+use crate::options::{CausalAlign, Mask, QkMode, RotaryTables, ScoreStrides};
 use crate::plan::{AttentionPlan, Places, Resolved, modifies_scores};
 use crate::quantized::Operand;
-use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout, rounded_row};
+use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout};
 use crate::workspace::{BufferAddresses, Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Modes};
 use sage_layout::int4_tile;
 use sage_layout::kernel::{ElementType, Family, Kernel};
 use sage_layout::params::{
-    Address, AttentionParams, MaskTilesParams, Modifiers, Params, QuantizeParams, RoundParams, ScoreView,
+    Address, AttentionParams, MaskTilesParams, Modifiers, Params, PrepareParams, QuantizeParams, ScoreView,
     SequencesParams, TensorView,
 };
 use sage_layout::scale;
@@ -92,15 +92,11 @@ impl Call<'_> {
     ) -> Result<(), E> {
         let (resolved, workspace) = (&self.plan.resolved, &self.plan.workspace);
         let (problem, options) = (&resolved.problem, &resolved.options);
-        if let Some(rounded) = workspace.rounded {
-            for &operand in operands {
-                let ((address, shape, strides), rounded) =
-                    (self.tensors()[operand as usize], rounded[operand as usize]);
-                let [batch, heads, tokens, head_dim] = shape;
-                let tiles = tile::key_tiles(tokens as u32);
-                let (rounded, row) = (self.address(rounded), rounded_row(head_dim) as u32);
-                let params = RoundParams { source: view(address, shape, strides), rounded, tiles, row };
-                launch(Family::Round, [(batch * heads) as u32 * tiles, 1, 1], params.into())?;
+        for &operand in operands {
+            if let Some(prepared) = workspace.prepared[operand as usize] {
+                let params = self.prepare(operand, prepared);
+                let ([batch, heads, ..], _) = problem.operand(operand);
+                launch(Family::Prepare, [(batch * heads) as u32 * params.tiles, 1, 1], params.into())?;
             }
         }
         let [query, key, value] = self.inputs();
@@ -381,15 +377,61 @@ impl Call<'_> {
         })
     }
 
-    /// Queries, keys and values in 16 bits: the caller's, or what those in f32 were rounded to.
-    fn inputs(&self) -> [TensorView; 3] {
-        let Some(mut rounded) = self.plan.workspace.rounded.map(<[Region; 3]>::into_iter) else {
-            return self.tensors().map(|(address, shape, strides)| self.view(address, shape, strides));
+    /// What prepares an operand.
+    fn prepare(&self, operand: Operand, prepared: Region) -> PrepareParams {
+        let (resolved, buffers) = (&self.plan.resolved, self.buffers);
+        let (address, shape, strides) = self.tensors()[operand as usize];
+        let plain = PrepareParams {
+            source: view(address, shape, strides),
+            prepared: self.address(prepared),
+            rotary_cos: 0,
+            rotary_sin: 0,
+            starts: 0,
+            sequences: 0,
+            tiles: tile::key_tiles(shape[2] as u32),
+            row: resolved.prepared_row(operand).expect("an operand with a region to be prepared to") as u32,
+            rotary_dim: 0,
+            rotary_pairs: 0,
+            first_position: 0,
+            positions: 0,
+            hadamard: (resolved.options.hadamard && operand != Operand::Value).into(),
         };
-        self.tensors().map(|(_, [batch, heads, tokens, head_dim], _)| {
-            let row = rounded_row(head_dim);
-            let address = rounded.next().map_or(0, |region| self.address(region));
-            self.view(address, [batch, heads, tokens, row], TensorLayout::Hnd.strides(heads, tokens, row))
+        let (Some(rotary), Some(RotaryTables { cos, sin })) = (resolved.options.rotary, buffers.rotary) else {
+            return plain;
+        };
+        let (first_position, starts) = match (operand, buffers.lengths) {
+            (Operand::Query, SequenceLengths::Packed { cu_seqlens_q, .. }) => (rotary.query_offset, cu_seqlens_q),
+            (Operand::Key, SequenceLengths::Packed { cu_seqlens_k, .. }) => (rotary.key_offset, cu_seqlens_k),
+            (Operand::Query, _) => (rotary.query_offset, 0),
+            (Operand::Key, _) => (rotary.key_offset, 0),
+            (Operand::Value, _) => return plain,
+        };
+        PrepareParams {
+            rotary_cos: cos,
+            rotary_sin: sin,
+            starts,
+            sequences: resolved.problem.batch as u32,
+            rotary_dim: rotary.dim as u32,
+            rotary_pairs: rotary.pairs as u32,
+            first_position: first_position as u32,
+            positions: rotary.positions as u32,
+            ..plain
+        }
+    }
+
+    /// Queries, keys and values in 16 bits: the caller's, or what they were prepared to.
+    fn inputs(&self) -> [TensorView; 3] {
+        let tensors = self.tensors();
+        Operand::ALL.map(|operand| {
+            let (address, shape @ [batch, heads, tokens, _], strides) = tensors[operand as usize];
+            let prepared = (self.plan.resolved.prepared_row(operand), self.plan.workspace.prepared[operand as usize]);
+            match prepared {
+                (Some(row), Some(region)) => {
+                    let strides = TensorLayout::Hnd.strides(heads, tokens, row);
+                    self.view(self.address(region), [batch, heads, tokens, row], strides)
+                }
+                _ => self.view(address, shape, strides),
+            }
         })
     }
 

@@ -3,6 +3,7 @@
 pub use sage_layout::architecture::ComputeCapability;
 pub use sage_layout::mode::{PvAccum, PvMode, QkMode};
 pub use sage_layout::params::BiasType;
+pub use sage_layout::rotation::RotaryPairs;
 pub use sage_layout::scale::Granularity as QuantGranularity;
 
 use crate::tensor::SequenceLengths;
@@ -105,6 +106,46 @@ pub struct Bias {
     pub strides: ScoreStrides,
 }
 
+/// A rotary embedding: pairs of channels of queries and keys are turned by an angle that grows with the position of their token, its
+/// index in its sequence plus an offset. Cosines and sines of the angles come with the call ([`RotaryTables`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rotary {
+    /// Channels that are turned, the first of each head: even, at most `head_dim`. Others stay as they are.
+    pub dim: usize,
+    /// Which of them are pairs.
+    pub pairs: RotaryPairs,
+    /// Positions that the tables have.
+    pub positions: usize,
+    /// Position of a sequence's first query.
+    pub query_offset: usize,
+    /// Position of a sequence's first key.
+    pub key_offset: usize,
+}
+
+impl Rotary {
+    /// Elements of a table.
+    pub(crate) fn table_len(&self) -> usize {
+        self.positions * (self.dim / 2)
+    }
+}
+
+/// Tables of a [`Rotary`] embedding, f32 `[positions, dim / 2]`: device addresses in [`GpuBuffers`](crate::GpuBuffers) (`u64`), slices in
+/// [`CallInputs`] (`&[f32]`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RotaryTables<A> {
+    /// Cosines.
+    pub cos: A,
+    /// Sines.
+    pub sin: A,
+}
+
+impl<A> RotaryTables<A> {
+    /// Both made into others, each by its name and itself.
+    pub fn try_map<B, E>(self, mut f: impl FnMut(&'static str, A) -> Result<B, E>) -> Result<RotaryTables<B>, E> {
+        Ok(RotaryTables { cos: f("rotary cos", self.cos)?, sin: f("rotary sin", self.sin)? })
+    }
+}
+
 /// Options of an attention call. `AttentionOptions::default()` is SageAttention2's default on Hopper, with values smoothed too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionOptions {
@@ -133,6 +174,13 @@ pub struct AttentionOptions {
     /// - [`PvMode::F16`] with [`PvAccum::F16`]: the mean over all keys, so that f16 sums stay small.
     /// - With all others there is no long sum that could lose by a mean: on and off are the same computation.
     pub smooth_v: bool,
+    /// A rotary embedding of queries and keys, before anything else is done to them; its tables come with the call
+    /// ([`CallInputs::rotary`] or [`GpuBuffers::rotary`](crate::GpuBuffers::rotary)). Default: none.
+    pub rotary: Option<Rotary>,
+    /// Rotate queries and keys by a Hadamard matrix, after the rotary embedding: exact attention does not notice, and what is large in
+    /// one channel is spread over all. Real tensors lose a quarter to a third of their error by it. It costs a launch for queries and one for
+    /// keys. Default: off.
+    pub hadamard: bool,
     /// Which keys a query sees. Default: all.
     pub mask: Mask,
     /// What `query · key` is multiplied by before the exponential; finite and positive. Default: `head_dim`^-½.
@@ -168,6 +216,8 @@ impl Default for AttentionOptions {
             smooth_q: false,
             smooth_k: true,
             smooth_v: true,
+            rotary: None,
+            hadamard: false,
             mask: Mask::None,
             softmax_scale: None,
             sinks: false,
@@ -191,6 +241,8 @@ pub struct CallInputs<'a> {
     pub bias: Option<BiasSlice<'a>>,
     /// See [`AttentionOptions::boolean_mask`].
     pub boolean_mask: Option<&'a [u8]>,
+    /// See [`AttentionOptions::rotary`]; finite.
+    pub rotary: Option<RotaryTables<&'a [f32]>>,
 }
 
 /// A bias in host memory.

@@ -1,7 +1,8 @@
 //! Checking a call, once, before anything runs: [`AttentionPlan`].
 
 use crate::error::{Error, Unsupported};
-use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode, ScoreStrides};
+use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode, Rotary, ScoreStrides};
+use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, DType, Lengths, Strides, extent};
 use crate::workspace::Workspace;
 use sage_layout::visibility::Band;
@@ -68,6 +69,26 @@ impl Resolved {
     /// Whether scores are modified before the softmax.
     pub(crate) fn modifies_scores(&self) -> bool {
         modifies_scores(&self.options)
+    }
+
+    /// Channels of the rows that an operand is prepared to, before it is quantized: with what pads them, to whole chunks of eight; all of
+    /// the kernels' after a Hadamard rotation. `None` if it is quantized as it is.
+    pub(crate) fn prepared_row(&self, operand: Operand) -> Option<usize> {
+        let AttentionOptions { rotary, hadamard, .. } = self.options;
+        let ([.., head_dim], _) = self.problem.operand(operand);
+        let may_rotate = operand != Operand::Value;
+        match may_rotate && hadamard {
+            true => Some(self.padded_head_dim as usize),
+            false if self.problem.dtype == DType::F32 || may_rotate && rotary.is_some() => {
+                Some(head_dim.next_multiple_of(8))
+            }
+            false => None,
+        }
+    }
+
+    /// Whether any is.
+    pub(crate) fn prepares(&self) -> bool {
+        Operand::ALL.iter().any(|&operand| self.prepared_row(operand).is_some())
     }
 
     /// Tiles of the boolean mask that the GPU looks through before attention: batches, heads, items of queries, key tiles, each 1 where all
@@ -320,6 +341,9 @@ pub fn supports(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
             return Err(Unsupported::TooFar { tensor });
         }
     }
+    if let Some(rotary) = options.rotary {
+        check_rotary(problem, &rotary)?;
+    }
     check_soft_cap(options.soft_cap)?;
     match options.softmax_scale {
         Some(scale) if !(scale.is_finite() && scale > 0.0) => Err(Unsupported::SoftmaxScale { got: scale }),
@@ -368,6 +392,33 @@ fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
         AttentionOptions { qk_mode: QkMode::Int4, .. } => Err(Unsupported::Lengths { option: "qk_mode Int4", lengths }),
         _ => Ok(()),
     }
+}
+
+/// The rotary embedding's channels, and that its tables have the positions of all tokens; of packed sequences, of one token each: how
+/// long they are, the call says.
+fn check_rotary(problem: &AttentionProblem, rotary: &Rotary) -> Result<(), Unsupported> {
+    let Rotary { dim, positions, .. } = *rotary;
+    let head_dim = problem.head_dim;
+    if dim % 2 != 0 || dim == 0 || dim > head_dim {
+        return Err(Unsupported::RotaryDim { got: dim, head_dim });
+    }
+    at_most("rotary positions", positions as u64, MAX_SIZE)?;
+    match problem.lengths {
+        Lengths::Packed => check_positions(rotary, [1, 1]),
+        Lengths::Uniform | Lengths::PaddedKeys => check_positions(rotary, [problem.query_len, problem.key_len]),
+    }
+}
+
+/// Whether the tables have the positions of so many queries and keys, which are under 2³⁰.
+pub(crate) fn check_positions(rotary: &Rotary, tokens: [usize; 2]) -> Result<(), Unsupported> {
+    let Rotary { positions: got, query_offset, key_offset, .. } = *rotary;
+    for ((tensor, offset), tokens) in [("query", query_offset), ("key", key_offset)].into_iter().zip(tokens) {
+        let needed = offset.saturating_add(tokens);
+        if needed > got {
+            return Err(Unsupported::RotaryPositions { got, tensor, needed, tokens, offset });
+        }
+    }
+    Ok(())
 }
 
 /// What the kernels' head dimension is for these of queries and of values.

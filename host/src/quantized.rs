@@ -158,11 +158,16 @@ impl AttentionPlan {
     ///
     /// # Errors
     ///
-    /// [`Unsupported::QuantizedApart`] for plans whose operands can't be: with sequences of different lengths, and with `smooth_q`,
-    /// which needs the keys as they were.
+    /// [`Unsupported::QuantizedApart`] for plans whose operands can't be: with sequences of different lengths, with `smooth_q`,
+    /// which needs the keys as they were, and with rotations.
     pub fn quantized_format(&self, operand: Operand) -> Result<QuantizedFormat, Unsupported> {
         let (problem, options) = (self.problem(), self.options());
-        for (option, is_there) in [("lengths", problem.lengths != Lengths::Uniform), ("smooth_q", options.smooth_q)] {
+        for (option, is_there) in [
+            ("lengths", problem.lengths != Lengths::Uniform),
+            ("smooth_q", options.smooth_q),
+            ("rotary", options.rotary.is_some()),
+            ("hadamard", options.hadamard),
+        ] {
             if is_there {
                 return Err(Unsupported::QuantizedApart { option });
             }

@@ -4,7 +4,7 @@ use crate::Element;
 use crate::gpu::GpuBuffers;
 use crate::kernels::{self, Call};
 use crate::merge::{MergeBuffers, MergePlan};
-use crate::options::{AttentionOptions, CallInputs};
+use crate::options::{AttentionOptions, CallInputs, RotaryTables};
 use crate::plan::AttentionPlan;
 use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, extent};
@@ -110,6 +110,10 @@ impl Execution {
         let lengths = call_inputs.lengths.map(|name, lengths| memory.upload(name, bytemuck::cast_slice(lengths)));
         let bias = call_inputs.bias.map(|bias| memory.upload("bias", bias.bytes()));
         let boolean_mask = call_inputs.boolean_mask.map(|mask| memory.upload("boolean_mask", mask));
+        let rotary = call_inputs.rotary.map(|RotaryTables { cos, sin }| RotaryTables {
+            cos: memory.upload("rotary cos", bytemuck::cast_slice(cos)),
+            sin: memory.upload("rotary sin", bytemuck::cast_slice(sin)),
+        });
         let elements = extent(problem.output_shape(), problem.output_strides).expect("checked by the plan") as usize;
         let output_bytes = elements * size_of::<T>();
         let output = memory.allocate("output", output_bytes);
@@ -127,6 +131,7 @@ impl Execution {
             lengths,
             bias,
             boolean_mask,
+            rotary,
             workspace,
             workspace_bytes,
         };
@@ -135,7 +140,7 @@ impl Execution {
         let mut synchronisations = Vec::new();
         let mut launch = |family: Family, grid, params: Params| {
             let kernel = match family {
-                Family::Round => choice.round.expect("a kernel for each element type"),
+                Family::Prepare => choice.prepare,
                 Family::MaskTiles => choice.mask_tiles.expect("a kernel for each boolean mask"),
                 _ if family.quantizes() => choice.quantize,
                 _ => choice.attention,

@@ -402,11 +402,6 @@ pub(crate) fn with_channels(Strides { batch, head, token }: Strides, from: usize
     Strides { batch, head, token }
 }
 
-/// Channels of a row of so many, once it is rounded from f32 to f16: whole chunks of eight.
-pub(crate) fn rounded_row(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(8)
-}
-
 /// How far a tensor with these sizes and strides reaches: the index after its last element, if 64 bits hold its
 /// distance in bytes, four an element.
 ///

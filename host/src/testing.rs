@@ -1,9 +1,9 @@
 //! The CPU's parts for tests and benchmarks, without checks: the problem, the options and the slices must fit each other.
 
 pub use crate::accuracy::Accuracy;
-use crate::cpu;
 pub use crate::cpu::exact::ExactOutput;
 pub use crate::cpu::quantize::Quantized;
+use crate::cpu::{self, Prepared};
 use crate::element::Element;
 use crate::options::{AttentionOptions, CallInputs};
 use crate::plan::Resolved;
@@ -26,7 +26,20 @@ pub fn exact_with<T: Element>(
 
 /// Codes and scales.
 pub fn quantize<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: [&[T]; 3]) -> Quantized {
-    cpu::quantize(&Resolved::derive(*problem, *options), inputs.map(Some), None).expect("memory for the codes")
+    quantize_with(problem, options, inputs, &CallInputs::default())
+}
+
+/// [`quantize`] with what else the options ask for.
+pub fn quantize_with<T: Element>(
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+    [query, key, value]: [&[T]; 3],
+    call_inputs: &CallInputs,
+) -> Quantized {
+    let plan = Resolved::derive(*problem, *options);
+    let prepared = cpu::prepare(&plan, [query, key], call_inputs.rotary).expect("memory for rotated queries and keys");
+    let Prepared { plan, query, key } = prepared;
+    cpu::quantize(&plan, [&query, &key, value].map(Some), None).expect("memory for the codes")
 }
 
 /// What smoothed queries take out of the scores, in octaves: `[query heads][query blocks][key tiles · 128]`, empty without

@@ -6,7 +6,7 @@
 use crate::options::{PvMode, QkMode};
 use crate::plan::{Places, Resolved};
 use crate::quantized::Operand;
-use crate::tensor::{DType, rounded_row};
+use crate::tensor::DType;
 use sage_layout::int4_tile;
 use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
@@ -57,8 +57,9 @@ impl Region {
 /// The buffers between the kernels. [`sage_layout::params`] says what each holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Workspace {
-    /// Queries, keys and values of f32 in f16, `[batch · heads][tokens][rounded_row]`.
-    pub rounded: Option<[Region; 3]>,
+    /// Queries, keys and values in 16 bits, those that are not quantized as they are: `[batch · heads][tokens][prepared_row]`, see
+    /// [`Resolved::prepared_row`].
+    pub prepared: [Option<Region>; 3],
     pub query_codes: Region,
     pub query_scales: Region,
     /// With `smooth_q`.
@@ -123,15 +124,13 @@ impl Workspace {
             *end = (*end + bytes).next_multiple_of(ALIGNMENT);
             region
         };
-        let rounded = (resolved.problem.dtype == DType::F32).then(|| {
-            Operand::ALL.map(|operand| {
-                let ([batch, heads, tokens, head_dim], _) = resolved.problem.operand(operand);
-                let row = rounded_row(head_dim) * DType::F16.bytes();
-                region(Scratch, [(batch * heads) as u64, tokens as u64, row as u64])
-            })
+        let prepared = Operand::ALL.map(|operand| {
+            let row = resolved.prepared_row(operand)? * DType::F16.bytes();
+            let ([batch, heads, tokens, _], _) = resolved.problem.operand(operand);
+            Some(region(Scratch, [(batch * heads) as u64, tokens as u64, row as u64]))
         });
         let workspace = Self {
-            rounded,
+            prepared,
             query_codes: region(Query, [query_heads, query_tiles, query_tile as u64]),
             query_scales: region(Query, [query_heads, query_tiles, QUERY_SCALES_PER_TILE as u64 * 4]),
             query_mean: options.smooth_q.then(|| region(Query, [query_heads, query_blocks, head_dim as u64 * 4])),
@@ -216,8 +215,7 @@ impl Workspace {
             ],
             Values::F16 { tiles, mean } => vec![("value_tiles", Some(tiles)), ("value_mean", mean)],
         };
-        let names = ["rounded_query", "rounded_key", "rounded_value"].into_iter();
-        let rounded = names.zip(self.rounded.into_iter().flatten()).map(|(name, region)| (name, Some(region)));
+        let prepared = ["prepared_query", "prepared_key", "prepared_value"].into_iter().zip(self.prepared);
         let queries_and_keys = [
             ("query_codes", Some(self.query_codes)),
             ("query_scales", Some(self.query_scales)),
@@ -234,6 +232,6 @@ impl Workspace {
             ("flushed_output", self.flushed_output),
             ("counters", Some(self.counters)),
         ];
-        rounded.chain(queries_and_keys).chain(values).chain(rest).filter_map(|(name, region)| Some((name, region?)))
+        prepared.chain(queries_and_keys).chain(values).chain(rest).filter_map(|(name, region)| Some((name, region?)))
     }
 }

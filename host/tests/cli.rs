@@ -413,6 +413,44 @@ fn lengths_are_read() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
+/// Turned and rotated on the command line; a table that turns nothing changes nothing.
+#[test]
+fn rotations_are_heeded() {
+    let folder = Folder::new();
+    let [q, k, v] = [1, 2, 3].map(|seed| Numbers::noise(Dtype::F16, &[2, 2, 30, 24], seed));
+    let table = |of: fn(f32) -> f32| Numbers {
+        dtype: Dtype::F32,
+        shape: vec![40, 10],
+        values: (0..400).map(|place| of((place / 10) as f32 * 0.1f32.powi(place % 10))).collect(),
+    };
+    let (cos, sin) = (table(f32::cos), table(f32::sin));
+    let (one, zero) = (table(|_| 1.0), table(|_| 0.0));
+    let tensors = [("q", &q), ("k", &k), ("v", &v), ("cos", &cos), ("sin", &sin), ("one", &one), ("zero", &zero)];
+    let input = folder.file("in.safetensors", &tensors);
+    let output = folder.path("out.safetensors");
+    let result = |options: &[&str]| {
+        succeed(&[&["attend", &input, &output, "--device", "cpu"], options].concat());
+        Numbers::read(&output, "o").values
+    };
+    let plain = result(&[]);
+    assert_eq!(result(&["--rotary-cos", "one", "--rotary-sin", "zero", "--rotary-query-offset", "10"]), plain);
+    let rotary = ["--rotary-cos", "cos", "--rotary-sin", "sin"];
+    let turned = result(&rotary);
+    assert_ne!(turned, plain);
+    assert_ne!(result(&[&rotary[..], &["--rotary-pairs", "interleaved"]].concat()), turned);
+    assert_ne!(result(&[&rotary[..], &["--rotary-key-offset", "10"]].concat()), turned);
+    assert_ne!(result(&["--hadamard"]), plain);
+    for options in [&rotary[..], &["--hadamard", "--pv-mode", "f16"]] {
+        let (table, _) = succeed(&[&["compare", &input, "--device", "cpu"], options].concat());
+        assert!(table.contains("0.99"), "{table}");
+    }
+    let fail = |options: &[&str], words: &str| fail(&[&["attend", &input, &output], options].concat(), &[words]);
+    fail(&[&rotary[..], &["--rotary-query-offset", "11"]].concat(), "rotary has 40 positions; query needs 41");
+    let words = "rotary-cos `q` has shape [2, 2, 30, 24]; it must be [positions, pairs]";
+    fail(&["--rotary-cos", "q", "--rotary-sin", "sin"], words);
+    assert_eq!(sage(&["attend", &input, &output, "--rotary-cos", "cos"]).status.code(), Some(2));
+}
+
 /// The output has the values' channels.
 #[test]
 fn values_have_a_head_dimension_of_their_own() {

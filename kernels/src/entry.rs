@@ -21,14 +21,16 @@ use crate::{
         hopper, mask_tiles,
         modifier::{Modified, Unmodified},
     },
-    cache, quantize, round,
+    cache,
+    prepare::{self, F32},
+    quantize,
     sequences::{Ragged, RaggedOrUniform, Uniform},
 };
 
 #[cfg(target_arch = "nvptx64")]
 macro_rules! params {
-    (Round) => {
-        RoundParams
+    (Prepare) => {
+        PrepareParams
     };
     (MaskTiles) => {
         MaskTilesParams
@@ -61,8 +63,8 @@ macro_rules! params {
 
 #[cfg(not(target_arch = "nvptx64"))]
 macro_rules! params {
-    (Round, $params:ident) => {
-        Params::Round($params)
+    (Prepare, $params:ident) => {
+        Params::Prepare($params)
     };
     (MaskTiles, $params:ident) => {
         Params::MaskTiles($params)
@@ -94,8 +96,8 @@ macro_rules! params {
 }
 
 macro_rules! program {
-    (Round, $head_dim:literal, F32) => {
-        round::round::<$head_dim>
+    (Prepare, $head_dim:literal, $element:ident) => {
+        prepare::prepare::<$element, $head_dim>
     };
     (MaskTiles, 64, F16) => {
         mask_tiles::mask_tiles

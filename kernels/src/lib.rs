@@ -1,6 +1,7 @@
 //! SageAttention's GPU programs, in plain Rust.
 //!
 //! ```text
+//! q,k,v (f32, or q,k to be rotated) ─ prepare ─► f16/bf16
 //! q,k,v (f16/bf16, any outer strides) ─ quantize, items in the order of sage_layout::schedule:
 //!    ├─ quantize/statistics ─► channel mean of k, segment means and scale of v
 //!    ├─ quantize/query_key  ─► q8 + scales, (k − mean)8 + scales    tile-major, swizzled
@@ -21,8 +22,8 @@ pub mod element;
 // unit tests need no launches: without them, they are compiled in a fraction of the time
 #[cfg(not(test))]
 pub mod entry;
+pub mod prepare;
 pub mod quantize;
-pub mod round;
 pub mod sequences;
 
 #[cfg(target_arch = "nvptx64")]

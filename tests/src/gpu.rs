@@ -6,7 +6,7 @@ use sageattention::gpu::launch::Part;
 use sageattention::gpu::memory::{DeviceMemory, Stream};
 use sageattention::{
     Architecture, AttendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, Element, Error, Gpu, GpuBuffers,
-    Operand, PreparedPlan, PvMode, QuantizeBuffers, SequenceLengths,
+    Operand, PreparedPlan, PvMode, QuantizeBuffers, RotaryTables, SequenceLengths,
 };
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -110,6 +110,7 @@ pub struct Call<T> {
     lengths: SequenceLengths<Guarded>,
     bias: Option<Guarded>,
     boolean_mask: Option<Guarded>,
+    rotary: Option<RotaryTables<Guarded>>,
     workspace: Guarded,
 }
 
@@ -178,6 +179,12 @@ impl<T: Element> Call<T> {
             sinks: held(sinks)?,
             bias: held(score_tensors.bias_bytes())?,
             boolean_mask: held(score_tensors.boolean_mask.as_deref())?,
+            rotary: (score_tensors.rotary.as_ref())
+                .map(|RotaryTables { cos, sin }| {
+                    let tables = RotaryTables { cos, sin };
+                    tables.try_map(|_, table| Guarded::holding(gpu, bytemuck::cast_slice(table), poison, &stream))
+                })
+                .transpose()?,
             lengths: lengths
                 .try_map(|_, lengths| Guarded::holding(gpu, bytemuck::cast_slice(lengths), poison, &stream))?,
             workspace: poisoned(plan.workspace_bytes() as usize)?,
@@ -198,6 +205,8 @@ impl<T: Element> Call<T> {
             lengths: self.lengths.as_ref().map(|_, lengths| lengths.address()),
             bias: self.bias.as_ref().map(Guarded::address),
             boolean_mask: self.boolean_mask.as_ref().map(Guarded::address),
+            rotary: (self.rotary.as_ref())
+                .map(|RotaryTables { cos, sin }| RotaryTables { cos: cos.address(), sin: sin.address() }),
             workspace: self.workspace.address(),
             workspace_bytes: self.prepared.plan().workspace_bytes(),
         }

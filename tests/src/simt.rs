@@ -1,12 +1,11 @@
 //! Calls in the SIMT executor, against the CPU engine.
 
 use sageattention::simt::{Execution, Options, Schedule};
-use sageattention::testing::quantize;
 use sageattention::{AttentionOptions, AttentionProblem, CallInputs, ComputeCapability, Element, SequenceLengths};
 
 use crate::codes::expected_regions;
 use crate::gpu::assert_near;
-use crate::tensor::{Inputs, Outputs, ScoreTensors, attend_varlen, gather};
+use crate::tensor::{Inputs, Outputs, ScoreTensors, attend_varlen, gather, quantize};
 use crate::varlen::Batch;
 
 /// Executes all kernels of a call as a GPU of this compute capability runs them, and compares all that they write with the CPU
@@ -24,7 +23,7 @@ pub fn check<T: Element>(
 ) {
     let lengths = SequenceLengths::Uniform;
     let result = execute(gpu, problem, options, lengths, execution, inputs);
-    for (region, expected) in expected_regions(&quantize(problem, options, inputs.slices())) {
+    for (region, expected) in expected_regions(&quantize(problem, options, inputs)) {
         if !expected.is_empty() {
             let found = result.workspace(region).expect("a region of the plan");
             assert!(found == expected, "{region} differs\n{problem:?}\n{options:?}\n{execution:?}");

@@ -1,10 +1,10 @@
 //! Host tensors of any strides, and random ones.
 
 use half::{bf16, f16};
-use sageattention::testing::{self, ExactOutput};
+use sageattention::testing::{self, ExactOutput, Quantized};
 use sageattention::{
-    AttentionOptions, AttentionProblem, BiasSlice, BiasType, CallInputs, Element, ScoreStrides, SequenceLengths,
-    Strides,
+    AttentionOptions, AttentionProblem, BiasSlice, BiasType, CallInputs, Element, Rotary, RotaryTables, ScoreStrides,
+    SequenceLengths, Strides,
 };
 
 /// Evaluates with `$T` the Rust type of a problem's elements.
@@ -182,6 +182,8 @@ pub struct ScoreTensors {
     bias_type: BiasType,
     /// Whether each score counts.
     pub boolean_mask: Option<Vec<u8>>,
+    /// Cosines and sines of the usual angles.
+    pub rotary: Option<RotaryTables<Vec<f32>>>,
 }
 
 impl ScoreTensors {
@@ -210,7 +212,8 @@ impl ScoreTensors {
             |index: usize| u8::from(!(index / 37).is_multiple_of(3) && (index / 1000).is_multiple_of(2)) << (index % 8);
         let boolean_mask = options.boolean_mask.map(|strides| (0..elements(strides)).map(mask_element).collect());
         let sinks = options.sinks.then(|| (0..problem.query_heads).map(sink).collect());
-        Self { sinks, bias, half_bias, bfloat_bias, bias_type, boolean_mask }
+        let rotary = options.rotary.map(|rotary| rotary_tables(&rotary));
+        Self { sinks, bias, half_bias, bfloat_bias, bias_type, boolean_mask, rotary }
     }
 
     /// As the library's functions take them.
@@ -219,6 +222,7 @@ impl ScoreTensors {
             sinks: self.sinks.as_deref(),
             bias: self.bias_slice(),
             boolean_mask: self.boolean_mask.as_deref(),
+            rotary: self.rotary.as_ref().map(|RotaryTables { cos, sin }| RotaryTables { cos: &cos[..], sin: &sin[..] }),
             ..Default::default()
         }
     }
@@ -242,9 +246,22 @@ impl ScoreTensors {
     }
 }
 
+/// Cosines and sines of `position · 10000^(−2 · pair / dim)`.
+pub fn rotary_tables(rotary: &Rotary) -> RotaryTables<Vec<f32>> {
+    let half = rotary.dim / 2;
+    let angle = |place: usize| (place / half) as f64 * 10000f64.powf(-((place % half) as f64) / half as f64);
+    let table = |of: fn(f64) -> f64| (0..rotary.positions * half).map(|place| of(angle(place)) as f32).collect();
+    RotaryTables { cos: table(f64::cos), sin: table(f64::sin) }
+}
+
 /// Attention in f64.
 pub fn exact<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: &Inputs<T>) -> ExactOutput {
     testing::exact_with(problem, options, inputs.slices(), &ScoreTensors::of(problem, options).inputs())
+}
+
+/// Codes and scales.
+pub fn quantize<T: Element>(problem: &AttentionProblem, options: &AttentionOptions, inputs: &Inputs<T>) -> Quantized {
+    testing::quantize_with(problem, options, inputs.slices(), &ScoreTensors::of(problem, options).inputs())
 }
 
 /// What attention gives, in the order of [`indices`].

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use sage_layout::sequence::{MOST_SORTED, Sequence, first_part};
 use sage_layout::tile::{CONSUMER_WARPGROUPS, CTA_QUERIES, KEY_TILE, SEGMENT_KEYS};
-use sageattention::testing::quantize;
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, DType, Element, Lengths, SequenceLengths, TensorLayout,
 };
 
 use crate::codes::expected_regions;
-use crate::tensor::{Inputs, Outputs, attend, offset, query_shape};
+use crate::tensor::{Inputs, Outputs, attend, offset, quantize, query_shape};
 
 /// The lengths of a call, which own their numbers.
 #[derive(Clone, Debug)]
@@ -190,7 +189,7 @@ impl Batch {
                 continue;
             }
             let (problem, alone) = self.alone(index, inputs);
-            let quantized = quantize(&problem, options, alone.slices());
+            let quantized = quantize(&problem, options, &alone);
             for (region, expected) in expected_regions(&quantized) {
                 let (Some((_, range)), false) = (bytes_of(region), expected.is_empty()) else { continue };
                 let found: &Vec<u8> =

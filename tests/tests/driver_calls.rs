@@ -5,7 +5,7 @@
 use sageattention::{
     AppendBuffers, AttendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, CacheAttentionBuffers,
     CacheOptions, CachePlan, CacheProblem, DType, Error, Gpu, GpuBuffers, GpuQuantized, Operand, PreparedPlan, PvMode,
-    QkMode, QuantizeBuffers, TensorLayout,
+    QkMode, QuantizeBuffers, Rotary, RotaryPairs, RotaryTables, TensorLayout,
 };
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -135,6 +135,8 @@ mod driver {
                 QUANTIZE
             } else if is("sage_merge") {
                 MERGE
+            } else if is("sage_prepare") {
+                PREPARE
             } else {
                 ATTENTION
             };
@@ -194,6 +196,7 @@ mod driver {
 const QUANTIZE: usize = 7;
 const ATTENTION: usize = 8;
 const MERGE: usize = 9;
+const PREPARE: usize = 10;
 
 /// The test's driver in place of the installed one, before anything else is called.
 fn install() {
@@ -285,6 +288,24 @@ fn enqueueing_is_a_memset_and_two_launches_on_the_callers_stream() {
             assert_eq!(*quantize, Call::Launch { stream: STREAM, function: QUANTIZE });
             assert_eq!(*attend, Call::Launch { stream: STREAM, function: ATTENTION });
         }
+    }
+}
+
+/// Queries and keys that are rotated are a launch each, before all else.
+#[test]
+fn rotations_are_two_launches_more() {
+    const STREAM: usize = 0x5000;
+    let rotary = Rotary { dim: 128, pairs: RotaryPairs::HalfSplit, positions: 1000, query_offset: 0, key_offset: 0 };
+    for (rotary, hadamard) in [(Some(rotary), false), (None, true), (Some(rotary), true)] {
+        let Some(prepared) = prepare(0, AttentionOptions { rotary, hadamard, ..Default::default() }) else { return };
+        let tables = rotary.map(|_| RotaryTables { cos: 8 << 20, sin: 9 << 20 });
+        let buffers = GpuBuffers { rotary: tables, ..buffers(&prepared) };
+        // SAFETY: the driver of this test reads and writes nothing.
+        let calls = calls(|| unsafe { prepared.enqueue(STREAM as *mut c_void, &buffers).expect("a valid call") });
+        let is_launch = |call: &Call| matches!(call, Call::Launch { .. });
+        let launches: Vec<_> = calls.into_iter().filter(is_launch).collect();
+        let expected = [PREPARE, PREPARE, QUANTIZE, ATTENTION];
+        assert_eq!(launches, expected.map(|function| Call::Launch { stream: STREAM, function }));
     }
 }
 

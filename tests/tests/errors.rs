@@ -4,8 +4,9 @@ use half::{bf16, f16};
 use sage_layout::dispatch::Modes;
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, CausalAlign,
-    ComputeCapability, DType, Device, Error, Gpu, GpuBuffers, Mask, PvAccum, PvMode, QkMode, QuantGranularity,
-    ScoreStrides, Strides, TensorDesc, TensorLayout, Unsupported, attention, attention_with, devices, supports,
+    ComputeCapability, DType, Device, Error, Gpu, GpuBuffers, Mask, Operand, PvAccum, PvMode, QkMode, QuantGranularity,
+    Rotary, RotaryPairs, RotaryTables, ScoreStrides, SequenceLengths, Strides, TensorDesc, TensorLayout, Unsupported,
+    attention, attention_with, devices, supports,
 };
 
 /// One batch, 4 heads, 100 tokens, 64 channels.
@@ -486,6 +487,106 @@ fn soft_caps_biases_and_masks() {
     }
     assert!(call(bias(strides), CallInputs { bias: Some(BiasSlice::F32(&good)), ..none }).is_ok());
     assert!(call(mask(ScoreStrides::default()), CallInputs { boolean_mask: Some(&[0]), ..none }).is_ok());
+}
+
+#[test]
+fn rotary_embeddings() {
+    let rotary = Rotary { dim: 64, pairs: RotaryPairs::HalfSplit, positions: 107, query_offset: 7, key_offset: 0 };
+    let with = |rotary| AttentionOptions { rotary: Some(rotary), ..Default::default() };
+    for dim in [0, 7, 66, usize::MAX] {
+        let words = format!("rotary dim is {dim}; it must be even, from 2 to head_dim, 64");
+        assert_refused(problem(), with(Rotary { dim, ..rotary }), &words);
+    }
+    for (refused, words) in [
+        (
+            Rotary { positions: 106, ..rotary },
+            "rotary has 106 positions; query needs 107: 100 tokens from position 7 on",
+        ),
+        (Rotary { key_offset: 8, ..rotary }, "rotary has 107 positions; key needs 108: 100 tokens from position 8 on"),
+        (Rotary { positions: 1 << 30, ..rotary }, "rotary positions is 1073741824; at most 1073741823 are allowed"),
+    ] {
+        assert_refused(problem(), with(refused), words);
+    }
+    let overflowing = Rotary { query_offset: usize::MAX, ..rotary };
+    assert!(matches!(supports(&problem(), &with(overflowing)), Err(Unsupported::RotaryPositions { .. })));
+
+    let slice = vec![f16::ONE; 25600];
+    let table = vec![0.5f32; 107 * 32];
+    let good = RotaryTables { cos: &table[..], sin: &table[..] };
+    let call = |options, rotary| {
+        let more = CallInputs { rotary, ..Default::default() };
+        attention_with(Device::Cpu, problem(), options, [&slice; 3], more)
+    };
+    assert!(call(with(rotary), Some(good)).is_ok());
+    let mut infinite = table.clone();
+    infinite[33] = f32::INFINITY;
+    for (options, tables, words) in [
+        (with(rotary), None, "rotary is None, the options ask for it; it is needed if they do, and allowed only then"),
+        (
+            AttentionOptions::default(),
+            Some(good),
+            "rotary is there, the options do not ask for it; it is needed if they do, and allowed only then",
+        ),
+        (
+            with(rotary),
+            Some(RotaryTables { sin: &table[1..], ..good }),
+            "rotary sin has 3423 elements; its shape and strides need at least 3424",
+        ),
+        (
+            with(rotary),
+            Some(RotaryTables { cos: &infinite, ..good }),
+            "rotary cos[0, 0, 1, 1] is inf; allowed are finite numbers",
+        ),
+    ] {
+        assert_eq!(call(options, tables).expect_err(words).to_string(), words);
+    }
+
+    // how long packed sequences are, the call says
+    let packed = AttentionProblem::packed(DType::F16, 2, [100, 4, 64], [100, 4]);
+    let rotary = Rotary { positions: 60, ..rotary };
+    assert!(matches!(
+        supports(&packed, &with(Rotary { key_offset: 60, ..rotary })),
+        Err(Unsupported::RotaryPositions { tensor: "key", needed: 61, .. })
+    ));
+    let call = |starts: [i32; 3]| {
+        let lengths = SequenceLengths::Packed { cu_seqlens_q: &starts[..], cu_seqlens_k: &starts[..] };
+        let more = CallInputs { lengths, rotary: Some(good), ..Default::default() };
+        attention_with(Device::Cpu, packed, with(rotary), [&slice; 3], more)
+    };
+    assert!(call([0, 50, 100]).is_ok());
+    let words = "rotary has 60 positions; query needs 67: 60 tokens from position 7 on";
+    assert_eq!(call([0, 40, 100]).expect_err(words).to_string(), words);
+
+    let plan = AttentionPlan::new(problem(), with(Rotary { positions: 107, ..rotary })).expect("a valid plan");
+    let buffers = GpuBuffers { query: 0x1000, key: 0x2000, value: 0x3000, output: 0x4000, ..Default::default() };
+    let buffers = GpuBuffers { workspace: 0x10000, workspace_bytes: plan.workspace_bytes(), ..buffers };
+    for (rotary, words) in [
+        (None, "rotary is None, the options ask for it; it is needed if they do, and allowed only then"),
+        (
+            Some(RotaryTables { cos: 0x5000, sin: 0 }),
+            "rotary sin's device address is null; it must be the address of 13696 bytes",
+        ),
+        (
+            Some(RotaryTables { cos: 0x5008, sin: 0x6000 }),
+            "rotary cos's device address is 0x5008; it must be a multiple of 16 bytes",
+        ),
+    ] {
+        let error = plan.check_buffers(&GpuBuffers { rotary, ..buffers }).expect_err(words);
+        assert_eq!(error.to_string(), words);
+    }
+    assert_eq!(
+        plan.check_buffers(&GpuBuffers { rotary: Some(RotaryTables { cos: 0x5000, sin: 0x6000 }), ..buffers }),
+        Ok(())
+    );
+
+    // operands that are quantized by themselves are not rotated
+    for (options, option) in
+        [(*plan.options(), "rotary"), (AttentionOptions { hadamard: true, ..Default::default() }, "hadamard")]
+    {
+        let plan = AttentionPlan::new(problem(), options).expect("a valid plan");
+        let refused = plan.quantized_format(Operand::Key).map(|_| ());
+        assert_eq!(refused, Err(Unsupported::QuantizedApart { option }));
+    }
 }
 
 #[test]

@@ -119,7 +119,8 @@ proptest! {
         let layout = if nhd { TensorLayout::Nhd } else { TensorLayout::Hnd };
         let query_shape = [batch, key_heads * ratio, query_len, head_dim];
         let problem = AttentionProblem::cross(layout, DType::F16, query_shape, [key_heads, key_len]);
-        near_codes::<f16>(&problem, &options, seed);
+        // biases of smoothed queries are compared with those of keys as they are
+        near_codes::<f16>(&problem, &AttentionOptions { hadamard: false, ..options }, seed);
     }
 }
 

@@ -53,7 +53,7 @@ proptest! {
         keys in 1..400usize, head_dim in 1..130usize, value_head_dim in 1..130usize, seed: u64,
     ) {
         let soft_cap = capped.then_some(20.0);
-        let mut options = AttentionOptions { smooth_q: false, sinks, soft_cap, ..options };
+        let mut options = AttentionOptions { smooth_q: false, hadamard: false, sinks, soft_cap, ..options };
         let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::F16, [2, 2 * ratio, queries, head_dim], [2, keys]);
         let problem = problem.with_value_head_dim(value_head_dim);
         match dtype {

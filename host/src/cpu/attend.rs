@@ -9,6 +9,7 @@ use sage_layout::scale::{self, E4M3_MAX, KEY_SCALES_PER_TILE};
 use sage_layout::tile::{KEY_CHUNK, SEGMENT_TILES, key_tiles, padded_queries, query_blocks, segments};
 
 use super::modify::modify_octaves;
+use super::prepare::{Prepared, prepare};
 use super::quantize::{BLOCK, MAX_WIDTH, QUERY_TILE, Quantized, TILE, nth_row, quantize, read_keys, score_bias};
 use super::simd::{InstructionSet, Matrix, ProbabilityFormat, QUAD, ROWS};
 use super::view::{self, View};
@@ -110,8 +111,9 @@ pub(crate) fn attend<T: Element>(
     output: &mut [T],
     log_sum_exp: Option<&mut [f32]>,
 ) -> Result<(), Error> {
-    let quantized = quantize(plan, [query, key, value].map(Some), None)?;
-    attend_quantized(plan, [&quantized; 3], key, call_inputs, output, log_sum_exp)
+    let Prepared { plan, query, key } = prepare(plan, [query, key], call_inputs.rotary)?;
+    let quantized = quantize(&plan, [&query, &key, value].map(Some), None)?;
+    attend_quantized(&plan, [&quantized; 3], &key, call_inputs, output, log_sum_exp)
 }
 
 /// [`attend`] on queries, keys and values that were quantized, in one or each by itself. `key`, the caller's keys, is read with

@@ -4,11 +4,13 @@ use rayon::prelude::*;
 use sage_layout::tile::{KEY_TILE, MAX_HEAD_DIM};
 
 use super::modify::modify;
+use super::prepare::turn;
 use super::simd::{self, InstructionSet, Matrix};
 use super::view::View;
 use crate::element::Element;
 use crate::options::CallInputs;
 use crate::plan::Resolved;
+use crate::quantized::Operand;
 
 /// Query rows that are worked on together.
 const ROWS: usize = simd::ROWS;
@@ -49,7 +51,7 @@ pub(crate) fn exact<T: Element>(
         .enumerate()
         .for_each(|(batch_head, (output, log_sum_exp))| {
             let (batch, key_head) = (batch_head / problem.key_heads, batch_head % problem.key_heads);
-            let operands = Operands::read(plan, &key, &value, [batch, key_head]);
+            let operands = Operands::read(plan, call_inputs, &key, &value, [batch, key_head]);
             let head_outputs = output.par_chunks_mut(problem.query_len * value_head_dim);
             let head_sums = log_sum_exp.par_chunks_mut(problem.query_len);
             head_outputs.zip(head_sums).enumerate().for_each(|(head, (output, log_sum_exp))| {
@@ -63,6 +65,21 @@ pub(crate) fn exact<T: Element>(
     ExactOutput { output, log_sum_exp }
 }
 
+/// A query's or key's row after rotary embedding, if the options ask for it. They need not know of a Hadamard rotation: it is exact.
+fn turned(
+    plan: &Resolved,
+    call_inputs: &CallInputs,
+    operand: Operand,
+    token: usize,
+    row: &[f32; MAX_HEAD_DIM as usize],
+) -> [f64; MAX_HEAD_DIM as usize] {
+    let mut row = row.map(f64::from);
+    if let (Some(rotary), Some(tables)) = (plan.options.rotary, call_inputs.rotary) {
+        turn(&rotary, tables, operand, token, &mut row);
+    }
+    row
+}
+
 /// Keys and values of one head.
 struct Operands {
     /// `[key tiles][padded head_dim][128]`.
@@ -72,7 +89,13 @@ struct Operands {
 }
 
 impl Operands {
-    fn read<T: Element>(plan: &Resolved, key: &View<T>, value: &View<T>, [batch, head]: [usize; 2]) -> Self {
+    fn read<T: Element>(
+        plan: &Resolved,
+        call_inputs: &CallInputs,
+        key: &View<T>,
+        value: &View<T>,
+        [batch, head]: [usize; 2],
+    ) -> Self {
         let width = plan.padded_head_dim as usize;
         let tokens = plan.problem.key_len.next_multiple_of(TILE);
         let mut operands = Self { key: vec![0.0; tokens * width], value: vec![0.0; tokens * width] };
@@ -83,8 +106,9 @@ impl Operands {
             for token in tile * TILE..plan.problem.key_len.min((tile + 1) * TILE) {
                 let within = token % TILE;
                 key.read_row([batch, head, token], &mut row);
-                for (channel, &element) in row[..width].iter().enumerate() {
-                    keys[channel * TILE + within] = f64::from(element);
+                let wide = turned(plan, call_inputs, Operand::Key, token, &row);
+                for (channel, &element) in wide[..width].iter().enumerate() {
+                    keys[channel * TILE + within] = element;
                 }
                 value.read_row([batch, head, token], &mut value_row);
                 for (wide, &element) in values[within * width..].iter_mut().zip(&value_row[..width]) {
@@ -117,8 +141,9 @@ impl Operands {
         let mut narrow = [0.0f32; MAX_HEAD_DIM as usize];
         for (row, wide) in queries.chunks_exact_mut(width).take(rows).enumerate() {
             query.read_row([batch, head, first + row], &mut narrow);
-            for (wide, &element) in wide.iter_mut().zip(&narrow) {
-                *wide = f64::from(element) * f64::from(plan.softmax_scale);
+            let turned = turned(plan, call_inputs, Operand::Query, first + row, &narrow);
+            for (wide, element) in wide.iter_mut().zip(turned) {
+                *wide = element * f64::from(plan.softmax_scale);
             }
         }
 

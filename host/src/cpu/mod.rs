@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`mod@exact`] | attention in f64, the yardstick of every accuracy figure |
+//! | [`mod@prepare`] | rotary embedding and Hadamard rotation of queries and keys, bit for bit as on the GPU |
 //! | [`mod@quantize`] | the codes and scales that the GPU makes, bit for bit, in row-major order |
 //! | [`tiles`] | the same codes as the bytes of the GPU's buffers |
 //! | [`mod@attend`] | attention on those codes: integer Q·Kᵀ, P·V of e4m3 or 16-bit numbers, summed as a mode says |
@@ -17,6 +18,7 @@
 pub(crate) mod attend;
 pub(crate) mod exact;
 pub(crate) mod modify;
+pub(crate) mod prepare;
 pub(crate) mod quantize;
 pub(crate) mod sequences;
 pub(crate) mod simd;
@@ -25,8 +27,9 @@ pub(crate) mod view;
 
 use crate::error::Error;
 
+pub(crate) use prepare::{Prepared, prepare};
 pub(crate) use quantize::{quantize, score_biases};
-pub(crate) use sequences::{attend, check_lengths, exact};
+pub(crate) use sequences::{attend, check_lengths, check_positions, exact};
 
 /// A vector of zeros, or the error that there is no memory for it.
 pub(crate) fn zeroed<T: bytemuck::Zeroable>(argument: &'static str, len: usize) -> Result<Vec<T>, Error> {

@@ -4,8 +4,8 @@ use sage_layout::params::Strides;
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::CallInputs;
-use crate::plan::Resolved;
+use crate::options::{CallInputs, Rotary};
+use crate::plan::{self, Resolved};
 use crate::tensor::{Lengths, SequenceLengths};
 
 /// One sequence: where it lies in the call's tensors, and the plan for it alone.
@@ -111,6 +111,13 @@ pub(crate) fn check_lengths(plan: &Resolved, lengths: SequenceLengths<&[i32]>) -
             })
         }
     }
+}
+
+/// Checks that a rotary embedding's tables have the positions of packed sequences of these lengths, which were checked.
+pub(crate) fn check_positions(rotary: &Rotary, lengths: SequenceLengths<&[i32]>) -> Result<(), Error> {
+    let SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } = lengths else { return Ok(()) };
+    let longest = |starts: &[i32]| starts.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0);
+    Ok(plan::check_positions(rotary, [longest(cu_seqlens_q), longest(cu_seqlens_k)])?)
 }
 
 /// Attention of every sequence by itself; as [`attend`](super::attend::attend) otherwise. Queries without keys get zeros and

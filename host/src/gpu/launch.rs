@@ -5,7 +5,7 @@ use super::driver::cuda;
 use super::module::{self, Function};
 use crate::error::Error;
 use crate::kernels::{self, Call};
-use crate::options::{AttentionOptions, Bias, ScoreStrides};
+use crate::options::{AttentionOptions, Bias, RotaryTables, ScoreStrides};
 use crate::plan::{AttentionPlan, wanted};
 use crate::quantized::Operand;
 use crate::tensor::{DType, SequenceLengths, Strides, extent};
@@ -44,6 +44,9 @@ pub struct GpuBuffers {
     /// u8 `[batch, query_heads, query_len, key_len]` in the strides of [`AttentionOptions::boolean_mask`]; with that option, and only
     /// then.
     pub boolean_mask: Option<u64>,
+    /// Tables of the rotary embedding, contiguous, multiples of 16 bytes; with [`AttentionOptions::rotary`], and only then. Where packed
+    /// sequences are longer than the tables are, later tokens have the last position.
+    pub rotary: Option<RotaryTables<u64>>,
     /// Memory that is the call's own until its work on the stream is done. A multiple of 256 bytes.
     pub workspace: u64,
     /// The workspace's size, at least [`AttentionPlan::workspace_bytes`].
@@ -54,7 +57,7 @@ impl GpuBuffers {
     /// Every address, and what messages call it.
     fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self { query, key, value, output, workspace, workspace_bytes: _, .. } = *self;
-        let Self { log_sum_exp, sinks, bias, boolean_mask, lengths, .. } = *self;
+        let Self { log_sum_exp, sinks, bias, boolean_mask, lengths, rotary, .. } = *self;
         let [kv_lens, cu_seqlens_q, cu_seqlens_k] = match lengths {
             SequenceLengths::Uniform => [None; 3],
             SequenceLengths::PaddedKeys { kv_lens } => [Some(kv_lens), None, None],
@@ -66,6 +69,8 @@ impl GpuBuffers {
             ("sinks", sinks),
             ("bias", bias),
             ("boolean_mask", boolean_mask),
+            ("rotary cos", rotary.map(|tables| tables.cos)),
+            ("rotary sin", rotary.map(|tables| tables.sin)),
             ("kv_lens", kv_lens),
             ("cu_seqlens_q", cu_seqlens_q),
             ("cu_seqlens_k", cu_seqlens_k),
@@ -74,8 +79,8 @@ impl GpuBuffers {
     }
 }
 
-/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, with f32 tensors five, with a boolean mask
-/// one more.
+/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, one more for each tensor that is f32 or to be
+/// rotated, and one for a boolean mask.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
     plan: AttentionPlan,
@@ -87,7 +92,7 @@ pub struct PreparedPlan {
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
     architecture: Architecture,
-    round: Option<Function>,
+    prepare: Option<Function>,
     mask_tiles: Option<Function>,
     quantize: Function,
     attention: Function,
@@ -96,8 +101,8 @@ struct Kernels {
 impl Kernels {
     /// The kernel of a family.
     fn of(&self, family: Family) -> Function {
-        match (family, self.round, self.mask_tiles) {
-            (Family::Round, Some(round), _) => round,
+        match (family, self.prepare, self.mask_tiles) {
+            (Family::Prepare, Some(prepare), _) => prepare,
             (Family::MaskTiles, _, Some(mask_tiles)) => mask_tiles,
             _ if family.quantizes() => self.quantize,
             _ => self.attention,
@@ -141,12 +146,13 @@ impl AttentionPlan {
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
-        for Choice { architecture, round, mask_tiles, quantize, attention } in choices.filter(is_wanted) {
+        for Choice { architecture, prepare, mask_tiles, quantize, attention } in choices.filter(is_wanted) {
+            let prepare = self.resolved.prepares().then_some(prepare);
             let function = |kernel| gpu.function(architecture, kernel);
             let load = || {
-                let [round, mask_tiles] = [round, mask_tiles].map(|kernel| kernel.map(function).transpose());
+                let [prepare, mask_tiles] = [prepare, mask_tiles].map(|kernel| kernel.map(function).transpose());
                 let (quantize, attention) = (function(quantize)?, function(attention)?);
-                Ok(Kernels { architecture, round: round?, mask_tiles: mask_tiles?, quantize, attention })
+                Ok(Kernels { architecture, prepare: prepare?, mask_tiles: mask_tiles?, quantize, attention })
             };
             match load() {
                 Ok(kernels) => return Ok(PreparedPlan { plan: *self, gpu, kernels }),
@@ -166,7 +172,7 @@ impl AttentionPlan {
     /// # Errors
     ///
     /// Addresses that are null or not aligned, a workspace that is too small, a log-sum-exp buffer without `return_lse`
-    /// or the reverse, sinks, a bias or a boolean mask without the option or the reverse.
+    /// or the reverse, sinks, a bias, a boolean mask or rotary tables without the option or the reverse.
     pub fn check_buffers(&self, buffers: &GpuBuffers) -> Result<(), Error> {
         let problem = self.problem();
         for (argument, address, shape, strides) in [
@@ -210,6 +216,11 @@ impl AttentionPlan {
         if let (Some(strides), Some(address)) = (boolean_mask, address) {
             check_address("boolean_mask", address, extent(strides), 1)?;
         }
+        let tables = wanted("rotary", self.options().rotary.is_some(), buffers.rotary)?;
+        if let (Some(rotary), Some(tables)) = (self.options().rotary, tables) {
+            let bytes = rotary.table_len() as u64 * 4;
+            tables.try_map(|argument, address| check_address(argument, address, bytes, TENSOR_ALIGNMENT))?;
+        }
         Ok(())
     }
 }
@@ -234,8 +245,8 @@ impl PreparedPlan {
     /// Enqueues the call on a stream and returns. Nothing is allocated, nothing is waited for, no other stream is
     /// touched; so the call can be captured into a CUDA graph.
     ///
-    /// The inputs should be finite. Nothing looks at them first; an infinity or NaN makes whatever it reaches NaN. But in f32, what is
-    /// beyond ±65504, infinities too, counts as that.
+    /// The inputs should be finite. Nothing looks at them first; an infinity or NaN makes whatever it reaches NaN. But what is
+    /// beyond ±65504, infinities too, counts as that in f32, and in f16 that is rotated.
     ///
     /// `stream` is a `CUstream` (or `cudaStream_t`) of the GPU's primary context; null is the context's default stream.
     ///

@@ -171,8 +171,8 @@ pub fn is_used(architecture: Architecture) -> bool {
 pub struct Choice {
     /// The architecture that they are compiled for.
     pub architecture: Architecture,
-    /// What rounds f32 for the quantizer; none for other element types.
-    pub round: Option<Kernel>,
+    /// What rounds f32 for the quantizer, and rotates queries and keys.
+    pub prepare: Kernel,
     /// What looks through a boolean mask, if there is one, before attention.
     pub mask_tiles: Option<Kernel>,
     /// The quantizer.
@@ -194,7 +194,7 @@ pub fn choices(
         let kernel = |family| Kernel::find(family, padded_head_dim, element.rounded());
         Some(Choice {
             architecture,
-            round: Kernel::find(Family::Round, padded_head_dim, element),
+            prepare: Kernel::find(Family::Prepare, padded_head_dim, element)?,
             mask_tiles: family.modifies_scores().then_some(Kernel::MaskTilesD64F16),
             quantize: kernel(family.quantizer(modes.ragged))?,
             attention: kernel(family)?,
@@ -284,14 +284,16 @@ mod tests {
         for gpu in capabilities() {
             for modes in all_modes() {
                 for (head_dim, element) in NATIVE_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
-                    for Choice { architecture, round, quantize, attention } in choices(gpu, modes, head_dim, element) {
+                    for Choice { architecture, prepare, quantize, attention, .. } in
+                        choices(gpu, modes, head_dim, element)
+                    {
                         assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
                         for kernel in [quantize, attention] {
                             // at least its PTX
                             assert!(kernel.exists_for(architecture.ptx()), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
-                        assert_eq!(round, None);
+                        assert_eq!(prepare, Kernel::find(Family::Prepare, head_dim, element).expect("a kernel"));
                         assert_eq!(quantize.family(), attention.family().quantizer(modes.ragged));
                         assert!(families(architecture).any(|found| found == (attention.family(), modes)));
                     }
@@ -369,9 +371,9 @@ mod tests {
                 let [f16, f32] =
                     [ElementType::F16, ElementType::F32].map(|element| choices(gpu, modes, head_dim, element));
                 assert!(f32.eq(f16.map(|choice| {
-                    let round = Kernel::find(Family::Round, head_dim, ElementType::F32);
-                    assert!(round.is_some_and(|round| round.family().exists_for(choice.architecture)));
-                    Choice { round, ..choice }
+                    let prepare = Kernel::find(Family::Prepare, head_dim, ElementType::F32).expect("a kernel");
+                    assert!(prepare.family().exists_for(choice.architecture));
+                    Choice { prepare, ..choice }
                 })));
             }
         }

@@ -23,7 +23,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// What quantizers and attention kernels take instead: binary32 is rounded to binary16 first ([`Family::Round`]).
+    /// What quantizers and attention kernels take instead: binary32 is rounded to binary16 first ([`Family::Prepare`]).
     pub const fn rounded(self) -> Self {
         match self {
             Self::F16 | Self::F32 => Self::F16,
@@ -71,8 +71,8 @@ macro_rules! define_family {
 }
 
 define_family! {
-    /// Queries, keys or values in f32 to f16, before they are quantized.
-    Round: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
+    /// Queries, keys or values to 16 bits, rotated if they are to be, before they are quantized.
+    Prepare: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Queries and keys to INT8 tiles, values to transposed tiles in e4m3 or 16 bits, with the statistics that takes.
     Quantize: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// The same, with smoothed queries, or queries and keys in INT4.
@@ -154,7 +154,7 @@ impl Family {
 
     /// Whether its kernels do attention.
     pub const fn attends(self) -> bool {
-        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Round | Self::MaskTiles)
+        !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Prepare | Self::MaskTiles)
     }
 
     /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`.
@@ -241,9 +241,15 @@ macro_rules! for_each_kernel {
     ($callback:ident) => {
         $callback! {
             MaskTilesD64F16 = "sage_mask_tiles_d64_f16": MaskTiles, 64, F16;
-            RoundD64F32 = "sage_round_d64_f32": Round, 64, F32;
-            RoundD128F32 = "sage_round_d128_f32": Round, 128, F32;
-            RoundD256F32 = "sage_round_d256_f32": Round, 256, F32;
+            PrepareD64F16 = "sage_prepare_d64_f16": Prepare, 64, F16;
+            PrepareD64Bf16 = "sage_prepare_d64_bf16": Prepare, 64, Bf16;
+            PrepareD64F32 = "sage_prepare_d64_f32": Prepare, 64, F32;
+            PrepareD128F16 = "sage_prepare_d128_f16": Prepare, 128, F16;
+            PrepareD128Bf16 = "sage_prepare_d128_bf16": Prepare, 128, Bf16;
+            PrepareD128F32 = "sage_prepare_d128_f32": Prepare, 128, F32;
+            PrepareD256F16 = "sage_prepare_d256_f16": Prepare, 256, F16;
+            PrepareD256Bf16 = "sage_prepare_d256_bf16": Prepare, 256, Bf16;
+            PrepareD256F32 = "sage_prepare_d256_f32": Prepare, 256, F32;
             QuantizeD64F16 = "sage_quantize_d64_f16": Quantize, 64, F16;
             QuantizeD64Bf16 = "sage_quantize_d64_bf16": Quantize, 64, Bf16;
             QuantizeD128F16 = "sage_quantize_d128_f16": Quantize, 128, F16;
@@ -488,7 +494,7 @@ impl Kernel {
     /// Threads of a CTA; becomes `.maxntid`.
     pub const fn threads(self) -> u32 {
         match self.family() {
-            family if family.quantizes() || matches!(family, Family::Round) => {
+            family if family.quantizes() || matches!(family, Family::Prepare) => {
                 crate::statistics::TOKEN_LANES * threads_per_row(self.head_dim())
             }
             family if family.is_persistent() => (1 + consumer_warpgroups(self.head_dim())) * 128,
@@ -506,7 +512,7 @@ impl Kernel {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
             // it needs more: 80
             Family::QuantizeRagged => 768 / self.threads(),
-            family if family.quantizes() || matches!(family, Family::Round) => 1024 / self.threads(),
+            family if family.quantizes() || matches!(family, Family::Prepare) => 1024 / self.threads(),
             family if family.is_persistent() => 1,
             // how many run together, shared memory decides
             Family::CacheAttention | Family::CacheAttentionWide => 2,
@@ -539,7 +545,7 @@ impl Kernel {
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
-            Family::Round | Family::MaskTiles | Family::TuringF16F16 => false,
+            Family::Prepare | Family::MaskTiles | Family::TuringF16F16 => false,
             Family::Attention | Family::AttentionF16 => self.head_dim() > 128,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
@@ -550,7 +556,7 @@ impl Kernel {
     /// Dynamic shared memory of a launch, in bytes.
     pub const fn shared_bytes(self) -> u32 {
         match self.family() {
-            Family::Round | Family::MaskTiles => 0,
+            Family::Prepare | Family::MaskTiles => 0,
             family if family.quantizes() => QuantizeShared::new(self.head_dim()).bytes,
             Family::Attention | Family::AttentionRagged | Family::AttentionModified => {
                 AttentionShared::fp8(self.head_dim()).bytes
@@ -572,7 +578,7 @@ impl Kernel {
     /// `bar.sync` instructions that the compiled kernel must have: as many as the source.
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
-            Family::Round | Family::MaskTiles => 0,
+            Family::Prepare | Family::MaskTiles => 0,
             Family::Quantize => 27,
             Family::QuantizeSmoothed => 29,
             Family::QuantizeRagged => 31,
@@ -807,7 +813,7 @@ mod tests {
                 ElementType::F32 => "f32",
             };
             assert!(kernel.symbol().ends_with(&std::format!("_d{}_{element}", kernel.head_dim())));
-            assert_eq!(kernel.element() == ElementType::F32, kernel.family() == Family::Round);
+            assert!(kernel.element() != ElementType::F32 || kernel.family() == Family::Prepare);
             assert_eq!(Kernel::find(kernel.family(), kernel.head_dim(), kernel.element()), Some(*kernel));
         }
     }

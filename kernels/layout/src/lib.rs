@@ -15,6 +15,7 @@
 //! | [`round`] | e4m3 rounding, bit-exact |
 //! | [`half`] | f16 and bf16 for GPUs that lack instructions, bit-exact |
 //! | [`statistics`] | the order of summation of channel statistics |
+//! | [`rotation`] | rotary embedding and Hadamard rotation of queries and keys |
 //! | [`schedule`] | the order of the quantizer's work, and its counters |
 //! | [`sequence`] | where the parts of sequences of different lengths are |
 //! | [`cache`] | blocks of a cache of quantized keys and values |
@@ -37,6 +38,7 @@ pub mod kernel;
 pub mod mask_tile;
 pub mod mode;
 pub mod params;
+pub mod rotation;
 pub mod round;
 pub mod scale;
 pub mod schedule;

@@ -78,18 +78,37 @@ pub struct SequencesParams {
     pub cta_places: u32,
 }
 
-/// `Round`: grid (batch · heads · tiles). A CTA rounds 128 tokens of a head.
+/// `Prepare`: grid (batch · heads · tiles). A CTA prepares 128 tokens of a head.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct RoundParams {
-    /// f32.
+pub struct PrepareParams {
+    /// Of the kernel's element type.
     pub source: TensorView,
-    /// f16 `[batch · heads][tokens][row]`: to nearest even, and beyond ±65504 that.
-    pub rounded: Address,
+    /// 16 bits `[batch · heads][tokens][row]`: rounded to nearest even, f16 of f16 and f32, and beyond ±65504 that; bf16 of bf16.
+    pub prepared: Address,
+    /// f32 `[positions][rotary_dim / 2]`: cosines; 0 for no rotary embedding ([`rotation`](crate::rotation)). A multiple of 16 bytes,
+    /// as the next.
+    pub rotary_cos: Address,
+    /// The same shape: sines.
+    pub rotary_sin: Address,
+    /// i32 `[sequences + 1]` of the caller: where each packed sequence begins. 0 if every batch is one.
+    pub starts: Address,
+    /// Packed sequences.
+    pub sequences: u32,
     /// Tiles of 128 tokens, of a head.
     pub tiles: u32,
-    /// Channels with what pads them, zeros, to a multiple of eight.
+    /// Channels with what pads them, zeros, to a multiple of eight; of a Hadamard rotation, the kernel's head dimension.
     pub row: u32,
+    /// Channels that are turned, even, at most the source's.
+    pub rotary_dim: u32,
+    /// Their [`RotaryPairs`](crate::rotation::RotaryPairs) as a number.
+    pub rotary_pairs: u32,
+    /// Position of a sequence's first token.
+    pub first_position: u32,
+    /// Positions that the tables have. Others are taken as the last one.
+    pub positions: u32,
+    /// 1 for a Hadamard rotation, else 0.
+    pub hadamard: u32,
 }
 
 /// `Quantize`: grid (at most as many CTAs as run at a time, and at most one an item).
@@ -422,8 +441,8 @@ pub struct MergeParams {
 /// The parameters of some kernel.
 #[derive(Clone, Copy, Debug)]
 pub enum Params {
-    /// Of `Round`.
-    Round(RoundParams),
+    /// Of `Prepare`.
+    Prepare(PrepareParams),
     /// Of `MaskTiles`.
     MaskTiles(MaskTilesParams),
     /// Of the quantizers.
@@ -442,7 +461,7 @@ impl Params {
     /// Whether kernels of a family take them.
     pub const fn are_of(&self, family: Family) -> bool {
         match self {
-            Self::Round(_) => matches!(family, Family::Round),
+            Self::Prepare(_) => matches!(family, Family::Prepare),
             Self::MaskTiles(_) => matches!(family, Family::MaskTiles),
             Self::Quantize(_) => family.quantizes(),
             Self::Attention(_) => family.attends(),
@@ -455,7 +474,7 @@ impl Params {
     /// Where the struct is.
     pub const fn as_ptr(&self) -> *const () {
         match self {
-            Self::Round(params) => core::ptr::from_ref(params).cast(),
+            Self::Prepare(params) => core::ptr::from_ref(params).cast(),
             Self::MaskTiles(params) => core::ptr::from_ref(params).cast(),
             Self::Quantize(params) => core::ptr::from_ref(params).cast(),
             Self::Attention(params) => core::ptr::from_ref(params).cast(),
@@ -476,7 +495,7 @@ macro_rules! from_params {
     )* };
 }
 from_params! {
-    Round: RoundParams;
+    Prepare: PrepareParams;
     MaskTiles: MaskTilesParams;
     Quantize: QuantizeParams;
     Attention: AttentionParams;
@@ -490,7 +509,7 @@ const _: () = {
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
-    assert!(size_of::<RoundParams>() == 64 && offset_of!(RoundParams, rounded) == 48);
+    assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 80);
     assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
     assert!(size_of::<QuantizeParams>() == 408 && offset_of!(QuantizeParams, query_codes) == 144);

@@ -9,12 +9,12 @@ pub fn any_options() -> impl Strategy<Value = AttentionOptions> {
     let qk_mode = prop::sample::select(&QkMode::ALL[..]);
     let pv = prop::sample::select(&PV_MODES[..]);
     let softmax_scale = prop_oneof![3 => Just(None), 1 => (0.01f32..0.3).prop_map(Some)];
-    (granularity, qk_mode, pv, any::<[bool; 4]>(), mask, softmax_scale).prop_map(
+    (granularity, qk_mode, pv, any::<[bool; 5]>(), mask, softmax_scale).prop_map(
         |(
             granularity,
             qk_mode,
             (pv_mode, pv_accum),
-            [smooth_q, smooth_k, smooth_v, return_lse],
+            [smooth_q, smooth_k, smooth_v, return_lse, hadamard],
             mask,
             softmax_scale,
         )| {
@@ -26,6 +26,7 @@ pub fn any_options() -> impl Strategy<Value = AttentionOptions> {
                 smooth_q,
                 smooth_k,
                 smooth_v,
+                hadamard,
                 mask,
                 softmax_scale,
                 return_lse,

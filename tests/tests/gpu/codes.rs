@@ -6,14 +6,18 @@ use crate::{DTYPES, LAYOUTS, SMOOTHINGS, modes, pick, with_lse};
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::{Call, LARGE_POISON, NAN_POISON, gpu};
 use sage_tests::modes::{PV_MODES, QK_MODES};
-use sage_tests::tensor::Inputs;
+use sage_tests::tensor::{Inputs, quantize};
 use sage_tests::with_element;
 use sageattention::{AttentionOptions, AttentionProblem, DType, Element, Error, Gpu, QuantGranularity};
 
 /// What was read from outside of the tensors shows in some region or in the result: as NaN, or as a large number.
-fn compare<T: Element>(gpu: &'static Gpu, problem: &AttentionProblem, options: &AttentionOptions) -> Result<(), Error> {
+pub fn compare<T: Element>(
+    gpu: &'static Gpu,
+    problem: &AttentionProblem,
+    options: &AttentionOptions,
+) -> Result<(), Error> {
     let inputs = Inputs::<T>::random(problem, problem.key_len as u64);
-    let quantized = sageattention::testing::quantize(problem, options, inputs.slices());
+    let quantized = quantize(problem, options, &inputs);
     let mut outputs = Vec::new();
     for poison in [NAN_POISON, LARGE_POISON] {
         let mut call = Call::with_poison(gpu, problem, options, &inputs, poison)?;

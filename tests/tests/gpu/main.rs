@@ -14,6 +14,7 @@ mod merge;
 mod mma;
 mod properties;
 mod quantized;
+mod rotation;
 mod shapes;
 mod streams;
 mod varlen;

@@ -2,8 +2,8 @@
 
 use clap::ValueEnum;
 use sageattention::{
-    AttentionOptions, CausalAlign, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, TensorLayout,
-    Unsupported,
+    AttentionOptions, CausalAlign, Device, Error, Mask, PvAccum, PvMode, QkMode, QuantGranularity, RotaryPairs,
+    TensorLayout, Unsupported,
 };
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -119,6 +119,47 @@ pub struct ScoreArguments {
     /// Name of such a tensor of BOOL or U8: what is 0 is hidden
     #[arg(long, value_name = "NAME")]
     pub mask: Option<String>,
+    /// Rotary embedding of query and key
+    #[command(flatten)]
+    pub rotary: RotaryArguments,
+}
+
+/// A rotary embedding.
+#[derive(clap::Args)]
+pub struct RotaryArguments {
+    /// Name of a tensor [positions, pairs] of cosines, by which pairs of channels of query and key are turned
+    #[arg(long = "rotary-cos", value_name = "NAME", requires = "sin")]
+    pub cos: Option<String>,
+    /// Name of such a tensor of sines
+    #[arg(long = "rotary-sin", value_name = "NAME", requires = "cos")]
+    pub sin: Option<String>,
+    /// Which channels are pairs
+    #[arg(long = "rotary-pairs", value_enum, requires = "cos", default_value_t = Pairs::HalfSplit)]
+    pub pairs: Pairs,
+    /// Position of each sequence's first query
+    #[arg(long = "rotary-query-offset", value_name = "POSITION", requires = "cos", default_value_t = 0)]
+    pub query_offset: usize,
+    /// Position of each sequence's first key
+    #[arg(long = "rotary-key-offset", value_name = "POSITION", requires = "cos", default_value_t = 0)]
+    pub key_offset: usize,
+}
+
+/// Pairs of a rotary embedding.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Pairs {
+    /// Channels 2i and 2i + 1
+    Interleaved,
+    /// Channels i and i + half of them
+    HalfSplit,
+}
+
+impl From<Pairs> for RotaryPairs {
+    fn from(pairs: Pairs) -> Self {
+        match pairs {
+            Pairs::Interleaved => Self::Interleaved,
+            Pairs::HalfSplit => Self::HalfSplit,
+        }
+    }
 }
 
 /// How to compute it.
@@ -139,6 +180,9 @@ pub struct ModeArguments {
     /// Take the queries' channel means out, and their products with keys into the scores
     #[arg(long)]
     smooth_q: bool,
+    /// Rotate queries and keys by a Hadamard matrix, which spreads what is large in few channels
+    #[arg(long)]
+    hadamard: bool,
     /// Leave the keys' channel mean in
     #[arg(long)]
     no_smooth_k: bool,
@@ -192,6 +236,7 @@ impl ModeArguments {
                 Accum::F32F16 => PvAccum::F32F16,
             },
             smooth_q: self.smooth_q,
+            hadamard: self.hadamard,
             smooth_k: !self.no_smooth_k,
             smooth_v: !self.no_smooth_v,
             ..Default::default()

@@ -1,10 +1,12 @@
 //! What a call reads besides query, key and value, from a file to what the library takes.
 
-use crate::arguments::ScoreArguments;
+use crate::arguments::{RotaryArguments, ScoreArguments};
 use crate::tensor_file::{Tensor, TensorFile};
 use half::{bf16, f16};
 use safetensors::Dtype;
-use sageattention::{AttentionOptions, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, ScoreStrides};
+use sageattention::{
+    AttentionOptions, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, Rotary, RotaryTables, ScoreStrides,
+};
 
 /// What can be wrong with a tensor.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +15,8 @@ enum ScoreError {
     UnknownDType { argument: &'static str, name: String, got: Dtype, allowed: &'static str },
     #[error("sinks `{name}` has shape {got:?}; it must be [{heads}], one for each of the query's heads")]
     SinksShape { name: String, got: Vec<usize>, heads: usize },
+    #[error("{argument} `{name}` has shape {got:?}; it must be {expected}")]
+    TableShape { argument: &'static str, name: String, got: Vec<usize>, expected: String },
     #[error(
         "{argument} `{name}` has shape {got:?}; it must be {expected:?}, [batch, heads, queries, keys], where any size may be 1, \
          and leading axes may be missing"
@@ -29,6 +33,8 @@ pub struct ScoreTensors {
     bias: Option<(ScoreStrides, Elements)>,
     /// A byte for each logit.
     boolean_mask: Option<(ScoreStrides, Vec<u8>)>,
+    /// A rotary embedding.
+    rotary: Option<(Rotary, RotaryTables<Vec<f32>>)>,
 }
 
 /// A bias's elements.
@@ -46,11 +52,7 @@ impl ScoreTensors {
             Some(Tensor { name, shape, .. }) if shape != [problem.query_heads] => {
                 return Err(ScoreError::SinksShape { name, got: shape, heads: problem.query_heads }.into());
             }
-            Some(tensor) => Some(match Elements::read("sinks", tensor)? {
-                Elements::F16(elements) => elements.into_iter().map(f16::to_f32).collect(),
-                Elements::Bf16(elements) => elements.into_iter().map(bf16::to_f32).collect(),
-                Elements::F32(elements) => elements,
-            }),
+            Some(tensor) => Some(Elements::read("sinks", tensor)?.widened()),
             None => None,
         };
         let bias = match read(&arguments.bias)? {
@@ -69,7 +71,19 @@ impl ScoreTensors {
             }
             None => None,
         };
-        Ok(Self { sinks, bias, boolean_mask })
+        let RotaryArguments { cos, sin, pairs, query_offset, key_offset } = &arguments.rotary;
+        let rotary = match (read(cos)?, read(sin)?) {
+            (Some(cos), Some(sin)) => {
+                let [positions, half] = table_shape("rotary-cos", &cos, None)?;
+                table_shape("rotary-sin", &sin, Some([positions, half]))?;
+                let (query_offset, key_offset) = (*query_offset, *key_offset);
+                let rotary = Rotary { dim: 2 * half, pairs: (*pairs).into(), positions, query_offset, key_offset };
+                let cos = Elements::read("rotary-cos", cos)?.widened();
+                Some((rotary, RotaryTables { cos, sin: Elements::read("rotary-sin", sin)?.widened() }))
+            }
+            _ => None,
+        };
+        Ok(Self { sinks, bias, boolean_mask, rotary })
     }
 
     /// Options that ask for them.
@@ -78,6 +92,7 @@ impl ScoreTensors {
             sinks: self.sinks.is_some(),
             bias: self.bias.as_ref().map(|(strides, elements)| Bias { dtype: elements.dtype(), strides: *strides }),
             boolean_mask: self.boolean_mask.as_ref().map(|(strides, _)| *strides),
+            rotary: self.rotary.as_ref().map(|(rotary, _)| *rotary),
             ..options
         }
     }
@@ -89,6 +104,10 @@ impl ScoreTensors {
             sinks: self.sinks.as_deref().map(|sinks| &sinks[head..]),
             bias: self.bias.as_ref().map(|(strides, elements)| elements.slice(start(strides))),
             boolean_mask: self.boolean_mask.as_ref().map(|(strides, elements)| &elements[start(strides)..]),
+            rotary: self
+                .rotary
+                .as_ref()
+                .map(|(_, RotaryTables { cos, sin })| RotaryTables { cos: &cos[..], sin: &sin[..] }),
             ..Default::default()
         }
     }
@@ -104,6 +123,15 @@ impl Elements {
         }
     }
 
+    /// The same numbers in f32.
+    fn widened(self) -> Vec<f32> {
+        match self {
+            Self::F16(elements) => elements.into_iter().map(f16::to_f32).collect(),
+            Self::Bf16(elements) => elements.into_iter().map(bf16::to_f32).collect(),
+            Self::F32(elements) => elements,
+        }
+    }
+
     fn dtype(&self) -> BiasType {
         self.slice(0).dtype()
     }
@@ -113,6 +141,25 @@ impl Elements {
             Self::F16(elements) => BiasSlice::F16(&elements[start..]),
             Self::Bf16(elements) => BiasSlice::Bf16(&elements[start..]),
             Self::F32(elements) => BiasSlice::F32(&elements[start..]),
+        }
+    }
+}
+
+/// The shape of a rotary embedding's table: any, or this.
+fn table_shape(
+    argument: &'static str,
+    Tensor { name, shape, .. }: &Tensor,
+    expected: Option<[usize; 2]>,
+) -> Result<[usize; 2], ScoreError> {
+    match (<[usize; 2]>::try_from(&shape[..]), expected) {
+        (Ok(got), None) => Ok(got),
+        (Ok(got), Some(expected)) if got == expected => Ok(got),
+        (_, expected) => {
+            let expected = match expected {
+                Some(expected) => format!("{expected:?}, as that of the cosines"),
+                None => "[positions, pairs]".to_owned(),
+            };
+            Err(ScoreError::TableShape { argument, name: name.clone(), got: shape.clone(), expected })
         }
     }
 }

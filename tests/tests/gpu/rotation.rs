@@ -1,0 +1,73 @@
+//! Rotary embedding and Hadamard rotation: codes as the CPU's, and attention near it.
+
+use half::f16;
+use sage_tests::gpu::{Call, NAN_POISON, assert_near, gpu};
+use sage_tests::tensor::{Inputs, attend_varlen};
+use sage_tests::varlen::Batch;
+use sage_tests::with_element;
+use sageattention::{AttentionOptions, AttentionProblem, DType, Error, PvMode, QkMode, Rotary, RotaryPairs};
+
+use crate::{DTYPES, LAYOUTS, codes, compare, pick, with_lse};
+
+/// Channels of a head, and those that are turned.
+const DIMENSIONS: [(usize, usize); 8] =
+    [(64, 64), (128, 128), (128, 32), (256, 256), (96, 96), (40, 20), (100, 34), (61, 60)];
+
+#[test]
+fn near_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    for (index, (head_dim, dim)) in DIMENSIONS.into_iter().enumerate() {
+        for (turn, dtype) in DTYPES.into_iter().enumerate() {
+            let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, [2, 4, 300, head_dim], [2, 777]);
+            let pairs = pick(&RotaryPairs::ALL, index + turn);
+            let rotary = Rotary { dim, pairs, positions: 800, query_offset: 477, key_offset: 23 };
+            for (rotary, hadamard) in [(Some(rotary), false), (Some(rotary), true), (None, true)] {
+                compare(gpu, &problem, &AttentionOptions { rotary, hadamard, ..with_lse() }, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_are_the_cpus() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, (head_dim, dim)) in DIMENSIONS.into_iter().enumerate() {
+        for (turn, dtype) in DTYPES.into_iter().enumerate() {
+            let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, [2, 4, 200, head_dim], [2, 333]);
+            let pairs = pick(&RotaryPairs::ALL, index + turn);
+            let rotary = Some(Rotary { dim, pairs, positions: 340, query_offset: 133, key_offset: 0 });
+            let options = AttentionOptions { rotary, hadamard: turn == index % 3, ..with_lse() };
+            with_element!(dtype, T => codes::compare::<T>(gpu, &problem, &options)?);
+        }
+    }
+    Ok(())
+}
+
+/// INT4 and smoothed queries, whose biases are made of the keys as they were prepared.
+#[test]
+fn other_codes() {
+    let Some(gpu) = gpu() else { return };
+    let problem = AttentionProblem::cross(LAYOUTS[1], DTYPES[0], [1, 4, 300, 128], [2, 500]);
+    let rotary =
+        Some(Rotary { dim: 128, pairs: RotaryPairs::HalfSplit, positions: 500, query_offset: 200, key_offset: 0 });
+    for (qk_mode, smooth_q) in [(QkMode::Int4, true), (QkMode::Int4, false), (QkMode::Int8, true)] {
+        compare(gpu, &problem, &AttentionOptions { qk_mode, smooth_q, rotary, hadamard: true, ..with_lse() }, 3);
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let batch = Batch::packed(DType::F16, &[[300, 500], [0, 0], [1, 40], [70, 0], [33, 200]], [4, 2, 128]);
+    for pairs in RotaryPairs::ALL {
+        let rotary = Some(Rotary { dim: 128, pairs, positions: 510, query_offset: 9, key_offset: 2 });
+        let options = AttentionOptions { rotary, hadamard: true, ..with_lse() };
+        let inputs = Inputs::<f16>::random(&batch.problem, 4);
+        let lengths = batch.slices();
+        let mut call = Call::with_lengths(gpu, None, &batch.problem, &options, lengths, &inputs, NAN_POISON)?;
+        call.enqueue()?;
+        let expected = attend_varlen(&batch.problem, &options, lengths, &inputs);
+        assert_near(&call.outputs()?, &expected, 128, PvMode::Fp8, "packed");
+    }
+    Ok(())
+}
