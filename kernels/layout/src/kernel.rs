@@ -467,11 +467,18 @@ impl Kernel {
         })
     }
 
-    /// Whether it is among the kernels of an architecture: its family is, and of ragged batches' quantizers those that attention
-    /// kernels of the architecture go with.
+    /// Whether it is among the kernels of an architecture: its family is, and of what comes before attention, some attention kernel of the
+    /// architecture goes with it. Those of 256 channels have no machine code of GPUs newer than Ada but Hopper: their drivers compile the PTX.
     pub fn exists_for(self, architecture: Architecture) -> bool {
-        let is_used =
-            self.head_dim() <= 128 || (self.family(), architecture) != (Family::QuantizeRagged, Architecture::Sm90a);
+        let is_used = match (self.family(), architecture) {
+            (Family::QuantizeRagged, Architecture::Sm90a) => self.head_dim() <= 128,
+            // those of Turing have f16 alone
+            (Family::Quantize | Family::Prepare, Architecture::Sm75) => {
+                self.head_dim() <= 128 && !matches!(self.element(), ElementType::Bf16)
+            }
+            (_, Architecture::Sm100 | Architecture::Sm120) => self.head_dim() <= 128,
+            _ => true,
+        };
         is_used && self.family().exists_for(architecture)
     }
 
