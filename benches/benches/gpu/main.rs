@@ -1,6 +1,6 @@
 //! Speed on the GPU: the attention kernel alone, the quantization alone, and the whole call; and how exact it is.
 //!
-//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 channels, 32 of 64 or 8 of
+//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 or 96 channels, 32 of 64 or 8 of
 //! 256. An operation is a multiplication or an addition of the two matrix products, half of them for a causal mask. For the
 //! quantization, gigabytes are those that it can't do without: each tensor read once, its codes written once.
 //!
@@ -92,7 +92,7 @@ impl Variant {
 /// Tokens of a batch, all sequences together.
 const TOKENS: usize = 32768;
 /// Head dimension, and how many heads.
-const HEADS: [(usize, usize); 3] = [(128, 16), (64, 32), (256, 8)];
+const HEADS: [(usize, usize); 4] = [(128, 16), (64, 32), (256, 8), (96, 16)];
 
 /// What is done to scores, but for [`Mask`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -144,6 +144,11 @@ const SETTINGS: &[Setting] = &[
 ];
 
 impl Setting {
+    /// Whether sequences are equally long, and scores what they are.
+    fn is_uniform(&self) -> bool {
+        !self.is_mixed && self.scores == Scores::Plain
+    }
+
     const fn new(name: &'static str, mask: Mask, lengths: [usize; 2]) -> Self {
         Self { name, mask, scores: Scores::Plain, lengths, is_mixed: false, is_main: false }
     }
@@ -264,13 +269,16 @@ fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
                 let mask = setting.name;
                 cases.push(Case { engine: "gpu", head_dim, mask, length, part, contender: contender.into() });
             };
-            // of 256 channels there is one kernel for a kind of values, none of sequences that differ, and none that modifies scores
-            let is_wide = head_dim > 128;
-            let is_main = setting.is_main && !is_wide;
+            // 256 channels have one kernel for a kind of values, of equally long sequences and plain scores; 96 have those of 128
+            let (is_main, is_there) = match head_dim {
+                96 => (false, setting.is_main),
+                256 => (false, setting.is_uniform()),
+                _ => (setting.is_main, true),
+            };
             let variants = || VARIANTS.iter().filter(move |variant| is_main || variant.architecture.is_none());
             let [shortest, longest] = setting.lengths;
             let lengths = effort.lengths.iter().filter(|length| (shortest..=longest).contains(length));
-            for &length in lengths.filter(|_| !(is_wide && (setting.is_mixed || setting.scores != Scores::Plain))) {
+            for &length in lengths.filter(|_| is_there) {
                 for variant in variants() {
                     for &part in variant.parts() {
                         add(length, part, variant.name);
