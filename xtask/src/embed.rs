@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use lzma_rust2::{LzmaOptions, LzmaWriter};
 use sage_layout::architecture::Architecture;
 use sage_layout::dispatch;
-use sage_layout::kernel::{Family, Kernel};
+use sage_layout::kernel::Kernel;
 
 use crate::{build_ptx, ptx};
 
@@ -62,15 +62,8 @@ fn images(folder: &Path, kernels: &[Kernel]) -> Vec<Image> {
         })
     };
     let machine_code = newest_first().flat_map(|architecture| of_all(architecture, "cubin"));
-    let machine_code = machine_code.filter(|image| has_machine_code(image.kernel, image.architecture));
     let ptx = newest_first().filter(|one| one.ptx() == *one).flat_map(|architecture| of_all(architecture, "ptx"));
     machine_code.chain(ptx).filter(|image| image.file.is_file()).collect()
-}
-
-/// Whether machine code is embedded. Of the quantizer of ragged batches only Hopper's is, as quantizers take much room; other GPUs' drivers
-/// compile the PTX.
-fn has_machine_code(kernel: Kernel, architecture: Architecture) -> bool {
-    kernel.family() != Family::QuantizeRagged || architecture == Architecture::Sm90a
 }
 
 /// Packs images, if they are not packed already, and returns how many bytes they take.
