@@ -131,7 +131,6 @@ pub(crate) fn check_tensor<'a, T: Element>(
     slice: &'a [T],
     kv_lens: Option<&[i32]>,
 ) -> Result<&'a [T], Error> {
-    check_dtype::<T>(problem)?;
     let (shape, strides) = problem.operand(operand);
     let needed = extent(shape, strides).expect("checked by the plan") as usize;
     let slice = at_least(operand.name(), slice, needed)?;

@@ -233,21 +233,20 @@ impl Call<'_> {
                 AttentionParams { value: self.address(tiles), value_mean_codes: self.address_if(mean), ..params }
             }
         };
-        if let (true, Some(params)) = (self.attention.modifies_scores(), self.mask_tiles()) {
-            let MaskTilesParams { mask, heads, items, key_tiles, .. } = params;
-            let batches = if mask.batch == 0 { 1 } else { problem.batch as u32 };
-            launch(Family::MaskTiles, [batches * heads * items * key_tiles, 1, 1], params.into())?;
+        if let (true, Some((tiles, params))) = (self.attention.modifies_scores(), self.mask_tiles()) {
+            launch(Family::MaskTiles, [tiles, 1, 1], params.into())?;
         }
         launch(self.attention, [items.min(resident), 1, 1], params.into())
     }
 
-    /// What looks through the boolean mask, if there is one.
-    fn mask_tiles(&self) -> Option<MaskTilesParams> {
+    /// What looks through the boolean mask, if there is one, and how many tiles it has.
+    fn mask_tiles(&self) -> Option<(u32, MaskTilesParams)> {
         let resolved = &self.plan.resolved;
-        let (tiles, [_, heads, items, key_tiles]) = (self.plan.workspace.mask_tiles?, resolved.mask_tiles()?);
+        let (tiles, shape) = (self.plan.workspace.mask_tiles?, resolved.mask_tiles()?);
+        let [_, heads, items, key_tiles] = shape;
         let mask = self.modifiers().boolean_mask;
         let rows = [mask.address as i64, mask.batch, mask.head, mask.query];
-        Some(MaskTilesParams {
+        let params = MaskTilesParams {
             mask,
             tiles: self.address(tiles),
             heads,
@@ -256,7 +255,8 @@ impl Call<'_> {
             queries: if mask.query == 0 { 1 } else { resolved.problem.query_len as u32 },
             keys: resolved.problem.key_len as u32,
             vectorized: (mask.key == 1 && rows.iter().all(|row| row % 16 == 0)).into(),
-        })
+        };
+        Some((shape.iter().product(), params))
     }
 
     /// What is done to scores.

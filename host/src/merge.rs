@@ -3,17 +3,17 @@
 
 use crate::attention::AttentionOutput;
 use crate::cache::kernels::{self, Launch};
+use crate::cache::launch::load_cache_kernels;
 use crate::element::Element;
 use crate::error::{Error, Unsupported};
 use crate::gpu::Gpu;
 use crate::gpu::launch::{check_address, check_tensor, launch_kernel};
-use crate::gpu::module::{Function, is_about_the_image};
+use crate::gpu::module::Function;
 use crate::kernels::view;
 use crate::options::AttentionOptions;
 use crate::plan::{MAX_SIZE, at_most, supports};
 use crate::tensor::{AttentionProblem, DType};
 use rayon::prelude::*;
-use sage_layout::dispatch;
 use sage_layout::kernel::{ElementType, Family, Kernel};
 use sage_layout::params::MergeParams;
 use sage_layout::tile;
@@ -136,19 +136,9 @@ impl MergePlan {
     ///
     /// As [`CachePlan::prepare`](crate::CachePlan::prepare).
     pub fn prepare(&self, gpu: &'static Gpu) -> Result<PreparedMerge, Error> {
-        let wanted = gpu.named_architecture()?;
-        let mut error = Error::NoCacheKernels { device: gpu.description(wanted) };
-        let architectures = dispatch::architectures(gpu.capability())
-            .filter(|architecture| wanted.is_none_or(|wanted| *architecture == wanted))
-            .filter(|architecture| Family::Merge.exists_for(*architecture));
-        for architecture in architectures {
-            match gpu.function(architecture, self.kernel()) {
-                Ok(merge) => return Ok(PreparedMerge { plan: *self, gpu, merge }),
-                Err(reason) if is_about_the_image(&reason) => error = reason,
-                Err(reason) => return Err(reason),
-            }
-        }
-        Err(error)
+        load_cache_kernels(gpu, gpu.named_architecture()?, |architecture| {
+            Ok(PreparedMerge { plan: *self, gpu, merge: gpu.function(architecture, self.kernel())? })
+        })
     }
 
     pub(crate) fn kernel(&self) -> Kernel {

@@ -275,6 +275,7 @@ fn quantize<T: Element>(
     key: Option<&HostQuantized>,
 ) -> Result<HostQuantized, Error> {
     let format = plan.quantized_format(operand)?;
+    attention::check_dtype::<T>(plan.problem())?;
     let slice = attention::check_tensor(plan.problem(), operand, slice, None)?;
     let mut inputs = [None; 3];
     inputs[operand as usize] = Some(slice);

@@ -79,58 +79,46 @@ unsafe fn load_words<const AGAIN: bool>(address: u64) -> [u32; 4] {
     }
 }
 
-/// Eight elements of 16 bits.
-///
-/// # Safety
-///
-/// As [`Source::load_chunk`].
-#[inline(always)]
-unsafe fn load_narrow_chunk<E: Element, const AGAIN: bool>(address: u64) -> [f32; CHUNK] {
-    // SAFETY: forwarded contract.
-    let pairs = unsafe { load_words::<AGAIN>(address) };
-    let [[a, b], [c, d], [e, f], [g, h]] = pairs.map(E::unpack);
-    [a, b, c, d, e, f, g, h]
+/// Elements of 16 bits, which stay what they are.
+trait Narrow: Element {
+    /// See [`Source::round_pair`].
+    fn round_pair(values: [f32; 2]) -> u32;
 }
 
-impl Source for F16 {
-    const BYTES: i64 = 2;
-
-    #[inline(always)]
-    unsafe fn load_chunk<const AGAIN: bool>(address: u64) -> [f32; CHUNK] {
-        // SAFETY: forwarded contract.
-        unsafe { load_narrow_chunk::<Self, AGAIN>(address) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_if(condition: bool, address: u64) -> f32 {
-        // SAFETY: forwarded contract.
-        Self::to_f32(unsafe { global::load_u16_if(condition, address) })
-    }
-
+impl Narrow for F16 {
     #[inline(always)]
     fn round_pair(values: [f32; 2]) -> u32 {
         round_f16_pair(values)
     }
 }
 
-impl Source for Bf16 {
+impl Narrow for Bf16 {
+    #[inline(always)]
+    fn round_pair(values: [f32; 2]) -> u32 {
+        Self::pack(values)
+    }
+}
+
+impl<E: Narrow> Source for E {
     const BYTES: i64 = 2;
 
     #[inline(always)]
     unsafe fn load_chunk<const AGAIN: bool>(address: u64) -> [f32; CHUNK] {
         // SAFETY: forwarded contract.
-        unsafe { load_narrow_chunk::<Self, AGAIN>(address) }
+        let pairs = unsafe { load_words::<AGAIN>(address) };
+        let [[a, b], [c, d], [e, f], [g, h]] = pairs.map(E::unpack);
+        [a, b, c, d, e, f, g, h]
     }
 
     #[inline(always)]
     unsafe fn load_if(condition: bool, address: u64) -> f32 {
         // SAFETY: forwarded contract.
-        Self::to_f32(unsafe { global::load_u16_if(condition, address) })
+        E::to_f32(unsafe { global::load_u16_if(condition, address) })
     }
 
     #[inline(always)]
     fn round_pair(values: [f32; 2]) -> u32 {
-        Self::pack(values)
+        <E as Narrow>::round_pair(values)
     }
 }
 

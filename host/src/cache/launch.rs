@@ -67,6 +67,24 @@ pub struct PreparedCachePlan {
     merge: Function,
 }
 
+/// Loads kernels of the families that are about a cache, of the best architecture whose images the driver takes.
+pub(crate) fn load_cache_kernels<T>(
+    gpu: &Gpu,
+    wanted: Option<Architecture>,
+    load: impl Fn(Architecture) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut error = Error::NoCacheKernels { device: gpu.description(wanted) };
+    let is_wanted = |architecture: &Architecture| wanted.is_none_or(|wanted| *architecture == wanted);
+    let architectures = dispatch::architectures(gpu.capability()).filter(is_wanted);
+    for architecture in architectures.filter(|architecture| Family::CacheAppend.exists_for(*architecture)) {
+        match load(architecture) {
+            Err(reason) if is_about_the_image(&reason) => error = reason,
+            result => return result,
+        }
+    }
+    Err(error)
+}
+
 impl CachePlan {
     /// Loads the plan's kernels on a GPU, those that are not there yet. They run on GPUs of compute capability 8.0 and up.
     ///
@@ -82,24 +100,14 @@ impl CachePlan {
     #[doc(hidden)]
     pub fn prepare_for(&self, gpu: &'static Gpu, wanted: Option<Architecture>) -> Result<PreparedCachePlan, Error> {
         let _span = tracing::debug_span!("prepare_cache", gpu = gpu.ordinal()).entered();
-        let mut error = Error::NoCacheKernels { device: gpu.description(wanted) };
-        let is_wanted = |architecture: &Architecture| wanted.is_none_or(|wanted| *architecture == wanted);
-        let architectures = dispatch::architectures(gpu.capability()).filter(is_wanted);
-        for architecture in architectures.filter(|architecture| Family::CacheAppend.exists_for(*architecture)) {
+        load_cache_kernels(gpu, wanted, |architecture| {
             let function = |family: Family| {
                 let kernel = Kernel::find(family, self.padded_head_dim, self.problem.dtype.into());
                 gpu.function(architecture, kernel.expect("a row of the kernel table"))
             };
-            let load = || {
-                let (append, merge) = (function(Family::CacheAppend)?, function(Family::Merge)?);
-                Ok(PreparedCachePlan { plan: *self, gpu, append, attention: function(self.attention())?, merge })
-            };
-            match load() {
-                Err(reason) if is_about_the_image(&reason) => error = reason,
-                result => return result,
-            }
-        }
-        Err(error)
+            let (append, merge) = (function(Family::CacheAppend)?, function(Family::Merge)?);
+            Ok(PreparedCachePlan { plan: *self, gpu, append, attention: function(self.attention())?, merge })
+        })
     }
 
     fn check_shared(

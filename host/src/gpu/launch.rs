@@ -55,15 +55,20 @@ pub struct GpuBuffers {
 
 impl GpuBuffers {
     /// Every address, and what messages call it.
-    fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let Self { query, key, value, output, workspace, workspace_bytes: _, .. } = *self;
+    fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let Self { query, key, value, output, workspace, .. } = *self;
+        let always = [("query", query), ("key", key), ("value", value), ("output", output), ("workspace", workspace)];
+        always.into_iter().chain(self.asked_for())
+    }
+
+    /// The addresses that only some options and lengths ask for, where they are given.
+    pub(super) fn asked_for(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let Self { log_sum_exp, sinks, bias, boolean_mask, lengths, rotary, .. } = *self;
         let [kv_lens, cu_seqlens_q, cu_seqlens_k] = match lengths {
             SequenceLengths::Uniform => [None; 3],
             SequenceLengths::PaddedKeys { kv_lens } => [Some(kv_lens), None, None],
             SequenceLengths::Packed { cu_seqlens_q, cu_seqlens_k } => [None, Some(cu_seqlens_q), Some(cu_seqlens_k)],
         };
-        let always = [("query", query), ("key", key), ("value", value), ("output", output), ("workspace", workspace)];
         let asked_for = [
             ("log_sum_exp", log_sum_exp),
             ("sinks", sinks),
@@ -75,7 +80,7 @@ impl GpuBuffers {
             ("cu_seqlens_q", cu_seqlens_q),
             ("cu_seqlens_k", cu_seqlens_k),
         ];
-        always.into_iter().chain(asked_for.into_iter().filter_map(|(name, address)| Some((name, address?))))
+        asked_for.into_iter().filter_map(|(name, address)| Some((name, address?)))
     }
 }
 
@@ -148,6 +153,7 @@ impl AttentionPlan {
         let mut first_error = None;
         for Choice { architecture, prepare, mask_tiles, quantize, attention } in choices.filter(is_wanted) {
             let prepare = self.resolved.prepares().then_some(prepare);
+            let mask_tiles = mask_tiles.filter(|_| self.options().boolean_mask.is_some());
             let function = |kernel| gpu.function(architecture, kernel);
             let load = || {
                 let [prepare, mask_tiles] = [prepare, mask_tiles].map(|kernel| kernel.map(function).transpose());

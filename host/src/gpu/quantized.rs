@@ -174,13 +174,10 @@ impl PreparedPlan {
         plan.check_what_options_ask_for(&buffers)?;
         check_buffer("scratch", scratch, scratch_bytes, plan.scratch_bytes())?;
         let _current = self.gpu().enter()?;
-        let asked_for =
-            [("log_sum_exp", log_sum_exp), ("sinks", sinks), ("bias", bias), ("boolean_mask", boolean_mask)];
-        let asked_for = asked_for.into_iter().filter_map(|(argument, address)| Some((argument, address?)));
         let quantized =
             Operand::ALL.into_iter().zip(operands).map(|(operand, quantized)| (operand.name(), quantized.address));
         for (argument, address) in
-            [("output", output), ("scratch", scratch)].into_iter().chain(asked_for).chain(quantized)
+            [("output", output), ("scratch", scratch)].into_iter().chain(buffers.asked_for()).chain(quantized)
         {
             self.gpu().check(argument, address)?;
         }

@@ -58,10 +58,11 @@ macro_rules! define_family {
             /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores, and what is about a
             /// cache none of Ampere's smaller GPUs; the quantizer of ragged batches has none of either. Their drivers compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
-                let is_ragged_quantizer = matches!(self, Self::QuantizeRagged);
-                let only_ptx = match architecture {
-                    Architecture::Sm100 | Architecture::Sm120 => self.smooths_queries() || is_ragged_quantizer,
-                    Architecture::Sm86 => self.is_about_a_cache() || is_ragged_quantizer,
+                use Architecture::{Sm86, Sm100, Sm120};
+                let only_ptx = match (self, architecture) {
+                    (Self::QuantizeRagged, Sm86 | Sm100 | Sm120) => true,
+                    (_, Sm100 | Sm120) => self.smooths_queries(),
+                    (_, Sm86) => self.is_about_a_cache(),
                     _ => false,
                 };
                 self.architectures().contains(&architecture.ptx()) && !only_ptx
