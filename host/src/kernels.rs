@@ -59,7 +59,7 @@ pub(crate) fn modes(resolved: &Resolved) -> Modes {
 
 /// The error that a device has no kernels for a plan.
 pub(crate) fn none(device: String, gpu: ComputeCapability, plan: &AttentionPlan) -> Error {
-    let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
+    let (head_dim, dtype) = (plan.resolved.attended_head_dim(), plan.resolved.problem.dtype);
     let wanted = modes(&plan.resolved);
     let allowed = |dtype: DType| {
         let served = dispatch::modes(gpu, head_dim, dtype.into()).filter(|served| served.ragged == wanted.ragged);

@@ -86,6 +86,13 @@ impl Resolved {
         }
     }
 
+    /// Channels that attention multiplies, which may be fewer than operands are stored with: of queries and keys or of values, whichever
+    /// have more; all after a Hadamard rotation, which leaves none of them 0.
+    pub(crate) fn attended_head_dim(&self) -> u32 {
+        let AttentionProblem { head_dim, value_head_dim, .. } = self.problem;
+        if self.options.hadamard { self.padded_head_dim } else { head_dim.max(value_head_dim) as u32 }
+    }
+
     /// Whether any is.
     pub(crate) fn prepares(&self) -> bool {
         Operand::ALL.iter().any(|&operand| self.prepared_row(operand).is_some())

@@ -12,6 +12,8 @@ use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Choice};
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::Params;
+use sage_layout::tile::{KEY_TILE, VALUE_ROW_BYTES, value_tile_bytes};
+use sage_layout::{swizzle, value_tile};
 use simt::host::Memory;
 
 pub use simt::host::{Accumulation, Kind, Options, Report, SEED_VARIABLE, Schedule, Synchronisation};
@@ -26,6 +28,8 @@ pub enum Steps {
     Call,
     /// Those that quantize keys, values and queries each by themselves, and attend to them.
     EachOperand,
+    /// Those of [`Call`](Self::Call). Before attention, stored channels are overwritten that its kernel does not have.
+    OverwrittenChannels,
 }
 
 /// The GPU whose kernels are executed if none is named.
@@ -33,7 +37,7 @@ pub(crate) const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
 
 /// The kernels of a plan on a GPU.
 pub(crate) fn choice(gpu: ComputeCapability, plan: &AttentionPlan) -> Option<Choice> {
-    let (head_dim, dtype) = (plan.resolved.padded_head_dim, plan.resolved.problem.dtype);
+    let (head_dim, dtype) = (plan.resolved.attended_head_dim(), plan.resolved.problem.dtype);
     dispatch::choices(gpu, kernels::modes(&plan.resolved), head_dim, dtype.into()).next()
 }
 
@@ -157,6 +161,10 @@ impl Execution {
         reset_counters();
         match steps {
             Steps::Call => call.quantize(&Operand::ALL, &mut launch)?,
+            Steps::OverwrittenChannels => {
+                call.quantize(&Operand::ALL, &mut launch)?;
+                overwrite_channels(&call, choice.attention.head_dim(), &memory);
+            }
             Steps::EachOperand => {
                 // keys first, whose mean queries may need
                 for operand in [Operand::Key, Operand::Value, Operand::Query] {
@@ -205,6 +213,23 @@ impl Execution {
         let (_, range) = self.plan.workspace_regions().into_iter().find(|(region, _)| *region == name)?;
         let bytes = (range.end - range.start) as usize;
         Some(self.memory.read(self.buffers.workspace + range.start, bytes))
+    }
+}
+
+/// Overwrites the quantized operands' channels from `first` on, in units of which they are NaN or large.
+fn overwrite_channels(call: &Call, first: u32, memory: &Memory) {
+    let stored = call.plan.resolved.padded_head_dim;
+    for (name, range) in call.plan.workspace.regions() {
+        let channel = |offset: u64| match name {
+            "query_codes" | "key_codes" => swizzle::position((offset % u64::from(KEY_TILE * stored)) as u32, stored).1,
+            "value_codes" => (offset / u64::from(VALUE_ROW_BYTES)) as u32 % stored,
+            "value_tiles" => value_tile::position((offset % u64::from(value_tile_bytes(stored))) as u32).0,
+            "value_scale" | "value_mean_codes" => (offset / 4) as u32 % stored,
+            _ => 0,
+        };
+        for offset in (0..range.end - range.start).filter(|&offset| channel(offset) >= first) {
+            memory.fill(call.workspace[0] + range.start + offset, 0x7f, 1);
+        }
     }
 }
 

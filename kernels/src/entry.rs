@@ -129,8 +129,14 @@ macro_rules! program {
     (AttentionRagged, 64, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, Unmodified, 64, 36>, Ragged>
     };
+    (Attention, 96, $element:ident) => {
+        hopper::attention::<hopper::E4m3Values<$element, Unmodified, 96, 52>, Uniform>
+    };
     (Attention, 128, $element:ident) => {
         hopper::attention::<hopper::E4m3Values<$element, Unmodified, 128, 68>, Uniform>
+    };
+    (Attention, 192, $element:ident) => {
+        hopper::attention::<hopper::WideE4m3Values<$element, 192, 96>, Uniform>
     };
     (Attention, 256, $element:ident) => {
         hopper::attention::<hopper::WideE4m3Values<$element, 256, 128>, Uniform>
@@ -144,8 +150,14 @@ macro_rules! program {
     (AttentionF16Ragged, 64, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, Unmodified, 64, 32>, Ragged>
     };
+    (AttentionF16, 96, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 96, 48>, Uniform>
+    };
     (AttentionF16, 128, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, Unmodified, 128, 64>, Uniform>
+    };
+    (AttentionF16, 192, $element:ident) => {
+        hopper::attention::<hopper::HalfValues<$element, Unmodified, 192, 96>, Uniform>
     };
     (AttentionF16, 256, $element:ident) => {
         hopper::attention::<hopper::HalfValues<$element, Unmodified, 256, 128>, Uniform>

@@ -14,9 +14,9 @@ use proptest::test_runner::RngSeed;
 use sage_tests::codes::expected_regions;
 use sage_tests::gpu::assert_near;
 use sage_tests::simt;
-use sage_tests::tensor::{Inputs, Outputs, gather, query_shape};
+use sage_tests::tensor::{Inputs, Outputs, ScoreTensors, gather, query_shape};
 use sage_tests::with_element;
-use sageattention::simt::{Accumulation, Execution, Options, Schedule};
+use sageattention::simt::{Accumulation, Execution, Options, Schedule, Steps};
 use sageattention::{
     AttentionOptions, AttentionOutput, AttentionProblem, CallInputs, CausalAlign, ComputeCapability, DType, Device,
     Element, Mask, PvAccum, PvMode, QkMode, TensorLayout, attention, testing,
@@ -44,7 +44,7 @@ fn modes() -> [AttentionOptions; 2] {
 
 #[test]
 fn every_schedule() {
-    for head_dim in [64, 128, 256] {
+    for head_dim in [64, 96, 128, 192, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 3, 200, head_dim], [1, 300]);
         for schedule in Schedule::with((0..4).map(Schedule::Random)) {
             for options in modes() {
@@ -66,7 +66,7 @@ fn more_items_than_ctas() {
 /// One item a CTA, no slot filled twice: lanes may drift apart.
 #[test]
 fn every_schedule_of_threads() {
-    for head_dim in [64, 128, 256] {
+    for head_dim in [64, 96, 128, 192, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
         for schedule in Schedule::with((0..6).map(Schedule::Random)) {
             for options in modes() {
@@ -191,7 +191,7 @@ fn f32_beyond_f16() {
 /// More than a segment of keys: two means are put back; without smoothing, sums are flushed after every tile.
 #[test]
 fn two_segments() {
-    for head_dim in [64, 256] {
+    for head_dim in [64, 96, 192, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, head_dim], [1, 1100]);
         for (pv_mode, smooth_v) in [(PvMode::Fp8, true), (PvMode::Fp8, false), (PvMode::F16, true)] {
             let options = AttentionOptions { pv_mode, smooth_v, ..with_lse() };
@@ -209,6 +209,8 @@ fn windows_of_segments() {
         (64, 2400, 700, false),
         (64, 4096 + 1500, 4096 + 700, true),
         (64, 1200, 100, true),
+        (96, 2400, 1300, true),
+        (192, 1200, 700, false),
         (256, 1200, 700, false),
         (256, 4096 + 1500, 4096 + 700, true),
     ] {
@@ -236,7 +238,14 @@ fn windows_of_several_items() {
 /// Scores that rise along the keys: references are replaced, and everything so far must follow.
 #[test]
 fn rising_scores() {
-    for (head_dim, dtype) in [(64, DType::F16), (128, DType::Bf16), (256, DType::F16), (128, DType::F32)] {
+    for (head_dim, dtype) in [
+        (64, DType::F16),
+        (96, DType::Bf16),
+        (128, DType::Bf16),
+        (192, DType::F16),
+        (256, DType::F16),
+        (128, DType::F32),
+    ] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 1, 20, head_dim], [1, 700]);
         for options in modes() {
             let options = AttentionOptions { smooth_k: false, ..options };
@@ -250,7 +259,7 @@ fn rising_scores() {
 /// More keys than one flush: sums of four segments are flushed, and follow the references that are replaced afterwards.
 #[test]
 fn flushed_segments() {
-    for head_dim in [64, 256] {
+    for head_dim in [64, 96, 192, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 20, head_dim], [1, 4096 + 1100]);
         let options = AttentionOptions { smooth_k: false, ..with_lse() };
         for inputs in [Inputs::<f16>::random(&problem, 8), Inputs::rising(&problem, 9)] {
@@ -262,11 +271,72 @@ fn flushed_segments() {
 /// More items than one CTA does, each of which flushes to the same place.
 #[test]
 fn flushed_items() {
-    let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::Bf16, [1, 3, 300, 200], [1, 300]);
-    let options = AttentionOptions { smooth_v: false, mask: Mask::CausalAligned(CausalAlign::TopLeft), ..with_lse() };
-    for schedule in Schedule::several(2) {
-        check::<bf16>(&problem, &options, &Options::new(schedule), 13);
+    for head_dim in [170, 200] {
+        let problem = AttentionProblem::cross(TensorLayout::Nhd, DType::Bf16, [1, 3, 300, head_dim], [1, 300]);
+        let mask = Mask::CausalAligned(CausalAlign::TopLeft);
+        let options = AttentionOptions { smooth_v: false, mask, ..with_lse() };
+        for schedule in Schedule::several(2) {
+            check::<bf16>(&problem, &options, &Options::new(schedule), 13);
+        }
     }
+}
+
+/// Calls whose operands are stored with more channels than attention multiplies.
+fn calls_of_fewer_channels() -> impl Iterator<Item = (AttentionProblem, AttentionOptions)> {
+    let head_dims = [(80, 80), (90, 90), (96, 96), (130, 130), (160, 160), (192, 192), (96, 33), (70, 129)];
+    let each = head_dims.into_iter().flat_map(|head_dims| modes().map(|options| (head_dims, options)));
+    each.enumerate().map(|(index, ((head_dim, value_head_dim), options))| {
+        let dtype = [DType::F16, DType::Bf16, DType::F32][index % 3];
+        let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 4, 200, head_dim], [2, 260]);
+        let mask = [Mask::CausalAligned(CausalAlign::BottomRight), Mask::None][index / 2 % 2];
+        let (sinks, softmax_scale) = (index % 3 == 0, Some(0.1));
+        (problem.with_value_head_dim(value_head_dim), AttentionOptions { mask, sinks, softmax_scale, ..options })
+    })
+}
+
+#[test]
+fn fewer_channels_than_stored() {
+    for (index, (problem, options)) in calls_of_fewer_channels().enumerate() {
+        check_dtype(&problem, &options, &Options::new(Schedule::Random(index as u64)), 15);
+    }
+}
+
+/// The channels that attention does not multiply may hold anything, and are no part of any sum: outputs are those of a call that has all
+/// stored channels, with zeros.
+#[test]
+fn stored_channels_are_left_alone() {
+    for (problem, options) in calls_of_fewer_channels() {
+        with_element!(problem.dtype, T => check_left_alone::<T>(&problem, &options));
+    }
+}
+
+fn check_left_alone<T: Element + PartialEq>(problem: &AttentionProblem, options: &AttentionOptions) {
+    let run = |steps, problem: &AttentionProblem, inputs: &Inputs<T>| {
+        let score_tensors = ScoreTensors::of(problem, options);
+        let call_inputs = score_tensors.inputs();
+        Execution::in_steps(steps, HOPPER, problem, options, inputs.slices(), &call_inputs, &in_order())
+            .unwrap_or_else(|(kernel, report)| panic!("{}: {report}\n{problem:?}", kernel.symbol()))
+    };
+    let inputs = Inputs::<T>::random(problem, 16);
+    let result = run(Steps::Call, problem, &inputs);
+    let overwritten = run(Steps::OverwrittenChannels, problem, &inputs);
+    assert!(result.output::<T>() == overwritten.output::<T>(), "{problem:?}");
+    assert_eq!(result.log_sum_exp(), overwritten.log_sum_exp());
+
+    let stored = if problem.head_dim.max(problem.value_head_dim) > 128 { 256 } else { 128 };
+    let widen = |tensor: &[T], head_dim: usize| -> Vec<T> {
+        let rows = tensor.chunks_exact(head_dim);
+        rows.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(T::zeroed(), stored - head_dim))).collect()
+    };
+    let whole = AttentionProblem::cross(TensorLayout::Nhd, problem.dtype, [1, 4, 200, stored], [2, 260]);
+    let whole_inputs = Inputs {
+        query: widen(&inputs.query, problem.head_dim),
+        key: widen(&inputs.key, problem.head_dim),
+        value: widen(&inputs.value, problem.value_head_dim),
+    };
+    let whole = run(Steps::Call, &whole, &whole_inputs);
+    assert!(widen(&result.output::<T>(), problem.value_head_dim) == whole.output::<T>(), "{problem:?}");
+    assert_eq!(result.log_sum_exp(), whole.log_sum_exp());
 }
 
 /// Values with fewer channels than keys, and with more: another native head dimension, and no whole chunks.

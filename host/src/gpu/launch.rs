@@ -146,7 +146,7 @@ impl AttentionPlan {
     #[doc(hidden)]
     pub fn prepare_for(&self, gpu: &'static Gpu, architecture: Option<Architecture>) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
-        let (head_dim, dtype) = (self.resolved.padded_head_dim, self.resolved.problem.dtype);
+        let (head_dim, dtype) = (self.resolved.attended_head_dim(), self.resolved.problem.dtype);
         let modes = kernels::modes(&self.resolved);
         let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn blocks_are_whole_pieces() {
-        for head_dim in crate::tile::NATIVE_HEAD_DIMS {
+        for head_dim in crate::tile::PADDED_HEAD_DIMS {
             assert_eq!((values(head_dim) % 128, block_bytes(head_dim) % 128), (0, 0));
             assert_eq!(block_bytes(head_dim), 128 * head_dim + 512);
         }

@@ -181,20 +181,21 @@ pub struct Choice {
     pub attention: Kernel,
 }
 
-/// The kernels that run a call on a GPU, best first; none if there are none.
+/// The kernels that run a call of so many channels on a GPU, best first; none if there are none. Each is the smallest of its family that
+/// has as many: so operands are stored as the quantizer's padded head dimension says, of which attention may leave some channels alone.
 pub fn choices(
     gpu: ComputeCapability,
     modes: Modes,
-    padded_head_dim: u32,
+    head_dim: u32,
     element: ElementType,
 ) -> impl Iterator<Item = Choice> {
     let families = architectures(gpu)
         .flat_map(|architecture| families(architecture).map(move |(family, served)| (architecture, family, served)));
     families.filter(move |(.., served)| *served == modes).filter_map(move |(architecture, family, _)| {
-        let kernel = |family| Kernel::find(family, padded_head_dim, element.rounded());
+        let kernel = |family| Kernel::find(family, head_dim, element.rounded());
         Some(Choice {
             architecture,
-            prepare: Kernel::find(Family::Prepare, padded_head_dim, element)?,
+            prepare: Kernel::find(Family::Prepare, head_dim, element)?,
             mask_tiles: family.modifies_scores().then_some(Kernel::MaskTilesD64F16),
             quantize: kernel(family.quantizer(modes.ragged))?,
             attention: kernel(family)?,
@@ -203,8 +204,8 @@ pub fn choices(
 }
 
 /// The modes that some kernel has on a GPU, each once.
-pub fn modes(gpu: ComputeCapability, padded_head_dim: u32, element: ElementType) -> impl Iterator<Item = Modes> {
-    let is_served = move |modes: &Modes| choices(gpu, *modes, padded_head_dim, element).next().is_some();
+pub fn modes(gpu: ComputeCapability, head_dim: u32, element: ElementType) -> impl Iterator<Item = Modes> {
+    let is_served = move |modes: &Modes| choices(gpu, *modes, head_dim, element).next().is_some();
     all_modes().filter(is_served)
 }
 
@@ -228,7 +229,7 @@ pub fn all_modes() -> impl Iterator<Item = Modes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tile::NATIVE_HEAD_DIMS;
+    use crate::tile::{MAX_HEAD_DIM, PADDED_HEAD_DIMS, stored_head_dim};
 
     extern crate std;
     use std::string::ToString;
@@ -283,7 +284,7 @@ mod tests {
     fn choices_are_kernels_of_the_architecture_and_run_on_the_gpu() {
         for gpu in capabilities() {
             for modes in all_modes() {
-                for (head_dim, element) in NATIVE_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
+                for (head_dim, element) in PADDED_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
                     for Choice { architecture, prepare, quantize, attention, .. } in
                         choices(gpu, modes, head_dim, element)
                     {
@@ -320,7 +321,47 @@ mod tests {
     fn hopper_runs_its_own_kernels_first() {
         let first = choices(HOPPER, FP8, 128, ElementType::Bf16).next().expect("the Hopper kernel");
         assert_eq!((first.architecture, first.attention), (Architecture::Sm90a, Kernel::AttentionD128Bf16));
-        assert!(choices(HOPPER, FP8, 96, ElementType::Bf16).next().is_none(), "no such head dimension");
+        assert!(choices(HOPPER, FP8, 257, ElementType::Bf16).next().is_none(), "no such head dimension");
+    }
+
+    #[test]
+    fn attention_multiplies_no_more_channels_than_it_has_a_kernel_for() {
+        let half = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32);
+        for (modes, native) in [
+            (FP8, &[64, 96, 128, 192, 256][..]),
+            (half, &[64, 96, 128, 192, 256]),
+            (FP8.ragged(), &[64, 128, 256]),
+            (FP8.with_modified_scores(), &[64, 128]),
+        ] {
+            for head_dim in 1..=MAX_HEAD_DIM {
+                let found = choices(HOPPER, modes, head_dim, ElementType::F16).next();
+                let expected = native.iter().copied().find(|&native| native >= head_dim);
+                assert_eq!(found.map(|choice| choice.attention.head_dim()), expected, "{modes}, {head_dim}");
+            }
+        }
+    }
+
+    /// Whatever the quantizer stores, attention reads: the choices are those of the padded head dimension but for attention's own.
+    #[test]
+    fn all_kernels_of_a_choice_have_the_same_operands() {
+        for (gpu, modes) in capabilities().flat_map(|gpu| all_modes().map(move |modes| (gpu, modes))) {
+            for head_dim in [1, 64, 65, 96, 97, 128, 129, 192, 193, 256] {
+                let stored = stored_head_dim(head_dim);
+                let stored_choices = choices(gpu, modes, stored, ElementType::F16);
+                assert!(
+                    choices(gpu, modes, head_dim, ElementType::F16)
+                        .map(|choice| Choice {
+                            attention: {
+                                assert_eq!(stored_head_dim(choice.attention.head_dim()), stored);
+                                Kernel::find(choice.attention.family(), stored, ElementType::F16).expect("a kernel")
+                            },
+                            ..choice
+                        })
+                        .eq(stored_choices),
+                    "{gpu}, {modes}, {head_dim}"
+                );
+            }
+        }
     }
 
     /// Sequences of different lengths have kernels wherever equally long ones have, in INT8 without smoothed queries, but on Turing.
@@ -329,7 +370,7 @@ mod tests {
         for gpu in capabilities().filter(|gpu| gpu.major > 7) {
             let elements = [ElementType::F16, ElementType::Bf16, ElementType::F32];
             for (head_dim, element) in
-                NATIVE_HEAD_DIMS.into_iter().flat_map(|head_dim| elements.map(|element| (head_dim, element)))
+                PADDED_HEAD_DIMS.into_iter().flat_map(|head_dim| elements.map(|element| (head_dim, element)))
             {
                 let served = || modes(gpu, head_dim, element).filter(is_plain_int8);
                 let uniform = served().filter(|modes| !modes.ragged).map(Modes::ragged);
@@ -367,7 +408,7 @@ mod tests {
     #[test]
     fn f32_runs_wherever_f16_does() {
         for (gpu, modes) in capabilities().flat_map(|gpu| all_modes().map(move |modes| (gpu, modes))) {
-            for head_dim in NATIVE_HEAD_DIMS {
+            for head_dim in PADDED_HEAD_DIMS {
                 let [f16, f32] =
                     [ElementType::F16, ElementType::F32].map(|element| choices(gpu, modes, head_dim, element));
                 assert!(f32.eq(f16.map(|choice| {
@@ -410,7 +451,7 @@ mod tests {
     #[test]
     fn every_mode_runs_on_ada_and_later() {
         for gpu in capabilities().filter(|gpu| *gpu >= ComputeCapability::new(8, 9)) {
-            for head_dim in NATIVE_HEAD_DIMS {
+            for head_dim in PADDED_HEAD_DIMS {
                 let served = modes(gpu, head_dim, ElementType::F16).filter(is_uniform_and_unmodified);
                 let all = all_modes().filter(is_uniform_and_unmodified);
                 assert_eq!(

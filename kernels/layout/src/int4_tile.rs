@@ -60,11 +60,11 @@ pub const fn pack_words(codes: [u32; 2]) -> u32 {
 mod tests {
     use super::*;
     use crate::fragment;
-    use crate::tile::{KEY_TILE, NATIVE_HEAD_DIMS, WARPGROUP_ROWS};
+    use crate::tile::{KEY_TILE, PADDED_HEAD_DIMS, WARPGROUP_ROWS};
 
     #[test]
     fn place_is_a_bijection_of_the_tile() {
-        for head_dim in NATIVE_HEAD_DIMS {
+        for head_dim in PADDED_HEAD_DIMS {
             for rows in [WARPGROUP_ROWS, KEY_TILE] {
                 let mut seen = [false; 256 * 256];
                 for row in 0..rows {

@@ -8,7 +8,7 @@ use crate::cache;
 use crate::sequence::Sequence;
 use crate::tile::{
     KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, consumer_warpgroups, key_tile_bytes,
-    query_tile_bytes, value_tile_bytes,
+    query_tile_bytes, stored_head_dim, value_tile_bytes,
 };
 
 /// Element type of the caller's tensors.
@@ -236,7 +236,7 @@ impl Family {
     }
 }
 
-/// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, padded head dimension, element type;`.
+/// Calls a macro with the kernel table: rows of `Variant = "symbol": Family, head dimension, element type;`.
 #[macro_export]
 macro_rules! for_each_kernel {
     ($callback:ident) => {
@@ -269,14 +269,22 @@ macro_rules! for_each_kernel {
             QuantizeRaggedD256Bf16 = "sage_quantize_ragged_d256_bf16": QuantizeRagged, 256, Bf16;
             AttentionD64F16 = "sage_attention_hopper_d64_f16": Attention, 64, F16;
             AttentionD64Bf16 = "sage_attention_hopper_d64_bf16": Attention, 64, Bf16;
+            AttentionD96F16 = "sage_attention_hopper_d96_f16": Attention, 96, F16;
+            AttentionD96Bf16 = "sage_attention_hopper_d96_bf16": Attention, 96, Bf16;
             AttentionD128F16 = "sage_attention_hopper_d128_f16": Attention, 128, F16;
             AttentionD128Bf16 = "sage_attention_hopper_d128_bf16": Attention, 128, Bf16;
+            AttentionD192F16 = "sage_attention_hopper_d192_f16": Attention, 192, F16;
+            AttentionD192Bf16 = "sage_attention_hopper_d192_bf16": Attention, 192, Bf16;
             AttentionD256F16 = "sage_attention_hopper_d256_f16": Attention, 256, F16;
             AttentionD256Bf16 = "sage_attention_hopper_d256_bf16": Attention, 256, Bf16;
             AttentionF16D64F16 = "sage_attention_hopper_f16_d64_f16": AttentionF16, 64, F16;
             AttentionF16D64Bf16 = "sage_attention_hopper_f16_d64_bf16": AttentionF16, 64, Bf16;
+            AttentionF16D96F16 = "sage_attention_hopper_f16_d96_f16": AttentionF16, 96, F16;
+            AttentionF16D96Bf16 = "sage_attention_hopper_f16_d96_bf16": AttentionF16, 96, Bf16;
             AttentionF16D128F16 = "sage_attention_hopper_f16_d128_f16": AttentionF16, 128, F16;
             AttentionF16D128Bf16 = "sage_attention_hopper_f16_d128_bf16": AttentionF16, 128, Bf16;
+            AttentionF16D192F16 = "sage_attention_hopper_f16_d192_f16": AttentionF16, 192, F16;
+            AttentionF16D192Bf16 = "sage_attention_hopper_f16_d192_bf16": AttentionF16, 192, Bf16;
             AttentionF16D256F16 = "sage_attention_hopper_f16_d256_f16": AttentionF16, 256, F16;
             AttentionF16D256Bf16 = "sage_attention_hopper_f16_d256_bf16": AttentionF16, 256, Bf16;
             AttentionRaggedD64F16 = "sage_attention_hopper_ragged_d64_f16": AttentionRagged, 64, F16;
@@ -415,8 +423,8 @@ macro_rules! define_kernel {
                 match self { $(Self::$variant => $symbol),* }
             }
 
-            /// The archive of its family and head dimension.
-            const fn archive_of_family(self) -> &'static str {
+            /// Its family and head dimension.
+            const fn own_archive(self) -> &'static str {
                 match self { $(Self::$variant => concat!(stringify!($family), "_d", stringify!($head_dim))),* }
             }
 
@@ -425,7 +433,7 @@ macro_rules! define_kernel {
                 match self { $(Self::$variant => Family::$family),* }
             }
 
-            /// Padded head dimension.
+            /// Channels that it computes, of operands that are stored with as many or more ([`stored_head_dim`]).
             pub const fn head_dim(self) -> u32 {
                 match self { $(Self::$variant => $head_dim),* }
             }
@@ -461,11 +469,11 @@ pub const fn threads_per_row(padded_head_dim: u32) -> u32 {
 }
 
 impl Kernel {
-    /// The kernel that does `family` for a padded head dimension and element type, if there is one.
-    pub fn find(family: Family, padded_head_dim: u32, element: ElementType) -> Option<Self> {
-        Self::ALL.iter().copied().find(|kernel| {
-            kernel.family() == family && kernel.head_dim() == padded_head_dim && kernel.element() == element
-        })
+    /// The kernel that does `family` for `head_dim` channels and an element type, if there is one: the smallest that has so many.
+    pub fn find(family: Family, head_dim: u32, element: ElementType) -> Option<Self> {
+        let serves =
+            |kernel: &Self| kernel.family() == family && kernel.element() == element && kernel.head_dim() >= head_dim;
+        Self::ALL.iter().copied().filter(serves).min_by_key(|kernel| kernel.head_dim())
     }
 
     /// Whether it is among the kernels of an architecture: its family is, and of what comes before attention, some attention kernel of the
@@ -488,14 +496,14 @@ impl Kernel {
         Self::ALL.iter().copied().filter(move |kernel| kernel.exists_for(architecture))
     }
 
-    /// The archive that its images are embedded in, with those of other element types; and with those of a cache's other kernels, which
-    /// are loaded together.
-    pub const fn archive(self) -> &'static str {
-        match (self.family().is_about_a_cache(), self.head_dim()) {
+    /// The archive that its images are embedded in, with those of other element types and fewer channels of the same operands, which are
+    /// much alike; and with those of a cache's other kernels, which are loaded together.
+    pub fn archive(self) -> &'static str {
+        match (self.family().is_about_a_cache(), stored_head_dim(self.head_dim())) {
             (true, 64) => "Cache_d64",
             (true, 128) => "Cache_d128",
             (true, _) => "Cache_d256",
-            (false, _) => self.archive_of_family(),
+            (false, stored) => Self::find(self.family(), stored, self.element()).unwrap_or(self).own_archive(),
         }
     }
 
@@ -554,7 +562,7 @@ impl Kernel {
         match self.family() {
             family if family.quantizes() => false,
             Family::Prepare | Family::MaskTiles | Family::TuringF16F16 => false,
-            Family::Attention | Family::AttentionF16 => self.head_dim() > 128,
+            Family::Attention | Family::AttentionF16 => self.head_dim() > 192,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,
@@ -642,8 +650,10 @@ pub struct AttentionShared {
     pub key: u32,
     /// Ring of value tiles; those of e4m3 with up to 128 channels are each followed by [`Self::ONES_BYTES`] of ones.
     pub value: u32,
-    /// Bytes of a value tile.
+    /// Bytes of a value tile that are copied there: its first channels are its first rows.
     pub value_bytes: u32,
+    /// Bytes of a value tile of the operand.
+    pub value_tile_bytes: u32,
     /// Distance of the value ring's slots.
     pub value_stride: u32,
     /// A region for each consumer warp: with e4m3 values and up to 128 channels, what was emptied out of its accumulators; always,
@@ -672,46 +682,46 @@ impl AttentionShared {
     /// Bytes after each row of the output in a warp's region, against bank conflicts.
     pub const OUTPUT_PADDING: u32 = 16;
 
-    /// The layout with e4m3 values, for a padded head dimension.
-    pub const fn fp8(padded_head_dim: u32) -> Self {
-        let value_bytes = key_tile_bytes(padded_head_dim);
-        if padded_head_dim > 128 {
-            return Self::wide(padded_head_dim, value_bytes, 3);
+    /// The layout with e4m3 values, for a kernel's head dimension.
+    pub const fn fp8(head_dim: u32) -> Self {
+        let value_bytes = key_tile_bytes(head_dim);
+        if head_dim > 128 {
+            return Self::wide(head_dim, value_bytes, 3);
         }
         // a lane holds head_dim / 2 flushed output sums, and for its two rows the flushed row sum and one segment's since
-        let region_stride = (padded_head_dim / 2 + 4) * 32 * 4;
-        Self::narrow(padded_head_dim, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
+        let region_stride = (head_dim / 2 + 4) * 32 * 4;
+        Self::narrow(head_dim, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
     }
 
-    /// The layout with 16-bit values, for a padded head dimension.
-    pub const fn f16(padded_head_dim: u32) -> Self {
-        let value_bytes = value_tile_bytes(padded_head_dim);
-        if padded_head_dim > 128 {
-            return Self::wide(padded_head_dim, value_bytes, 2);
+    /// The layout with 16-bit values, for a kernel's head dimension.
+    pub const fn f16(head_dim: u32) -> Self {
+        let value_bytes = value_tile_bytes(head_dim);
+        if head_dim > 128 {
+            return Self::wide(head_dim, value_bytes, 2);
         }
-        let output_bytes = WARP_ROWS * (2 * padded_head_dim + Self::OUTPUT_PADDING);
-        Self::narrow(padded_head_dim, value_bytes, value_bytes, output_bytes)
+        let output_bytes = WARP_ROWS * (2 * head_dim + Self::OUTPUT_PADDING);
+        Self::narrow(head_dim, value_bytes, value_bytes, output_bytes)
     }
 
-    const fn narrow(padded_head_dim: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
-        let (warpgroups, stages) = (consumer_warpgroups(padded_head_dim), 3);
-        let shared = Self::with_tiles(padded_head_dim, stages, value_bytes, value_stride);
+    const fn narrow(head_dim: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
+        let (warpgroups, stages) = (consumer_warpgroups(head_dim), 3);
+        let shared = Self::with_tiles(head_dim, stages, value_bytes, value_stride);
         let barriers = shared.region + warpgroups * 4 * region_stride;
-        Self { region_stride, output_channels: padded_head_dim, ..shared }.with_barriers(barriers)
+        Self { region_stride, output_channels: head_dim, ..shared }.with_barriers(barriers)
     }
 
     /// Tiles leave no room for the output. It goes through the queries that the warp has read, in parts.
-    const fn wide(padded_head_dim: u32, value_bytes: u32, stages: u32) -> Self {
-        let shared = Self::with_tiles(padded_head_dim, stages, value_bytes, value_bytes);
+    const fn wide(head_dim: u32, value_bytes: u32, stages: u32) -> Self {
+        let shared = Self::with_tiles(head_dim, stages, value_bytes, value_bytes);
         let barriers = shared.region;
-        Self { region: shared.query, region_stride: WARP_ROWS * padded_head_dim, output_channels: 64, ..shared }
-            .with_barriers(barriers)
+        let region_stride = WARP_ROWS * stored_head_dim(head_dim);
+        Self { region: shared.query, region_stride, output_channels: 64, ..shared }.with_barriers(barriers)
     }
 
-    const fn with_tiles(padded_head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32) -> Self {
-        let warpgroups = consumer_warpgroups(padded_head_dim);
-        let key = warpgroups * query_tile_bytes(padded_head_dim);
-        let value = key + stages * key_tile_bytes(padded_head_dim);
+    const fn with_tiles(head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32) -> Self {
+        let (warpgroups, stored) = (consumer_warpgroups(head_dim), stored_head_dim(head_dim));
+        let key = warpgroups * query_tile_bytes(stored);
+        let value = key + stages * key_tile_bytes(stored);
         let region = value + stages * value_stride;
         let none = 0;
         Self {
@@ -721,6 +731,7 @@ impl AttentionShared {
             key,
             value,
             value_bytes,
+            value_tile_bytes: value_bytes / head_dim * stored,
             value_stride,
             region,
             region_stride: none,
@@ -835,7 +846,7 @@ mod tests {
             }
             assert!(kernel.threads() <= 1024 && kernel.threads() % 32 == 0);
         }
-        for head_dim in crate::tile::NATIVE_HEAD_DIMS {
+        for head_dim in crate::tile::PADDED_HEAD_DIMS {
             let quantize = QuantizeShared::new(head_dim);
             let rows = [head_dim, head_dim / 2];
             let each =
@@ -846,7 +857,12 @@ mod tests {
                 assert!(mma_warps(head_dim) * shared.region_stride <= shared.bytes);
             }
             assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
+        }
+        for head_dim in
+            Kernel::ALL.iter().filter(|kernel| kernel.family().is_persistent()).map(|kernel| kernel.head_dim())
+        {
             for shared in [AttentionShared::fp8(head_dim), AttentionShared::f16(head_dim)] {
+                assert!(shared.value_bytes <= shared.value_tile_bytes && shared.value_bytes.is_multiple_of(head_dim));
                 for offset in [shared.query, shared.key, shared.value, shared.value_stride] {
                     assert_eq!(offset % 1024, 0);
                 }

@@ -56,7 +56,7 @@ pub const fn hadamard_scale(channels: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tile::NATIVE_HEAD_DIMS;
+    use crate::tile::PADDED_HEAD_DIMS;
 
     #[test]
     fn every_channel_is_in_one_pair() {
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn rotations_keep_lengths() {
-        for channels in NATIVE_HEAD_DIMS {
+        for channels in PADDED_HEAD_DIMS {
             let scale = hadamard_scale(channels);
             assert!((scale * scale * channels as f32 - 1.0).abs() < 1e-6);
         }

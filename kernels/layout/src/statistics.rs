@@ -48,11 +48,11 @@ pub const fn row_offset(row: Row, padded_head_dim: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::int4_tile;
-    use crate::tile::{KEY_TILE, NATIVE_HEAD_DIMS, key_tile_bytes};
+    use crate::tile::{KEY_TILE, PADDED_HEAD_DIMS, key_tile_bytes};
 
     #[test]
     fn rows_fit_the_codes() {
-        for head_dim in NATIVE_HEAD_DIMS {
+        for head_dim in PADDED_HEAD_DIMS {
             let needed = row_offset(Row::SegmentAmax, head_dim) + 4 * head_dim;
             assert!(needed <= key_tile_bytes(head_dim) && needed <= int4_tile::tile_bytes(KEY_TILE, head_dim));
         }

@@ -39,12 +39,12 @@ pub const SEGMENT_KEYS: u32 = SEGMENT_TILES * KEY_TILE;
 /// Bytes of one row of a value tile: one e4m3 code a key.
 pub const VALUE_ROW_BYTES: u32 = KEY_TILE;
 
-/// The head dimensions that kernels exist for. Others up to the largest are padded with zero channels.
-pub const NATIVE_HEAD_DIMS: [u32; 3] = [64, 128, MAX_HEAD_DIM];
+/// The head dimensions that operands are stored with. Others up to the largest are padded with zero channels.
+pub const PADDED_HEAD_DIMS: [u32; 3] = [64, 128, MAX_HEAD_DIM];
 /// The largest of them.
 pub const MAX_HEAD_DIM: u32 = 256;
 
-/// The smallest native head dimension that holds `head_dim` channels, or `None` if `head_dim` is 0 or over 256.
+/// The smallest padded head dimension that holds `head_dim` channels, or `None` if `head_dim` is 0 or over 256.
 pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
     match head_dim {
         1..=64 => Some(64),
@@ -54,19 +54,27 @@ pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
     }
 }
 
+/// The padded head dimension of the operands that a kernel of `head_dim` channels reads. It leaves the other channels alone.
+pub const fn stored_head_dim(head_dim: u32) -> u32 {
+    match padded_head_dim(head_dim) {
+        Some(stored) => stored,
+        None => panic!("kernels have 1 to 256 channels"),
+    }
+}
+
 /// Consumer warpgroups of one CTA of Hopper's attention kernels.
-pub const fn consumer_warpgroups(padded_head_dim: u32) -> u32 {
-    if padded_head_dim > 128 { WIDE_CONSUMER_WARPGROUPS } else { CONSUMER_WARPGROUPS }
+pub const fn consumer_warpgroups(head_dim: u32) -> u32 {
+    if head_dim > 128 { WIDE_CONSUMER_WARPGROUPS } else { CONSUMER_WARPGROUPS }
 }
 
 /// Query rows of such a CTA.
-pub const fn cta_queries(padded_head_dim: u32) -> u32 {
-    consumer_warpgroups(padded_head_dim) * WARPGROUP_ROWS
+pub const fn cta_queries(head_dim: u32) -> u32 {
+    consumer_warpgroups(head_dim) * WARPGROUP_ROWS
 }
 
 /// Bytes of the output of such a CTA in f32.
-pub const fn output_bytes(padded_head_dim: u32) -> u32 {
-    cta_queries(padded_head_dim) * padded_head_dim * 4
+pub const fn output_bytes(head_dim: u32) -> u32 {
+    cta_queries(head_dim) * head_dim * 4
 }
 
 /// Query rows after padding to whole CTAs.

@@ -141,12 +141,18 @@ accumulators! {
     [i32; 32], settle_scores;
     /// 64 channels.
     [f32; 32], settle_n64, F16 m64n64k16_f32_f16, Bf16 m64n64k16_f32_bf16;
+    /// 96 channels.
+    [f32; 48], settle_n96, F16 m64n96k16_f32_f16, Bf16 m64n96k16_f32_bf16;
     /// 128 channels.
     [f32; 64], settle_n128, F16 m64n128k16_f32_f16, Bf16 m64n128k16_f32_bf16;
+    /// 192 channels.
+    [f32; 96], settle_n192, E4m3 m64n192k32_f32_e4m3, F16 m64n192k16_f32_f16, Bf16 m64n192k16_f32_bf16;
     /// 256 channels.
     [f32; 128], settle_n256, E4m3 m64n256k32_f32_e4m3, F16 m64n256k16_f32_f16, Bf16 m64n256k16_f32_bf16;
     /// 64 channels and 8 columns of ones.
     [f32; 36], settle_n72, E4m3 m64n72k32_f32_e4m3;
+    /// 96 channels and 8 columns of ones.
+    [f32; 52], settle_n104, E4m3 m64n104k32_f32_e4m3;
     /// 128 channels and 8 columns of ones.
     [f32; 68], settle_n136, E4m3 m64n136k32_f32_e4m3;
 }

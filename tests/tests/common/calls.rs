@@ -9,7 +9,7 @@ pub fn calls(
 ) -> impl Strategy<Value = (AttentionProblem, AttentionOptions)> {
     let lengths = (1usize..=300, 1usize..=300);
     let heads = prop::sample::select(vec![(1, 1), (2, 1), (4, 2)]);
-    let head_dim = prop::sample::select(vec![64, 128, 64, 128, 40, 72, 33, 200, 256]);
+    let head_dim = prop::sample::select(vec![64, 128, 64, 128, 40, 72, 96, 33, 160, 200, 256]);
     let value_head_dim = prop::sample::select(vec![None, None, None, Some(64), Some(128), Some(192), Some(29)]);
     let layout = prop::sample::select(vec![TensorLayout::Hnd, TensorLayout::Nhd]);
     let mask = prop::sample::select(&MASKS[..]);

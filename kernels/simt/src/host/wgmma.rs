@@ -484,8 +484,11 @@ settle! {
     settle_scores i32, 32;
     settle_n64 f32, 32;
     settle_n72 f32, 36;
+    settle_n96 f32, 48;
+    settle_n104 f32, 52;
     settle_n128 f32, 64;
     settle_n136 f32, 68;
+    settle_n192 f32, 96;
     settle_n256 f32, 128;
 }
 
@@ -515,11 +518,17 @@ macro_rules! multiply {
 
 multiply! {
     m64n72k32_f32_e4m3 E4m3, 36;
+    m64n104k32_f32_e4m3 E4m3, 52;
     m64n136k32_f32_e4m3 E4m3, 68;
+    m64n192k32_f32_e4m3 E4m3, 96;
     m64n64k16_f32_f16 F16, 32;
     m64n64k16_f32_bf16 Bf16, 32;
+    m64n96k16_f32_f16 F16, 48;
+    m64n96k16_f32_bf16 Bf16, 48;
     m64n128k16_f32_f16 F16, 64;
     m64n128k16_f32_bf16 Bf16, 64;
+    m64n192k16_f32_f16 F16, 96;
+    m64n192k16_f32_bf16 Bf16, 96;
     m64n256k32_f32_e4m3 E4m3, 128;
     m64n256k16_f32_f16 F16, 128;
     m64n256k16_f32_bf16 Bf16, 128;

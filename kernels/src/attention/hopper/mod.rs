@@ -49,7 +49,7 @@ const ONES: u32 = 0x3838_3838;
 
 /// The kind of values, and who consumes them.
 pub trait Values {
-    /// Padded head dimension.
+    /// Channels that are multiplied, of operands that may be stored with more.
     const HEAD_DIM: u32;
     /// Where everything is in shared memory.
     const MEMORY: AttentionShared;

@@ -4,7 +4,7 @@ use core::cmp::min;
 
 use sage_layout::mask_tile::HIDDEN;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{key_tile_bytes, query_tile_bytes};
+use sage_layout::tile::{key_tile_bytes, query_tile_bytes, stored_head_dim};
 use simt::copy::bulk_to_shared;
 use simt::{math, shared, thread};
 
@@ -28,7 +28,8 @@ pub const NO_ITEM: u32 = u32::MAX;
 #[inline(always)]
 pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u32, signals: Signals) {
     let memory = const { V::MEMORY };
-    let (query_bytes, key_bytes) = (query_tile_bytes(V::HEAD_DIM), key_tile_bytes(V::HEAD_DIM));
+    let stored_head_dim = const { stored_head_dim(V::HEAD_DIM) };
+    let (query_bytes, key_bytes) = (query_tile_bytes(stored_head_dim), key_tile_bytes(stored_head_dim));
     let mut position = Position::new(memory.stages);
     let mut query_phase = 0;
 
@@ -78,7 +79,7 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
                         let key = base + memory.key + position.stage * key_bytes;
                         let value = base + memory.value + position.stage * memory.value_stride;
                         bulk_to_shared(key, params.key + tile * key_bytes as u64, key_bytes, full);
-                        let source = params.value + tile * memory.value_bytes as u64;
+                        let source = params.value + tile * memory.value_tile_bytes as u64;
                         bulk_to_shared(value, source, memory.value_bytes, full);
                         position.advance();
                     }

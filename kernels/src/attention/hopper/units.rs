@@ -1,6 +1,7 @@
 //! What e4m3 values are stored in units of, and less: their channels' scales, their segments' means.
 
 use sage_layout::params::AttentionParams;
+use sage_layout::tile::stored_head_dim;
 use simt::{global, math};
 
 use crate::attention::schedule::WorkItem;
@@ -21,7 +22,7 @@ pub unsafe fn add_means<S: Sequences, const HEAD_DIM: u32>(
     output: &mut [f32],
 ) {
     let means = item.sequence.first_segment(item.key_head, S::segment_places(params));
-    let means = (means + segment as u64) * HEAD_DIM as u64 + 2 * (lane % 4) as u64;
+    let means = (means + segment as u64) * const { stored_head_dim(HEAD_DIM) } as u64 + 2 * (lane % 4) as u64;
     let means = params.value_mean_codes + 4 * means;
     for group in 0..HEAD_DIM as usize / 8 {
         // SAFETY: means hold a row for each segment of each key head.
@@ -47,7 +48,8 @@ pub unsafe fn scaled<S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     output: &[f32; REGISTERS],
 ) -> [f32; REGISTERS] {
     let row = item.sequence.row(item.key_head, &params.sequences);
-    let scales = params.value_scale + 4 * (row as u64 * HEAD_DIM as u64 + 2 * (lane % 4) as u64);
+    let scales = row as u64 * const { stored_head_dim(HEAD_DIM) } as u64 + 2 * (lane % 4) as u64;
+    let scales = params.value_scale + 4 * scales;
     let mut scaled = [0.0; REGISTERS];
     for group in 0..HEAD_DIM as usize / 8 {
         // without keys there are no scales

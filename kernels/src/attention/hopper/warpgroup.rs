@@ -4,7 +4,7 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
-use sage_layout::tile::{KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes};
+use sage_layout::tile::{KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes, stored_head_dim};
 use simt::wgmma::{self, Descriptor};
 use simt::{barrier, global, math, shared, thread, warp};
 
@@ -44,6 +44,9 @@ pub struct Warpgroup<'a, const HEAD_DIM: u32> {
 }
 
 impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
+    /// Bytes of a row of queries or keys: those of all stored channels.
+    const ROW_BYTES: u32 = stored_head_dim(HEAD_DIM);
+
     /// At the beginning, for warpgroup `warpgroup`'s threads.
     #[inline(always)]
     pub fn new(
@@ -199,14 +202,14 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// A tile with a query or key a row.
     #[inline(always)]
     fn rows(tile: u32) -> Descriptor {
-        Descriptor::with_stride(tile, HEAD_DIM.min(swizzle::LONGEST), swizzle::PERIOD * HEAD_DIM)
+        Descriptor::with_stride(tile, Self::ROW_BYTES.min(swizzle::LONGEST), swizzle::PERIOD * Self::ROW_BYTES)
     }
 
     /// 64 keys of a key tile.
     #[inline(always)]
     pub fn key_chunk(&self, position: Position, chunk: u32) -> Descriptor {
-        let tile = self.base + self.memory.key + position.stage * key_tile_bytes(HEAD_DIM);
-        Self::rows(tile).advance(chunk * KEY_CHUNK * HEAD_DIM)
+        let tile = self.base + self.memory.key + position.stage * key_tile_bytes(Self::ROW_BYTES);
+        Self::rows(tile).advance(chunk * KEY_CHUNK * Self::ROW_BYTES)
     }
 
     /// Address of a value tile.
@@ -222,13 +225,13 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// The queries and the keys are there; as for [`wgmma::m64n64k32_s32_s8`].
     #[inline(always)]
     pub unsafe fn multiply_query_key(&self, scores: &mut Scores, key: Descriptor) {
-        let query = self.base + self.memory.query + self.index * query_tile_bytes(HEAD_DIM);
+        let query = self.base + self.memory.query + self.index * query_tile_bytes(Self::ROW_BYTES);
         let query = Self::rows(query);
         // SAFETY: forwarded contract.
         unsafe {
             wgmma::m64n64k32_s32_s8::<false>(scores, query, key);
             for step in 1..HEAD_DIM / STEP_BYTES {
-                let offset = swizzle::offset(0, step * STEP_BYTES, HEAD_DIM);
+                let offset = swizzle::offset(0, step * STEP_BYTES, Self::ROW_BYTES);
                 let (query, key) = (query.advance(offset), key.advance(offset));
                 wgmma::m64n64k32_s32_s8::<true>(scores, query, key);
             }
