@@ -562,7 +562,8 @@ impl Kernel {
         match self.family() {
             family if family.quantizes() => false,
             Family::Prepare | Family::MaskTiles | Family::TuringF16F16 => false,
-            Family::Attention | Family::AttentionF16 => self.head_dim() > 192,
+            Family::Attention => self.head_dim() > 128,
+            Family::AttentionF16 => self.head_dim() > 192,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
             _ => true,
