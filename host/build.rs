@@ -1,7 +1,7 @@
 //! Embeds the compiled kernels: writes the table that `src/gpu/module.rs` includes.
 //!
-//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<archive>.lzma`, images of kernels one after the other, and
-//! `<archive>.images`, a line for each: architecture, symbol, form, bytes. `SAGE_PTX_DIR` names another folder, from the
+//! `cargo xtask build-ptx` leaves what to embed in `target/ptx`: `<archive>_<form>.lzma`, images of kernels one after the other, and
+//! `<archive>_<form>.images`, a line for each: architecture, symbol, bytes. `SAGE_PTX_DIR` names another folder, from the
 //! workspace's root. What is not there is left out, and the library says so when it is asked for.
 
 use sage_layout::architecture::Architecture;
@@ -19,14 +19,15 @@ fn main() {
 
     let (mut archives, mut images) = (String::new(), String::new());
     let names: BTreeSet<&str> = Kernel::ALL.iter().map(|kernel| kernel.archive()).collect();
-    for name in names {
+    for (name, (form, extension)) in names.into_iter().flat_map(|name| FORMS.map(|form| (name, form))) {
+        let name = &format!("{name}_{extension}");
         let [index, archive] = ["images", "lzma"].map(|extension| folder.join(name).with_extension(extension));
         let Ok(index) = fs::read_to_string(index) else { continue };
         let place = name.to_uppercase();
         writeln!(archives, "    static {place}: &[u8] = include_bytes!({archive:?});").expect(STRING);
         let mut start = 0;
         for line in index.lines() {
-            let Some((architecture, symbol, form, bytes)) = image(line) else { panic!("{name}.images: {line}") };
+            let Some((architecture, symbol, bytes)) = image(line) else { panic!("{name}.images: {line}") };
             // an earlier build may have left kernels that are no more
             if let Some(kernel) = Kernel::ALL.iter().find(|kernel| kernel.symbol() == symbol) {
                 writeln!(
@@ -44,18 +45,16 @@ fn main() {
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written");
 }
 
+/// Forms of images in `src/gpu/module.rs`, and what they are called here.
+const FORMS: [(&str, &str); 2] = [("Cubin", "cubin"), ("Ptx", "ptx")];
+
 const STRING: &str = "a String takes everything";
 
 /// What a line of an index says.
-fn image(line: &str) -> Option<(Architecture, &str, &'static str, usize)> {
-    let [architecture, symbol, form, bytes] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+fn image(line: &str) -> Option<(Architecture, &str, usize)> {
+    let [architecture, symbol, bytes] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
     let architecture = Architecture::ALL.into_iter().find(|one| one.name() == architecture)?;
-    let form = match form {
-        "ptx" => "Ptx",
-        "cubin" => "Cubin",
-        _ => return None,
-    };
-    Some((architecture, symbol, form, bytes.parse().ok()?))
+    Some((architecture, symbol, bytes.parse().ok()?))
 }
 
 /// Where the kernels are. The default folder is made if need be, because cargo takes a missing one for changed and would

@@ -1,6 +1,6 @@
 //! `cargo xtask build-ptx`: from Rust to one PTX module and one cubin a kernel.
 //!
-//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said; and `OUT/<symbol>.lzma`, what the host
+//! `OUT/<architecture>/<symbol>.ptx`, `.cubin`, and `.txt`, which is what ptxas said; and `OUT/<archive>.lzma`, what the host
 //! library embeds (`embed.rs`). Files whose content stays are not touched, so the library is rebuilt only when a kernel changes.
 
 use std::path::{Path, PathBuf};
