@@ -320,6 +320,7 @@ fn check_left_alone<T: Element + PartialEq>(problem: &AttentionProblem, options:
     let inputs = Inputs::<T>::random(problem, 16);
     let result = run(Steps::Call, problem, &inputs);
     let overwritten = run(Steps::OverwrittenChannels, problem, &inputs);
+    assert!(result.workspace("query_codes") != overwritten.workspace("query_codes"));
     assert!(result.output::<T>() == overwritten.output::<T>(), "{problem:?}");
     assert_eq!(result.log_sum_exp(), overwritten.log_sum_exp());
 

@@ -1,7 +1,7 @@
 //! Speed on the GPU: the attention kernel alone, the quantization alone, and the whole call; and how exact it is.
 //!
-//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 or 96 channels, 32 of 64 or 8 of
-//! 256. An operation is a multiplication or an addition of the two matrix products, half of them for a causal mask. For the
+//! The sizes are those of SageAttention's papers: batch · length is 32768 tokens, 16 heads of 128 or 96 channels, 32 of 64, 8 of
+//! 256 or 10 of 192. An operation is a multiplication or an addition of the two matrix products, half of them for a causal mask. For the
 //! quantization, gigabytes are those that it can't do without: each tensor read once, its codes written once.
 //!
 //! Each case is timed in two ways. In *bursts*: after 80 ms of rest and one call to warm up, about 12 ms of calls between
@@ -92,7 +92,7 @@ impl Variant {
 /// Tokens of a batch, all sequences together.
 const TOKENS: usize = 32768;
 /// Head dimension, and how many heads.
-const HEADS: [(usize, usize); 4] = [(128, 16), (64, 32), (256, 8), (96, 16)];
+const HEADS: [(usize, usize); 5] = [(128, 16), (64, 32), (256, 8), (96, 16), (192, 10)];
 
 /// What is done to scores, but for [`Mask`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -269,9 +269,9 @@ fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
                 let mask = setting.name;
                 cases.push(Case { engine: "gpu", head_dim, mask, length, part, contender: contender.into() });
             };
-            // 256 channels have one kernel for a kind of values, of equally long sequences and plain scores; 96 have those of 128
+            // 256 channels have one kernel for a kind of values, of equally long sequences and plain scores
             let (is_main, is_there) = match head_dim {
-                96 => (false, setting.is_main),
+                96 | 192 => (false, setting.is_main),
                 256 => (false, setting.is_uniform()),
                 _ => (setting.is_main, true),
             };

@@ -66,9 +66,11 @@ fn same_inputs() {
     let causal = Mask::CausalAligned(CausalAlign::BottomRight);
     for (head_dim, dtype, mask, smooth_v) in [
         (64, DTYPES[0], Mask::None, true),
+        (96, DTYPES[0], Mask::None, true),
         (128, DTYPES[0], causal, true),
         (128, DTYPES[1], Mask::None, true),
         (128, DTYPES[0], Mask::None, false),
+        (192, DTYPES[1], causal, true),
     ] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, dtype, [1, 2, 250, head_dim], [1, 2500]);
         let options = AttentionOptions { mask, smooth_v, ..with_lse() };

@@ -16,7 +16,7 @@ fn every_mask_and_sinks() {
     let lengths = [(1, 1), (1, 1000), (200, 77), (77, 200), (333, 333), (799, 3), (193, 128), (1025, 2051), (64, 5000)];
     for (index, (query_len, key_len)) in lengths.into_iter().enumerate() {
         for (number, mask) in MASKS.into_iter().enumerate() {
-            for head_dim in [64, 128, 256] {
+            for head_dim in [64, 96, 128, 192, 256] {
                 let (layout, dtype) = (pick(&LAYOUTS, index), pick(&DTYPES, index + number));
                 let problem = AttentionProblem::cross(layout, dtype, [2, 4, query_len, head_dim], [2, key_len]);
                 let options = AttentionOptions {
@@ -38,7 +38,7 @@ fn long_windows() {
     let Some(gpu) = gpu() else { return };
     for left in [100, 1023, 1024, 1500, 4095, 5000, 9000] {
         for (right, align) in [(Some(0), CausalAlign::TopLeft), (Some(700), CausalAlign::BottomRight)] {
-            for head_dim in [64, 128, 256] {
+            for head_dim in [64, 96, 128, 192, 256] {
                 let problem = AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [1, 2, 1700, head_dim], [2, 10_000]);
                 let mask = Mask::Window { left: Some(left), right, align };
                 compare(gpu, &problem, &AttentionOptions { mask, sinks: true, ..with_lse() }, 51);

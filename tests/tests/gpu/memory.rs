@@ -18,7 +18,7 @@ fn inputs<T: Element>(problem: &AttentionProblem) -> Inputs<T> {
 fn strided_equals_contiguous() {
     let Some(gpu) = gpu() else { return };
     for dtype in DTYPES {
-        for head_dim in [64, 40, 127] {
+        for head_dim in [64, 40, 96, 127, 192] {
             let contiguous = AttentionProblem::cross(LAYOUTS[0], dtype, [2, 4, 150, head_dim], [2, 270]);
             with_element!(dtype, T => for options in modes() {
                 let expected = attend(gpu, &contiguous, &options, &inputs::<T>(&contiguous));

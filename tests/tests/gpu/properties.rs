@@ -17,7 +17,7 @@ fn problem(head_dim: usize) -> AttentionProblem {
 #[test]
 fn shifted_keys() {
     let Some(gpu) = gpu() else { return };
-    for head_dim in [64, 128] {
+    for head_dim in [64, 96, 128, 192] {
         let problem = problem(head_dim);
         let inputs = Inputs::<f16>::random(&problem, 30);
         let mut random = Random(31);
@@ -118,7 +118,7 @@ fn causal_ignores_later_keys() {
 #[test]
 fn later_tiles_leave_no_trace() {
     let Some(gpu) = gpu() else { return };
-    for (head_dim, mode) in [64, 128].into_iter().flat_map(|head_dim| modes().map(|mode| (head_dim, mode))) {
+    for (head_dim, mode) in [64, 96, 128, 192].into_iter().flat_map(|head_dim| modes().map(|mode| (head_dim, mode))) {
         let problem = AttentionProblem::new(LAYOUTS[1], DTYPES[0], [1, 2, 400, head_dim]);
         let options = AttentionOptions { mask: Mask::Causal, smooth_k: false, smooth_v: false, ..mode };
         let mut inputs = Inputs::<f16>::random(&problem, 40);
@@ -149,7 +149,7 @@ fn later_tiles_leave_no_trace() {
 #[test]
 fn rising_scores() {
     let Some(gpu) = gpu() else { return };
-    for head_dim in [64, 128] {
+    for head_dim in [64, 96, 128, 192] {
         let each = SMOOTHINGS.into_iter().flat_map(|mode| [(mode, Mask::None), (mode, Mask::Causal)]);
         for ((pv_mode, smooth_v), mask) in each {
             let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [1, 2, 3000, head_dim]);
@@ -262,7 +262,7 @@ fn zeros() {
 #[test]
 fn f32_is_f16_and_its_output_is_not_rounded() {
     let Some(gpu) = gpu() else { return };
-    for (index, head_dim) in [64, 128, 256, 40, 37].into_iter().enumerate() {
+    for (index, head_dim) in [64, 96, 128, 192, 256, 40, 37].into_iter().enumerate() {
         for options in modes() {
             let shape = [2, 4, 300, head_dim];
             let narrow = AttentionProblem::cross(pick(&LAYOUTS, index), DTYPES[0], shape, [2, 555]);

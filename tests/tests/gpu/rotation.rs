@@ -10,8 +10,8 @@ use sageattention::{AttentionOptions, AttentionProblem, DType, Error, PvMode, Qk
 use crate::{DTYPES, LAYOUTS, codes, compare, pick, with_lse};
 
 /// Channels of a head, and those that are turned.
-const DIMENSIONS: [(usize, usize); 8] =
-    [(64, 64), (128, 128), (128, 32), (256, 256), (96, 96), (40, 20), (100, 34), (61, 60)];
+const DIMENSIONS: [(usize, usize); 9] =
+    [(64, 64), (128, 128), (128, 32), (256, 256), (96, 96), (192, 64), (40, 20), (100, 34), (61, 60)];
 
 #[test]
 fn near_the_cpu() {

@@ -9,7 +9,7 @@ fn all_lengths_from_1_to_260() {
     let Some(gpu) = gpu() else { return };
     for length in 1..=260 {
         let (layout, dtype) = (pick(&LAYOUTS, length / 2), pick(&DTYPES, length / 3));
-        let head_dim = pick(&[64, 128, 256, 64, 128, 80, 200], length);
+        let head_dim = pick(&[64, 128, 256, 64, 128, 80, 200, 96, 192], length);
         compare(gpu, &AttentionProblem::new(layout, dtype, [1, 2, length, head_dim]), &mixed_options(length), 1);
     }
 }
@@ -18,7 +18,7 @@ fn all_lengths_from_1_to_260() {
 fn odd_sizes() {
     let Some(gpu) = gpu() else { return };
     for (index, length) in [999, 1500, 2500].into_iter().enumerate() {
-        for head_dim in [64, 128, 256] {
+        for head_dim in [64, 96, 128, 192, 256] {
             for mask in [Mask::None, Mask::Causal] {
                 let problem =
                     AttentionProblem::new(pick(&LAYOUTS, index), pick(&DTYPES, index), [1, 2, length, head_dim]);
@@ -35,7 +35,7 @@ fn every_combination() {
     let Some(gpu) = gpu() else { return };
     for dtype in DTYPES {
         for layout in LAYOUTS {
-            for head_dim in [64, 128, 40, 72, 96, 1, 127] {
+            for head_dim in [64, 128, 40, 72, 96, 1, 127, 192] {
                 for granularity in QuantGranularity::ALL {
                     for mask in [Mask::None, Mask::Causal] {
                         let problem = AttentionProblem::new(layout, dtype, [2, 3, 333, head_dim]);
@@ -55,7 +55,7 @@ fn queries_and_keys_of_different_lengths() {
         [(1, 1), (1, 1000), (5, 3), (3, 5), (200, 77), (77, 200), (113, 203), (799, 3), (193, 128), (1025, 2051)];
     for (index, (query_len, key_len)) in lengths.into_iter().enumerate() {
         for mask in masks {
-            for head_dim in [64, 128, 256] {
+            for head_dim in [64, 96, 128, 192, 256] {
                 let (layout, dtype) = (pick(&LAYOUTS, index), pick(&DTYPES, index / 2));
                 let problem = AttentionProblem::cross(layout, dtype, [2, 2, query_len, head_dim], [2, key_len]);
                 compare(gpu, &problem, &AttentionOptions { mask, ..with_lse() }, 4);
@@ -81,7 +81,7 @@ fn shared_key_heads_and_many_batches() {
 #[test]
 fn values_of_another_head_dimension() {
     let Some(gpu) = gpu() else { return };
-    let head_dims = [(192, 128), (64, 128), (128, 64), (100, 37), (37, 100), (16, 256), (1, 64)];
+    let head_dims = [(192, 128), (64, 128), (128, 64), (96, 64), (100, 37), (37, 100), (130, 96), (16, 256), (1, 64)];
     for (index, (head_dim, value_head_dim)) in head_dims.into_iter().enumerate() {
         for (layout, dtype) in LAYOUTS.into_iter().zip([pick(&DTYPES, index), pick(&DTYPES, index + 1)]) {
             let problem = AttentionProblem::cross(layout, dtype, [2, 4, 300, head_dim], [2, 1333]);

@@ -12,8 +12,11 @@
 //! A CTA holds one multiprocessor; its producer claims items (192 queries of a head) until none are left, and runs ahead
 //! as far as slots are free, into the next item too. The consumers never wait for each other.
 //!
-//! With 256 channels there are two consumer warpgroups, since an output takes 128 registers a thread, and the values' sums are taken in
-//! [`consumer_wide_fp8`]'s way if they are e4m3. The output leaves through the memory of the queries.
+//! With more than 128 channels there are two consumer warpgroups, since an output takes up to 128 registers a thread, and the values' sums
+//! are taken in [`consumer_wide_fp8`]'s way if they are e4m3. The output leaves through the memory of the queries.
+//!
+//! A kernel may have fewer channels than its operands are stored with (`sage_layout::tile::stored_head_dim`): then those of queries and keys
+//! are not multiplied, and those of values not copied either.
 
 pub mod consumer_f16;
 pub mod consumer_fp8;
