@@ -179,8 +179,17 @@ fn check<T: Element>(gpu: ComputeCapability, problem: &AttentionProblem, options
 /// Whole chunks and others, some channels and all, both kinds of pairs, every element type: the CPU's codes to the bit.
 #[test]
 fn kernels_make_the_same_codes() {
-    let shapes =
-        [(64, 64, 8), (128, 96, 8), (256, 256, 16), (40, 20, 8), (100, 34, 8), (61, 60, 3), (72, 16, 0), (2, 2, 0)];
+    let shapes = [
+        (64, 64, 8),
+        (128, 96, 8),
+        (256, 256, 16),
+        (40, 20, 8),
+        (100, 34, 8),
+        (61, 60, 3),
+        (72, 16, 0),
+        (2, 2, 0),
+        (90, 90, 8),
+    ];
     for (index, (head_dim, dim, padding)) in shapes.into_iter().enumerate() {
         for (turn, dtype) in [DType::F16, DType::Bf16, DType::F32].into_iter().enumerate() {
             let layout = [TensorLayout::Hnd, TensorLayout::Nhd][index % 2];

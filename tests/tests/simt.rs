@@ -66,7 +66,7 @@ fn more_items_than_ctas() {
 /// One item a CTA, no slot filled twice: lanes may drift apart.
 #[test]
 fn every_schedule_of_threads() {
-    for head_dim in [64, 96, 128, 192, 256] {
+    for head_dim in [64, 128, 256] {
         let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 400, head_dim], [1, 384]);
         for schedule in Schedule::with((0..6).map(Schedule::Random)) {
             for options in modes() {
@@ -287,7 +287,7 @@ fn calls_of_fewer_channels() -> impl Iterator<Item = (AttentionProblem, Attentio
     let each = head_dims.into_iter().flat_map(|head_dims| modes().map(|options| (head_dims, options)));
     each.enumerate().map(|(index, ((head_dim, value_head_dim), options))| {
         let dtype = [DType::F16, DType::Bf16, DType::F32][index % 3];
-        let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 4, 200, head_dim], [2, 260]);
+        let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 2, 100, head_dim], [1, 200]);
         let mask = [Mask::CausalAligned(CausalAlign::BottomRight), Mask::None][index / 2 % 2];
         let (sinks, softmax_scale) = (index % 3 == 0, Some(0.1));
         (problem.with_value_head_dim(value_head_dim), AttentionOptions { mask, sinks, softmax_scale, ..options })
@@ -329,7 +329,7 @@ fn check_left_alone<T: Element + PartialEq>(problem: &AttentionProblem, options:
         let rows = tensor.chunks_exact(head_dim);
         rows.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(T::zeroed(), stored - head_dim))).collect()
     };
-    let whole = AttentionProblem::cross(TensorLayout::Nhd, problem.dtype, [1, 4, 200, stored], [2, 260]);
+    let whole = AttentionProblem::cross(TensorLayout::Nhd, problem.dtype, [1, 2, 100, stored], [1, 200]);
     let whole_inputs = Inputs {
         query: widen(&inputs.query, problem.head_dim),
         key: widen(&inputs.key, problem.head_dim),
