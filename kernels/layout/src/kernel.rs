@@ -557,7 +557,7 @@ impl Kernel {
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
     /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own, or
-    /// the output of 256 channels. The budgets (`kernels/budgets`) say how many.
+    /// the output of 192 channels or more. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
