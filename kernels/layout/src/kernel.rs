@@ -691,7 +691,13 @@ impl AttentionShared {
         }
         // a lane holds head_dim / 2 flushed output sums, and for its two rows the flushed row sum and one segment's since
         let region_stride = (head_dim / 2 + 4) * 32 * 4;
-        Self::narrow(head_dim, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
+        // with fewer channels a slot is held longer, until the next tile's first products are done
+        let stages = match head_dim {
+            64 => 6,
+            96 => 4,
+            _ => 3,
+        };
+        Self::narrow(head_dim, stages, value_bytes, value_bytes + Self::ONES_BYTES, region_stride)
     }
 
     /// The layout with 16-bit values, for a kernel's head dimension.
@@ -701,11 +707,11 @@ impl AttentionShared {
             return Self::wide(head_dim, value_bytes, 2);
         }
         let output_bytes = WARP_ROWS * (2 * head_dim + Self::OUTPUT_PADDING);
-        Self::narrow(head_dim, value_bytes, value_bytes, output_bytes)
+        Self::narrow(head_dim, 3, value_bytes, value_bytes, output_bytes)
     }
 
-    const fn narrow(head_dim: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
-        let (warpgroups, stages) = (consumer_warpgroups(head_dim), 3);
+    const fn narrow(head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
+        let warpgroups = consumer_warpgroups(head_dim);
         let shared = Self::with_tiles(head_dim, stages, value_bytes, value_stride);
         let barriers = shared.region + warpgroups * 4 * region_stride;
         Self { region_stride, output_channels: head_dim, ..shared }.with_barriers(barriers)

@@ -10,6 +10,13 @@ pub fn e4m3x4(values: [f32; 4]) -> u32 {
     arch::convert::e4m3x4(values)
 }
 
+/// The same of two f32 and, after them, of two f16, which are in the halves of `high` (`cvt.rn.satfinite.e4m3x2.f16x2`).
+#[inline(always)]
+#[track_caller]
+pub fn e4m3x4_of_f32_and_f16(low: [f32; 2], high: u32) -> u32 {
+    arch::convert::e4m3x4_of_f32_and_f16(low, high)
+}
+
 /// Two f16, the first in the low half (`cvt.rn.f16x2.f32`).
 #[inline(always)]
 #[track_caller]

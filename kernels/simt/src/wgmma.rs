@@ -39,6 +39,13 @@ impl Descriptor {
     pub const fn advance(self, bytes: u32) -> Self {
         Self(self.0 + (bytes / 16) as u64)
     }
+
+    /// The `index`-th tile of those that are `bytes` apart, a multiple of 16, beginning with this one. Only the low word is computed, so that
+    /// the high one stays a constant.
+    #[inline(always)]
+    pub const fn nth(self, index: u32, bytes: u32) -> Self {
+        Self((self.0 >> 32) << 32 | (self.0 as u32 + index * (bytes / 16)) as u64)
+    }
 }
 
 /// Orders register writes before the multiplications that follow (`wgmma.fence`). All four warps must call it.

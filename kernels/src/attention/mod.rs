@@ -13,6 +13,7 @@
 pub mod ampere;
 pub mod epilogue;
 pub mod hopper;
+pub mod interpolation;
 pub mod mask;
 pub mod mask_tiles;
 pub mod modifier;

@@ -11,6 +11,7 @@ use core::marker::PhantomData;
 use sage_layout::scale::E4M3_MAX;
 use simt::{convert, math, warp};
 
+use super::interpolation;
 use super::mask::ChunkMask;
 use super::modifier::{ChunkScores, Score};
 use crate::element::Element;
@@ -25,8 +26,8 @@ pub trait Probabilities: Copy {
     /// Nothing set.
     const ZERO: Self;
 
-    /// Sets those of keys `16 · group` on: eight accumulator registers, two for each row and half.
-    fn set(&mut self, group: usize, values: &[f32; 8]);
+    /// Sets those of keys `16 · group` on.
+    fn set(&mut self, group: usize, exponents: &Exponents);
 
     /// Whether one of the lane's was too large, or NaN.
     fn saturated(&self) -> bool;
@@ -40,26 +41,34 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 /// Octaves between a fresh row maximum's probability and saturation.
 const HEADROOM: f32 = 4.0;
 
+/// Of the eight registers of a chunk's probabilities, two for each group of 16 keys, those of which half is interpolated: every other
+/// one, of either row and among each row's as evenly as can be. With more of them, or fewer, kernels are slower.
+const INTERPOLATED: [[bool; 2]; 4] = [[true, false], [false, true], [true, false], [false, true]];
+
 impl Probabilities for E4m3Probabilities {
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
     const ZERO: Self = [[0; 4]; 2];
 
     #[inline(always)]
-    fn set(&mut self, group: usize, values: &[f32; 8]) {
-        let operand = &mut self[group / 2];
-        operand[group % 2 * 2] = convert::e4m3x4([values[0], values[1], values[4], values[5]]);
-        operand[group % 2 * 2 + 1] = convert::e4m3x4([values[2], values[3], values[6], values[7]]);
+    fn set(&mut self, group: usize, exponents: &Exponents) {
+        for row in 0..2 {
+            let [low, high] = [2 * row, 2 * row + 4];
+            let powers = |first| [exponents.power(first), exponents.power(first + 1)];
+            self[group / 2][group % 2 * 2 + row] = if INTERPOLATED[group][row] {
+                convert::e4m3x4_of_f32_and_f16(powers(low), exponents.interpolated_powers(high))
+            } else {
+                let ([a, b], [c, d]) = (powers(low), powers(high));
+                convert::e4m3x4([a, b, c, d])
+            };
+        }
     }
 
     #[inline(always)]
     fn saturated(&self) -> bool {
-        // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN)
-        let mut sum = 0;
-        for operand in self {
-            let [a, b, c, d] = operand.map(|codes| codes.wrapping_add(0x0202_0202));
-            sum = math::or3(math::or3(sum, a, b), c, d);
-        }
-        sum & 0x8080_8080 != 0
+        // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN); and the sign of −0 stays
+        let [[a, b, c, d], [e, f, g, h]] = self.map(|operand| operand.map(|codes| codes.wrapping_add(0x0202_0202)));
+        let sum = math::or3(math::or3(math::or3(a, b, c), d, e), f, g);
+        (sum | h) & 0x8080_8080 != 0
     }
 }
 
@@ -80,9 +89,13 @@ impl Probabilities for SummedE4m3Probabilities {
     const ZERO: Self = Self { operands: E4m3Probabilities::ZERO, sums: [0.0; 2] };
 
     #[inline(always)]
-    fn set(&mut self, group: usize, values: &[f32; 8]) {
-        self.operands.set(group, values);
-        add_row_sums(&mut self.sums, values);
+    fn set(&mut self, group: usize, exponents: &Exponents) {
+        let values = exponents.powers();
+        for row in 0..2 {
+            let codes = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
+            self.operands[group / 2][group % 2 * 2 + row] = convert::e4m3x4(codes);
+        }
+        add_row_sums(&mut self.sums, &values);
     }
 
     #[inline(always)]
@@ -133,6 +146,17 @@ impl Sums for F16Sums {
 impl<E: Element, S: Sums> HalfProbabilities<E, S> {
     const LOG2_LARGEST_SUM: f32 =
         if E::LOG2_LARGEST_SUM < S::LOG2_LARGEST_SUM { E::LOG2_LARGEST_SUM } else { S::LOG2_LARGEST_SUM };
+
+    /// [`set`](Probabilities::set) of what the exponents are already the powers of two of.
+    #[inline(always)]
+    pub fn set_powers(&mut self, group: usize, powers: &[f32; 8]) {
+        for row in 0..2 {
+            let [a, b, c, d] = [0, 1, 4, 5].map(|index: usize| powers[2 * row + index]);
+            self.operands[group][row] = E::pack([a, b]);
+            self.operands[group][row + 2] = E::pack([c, d]);
+        }
+        add_row_sums(&mut self.sums, powers);
+    }
 }
 
 impl<E, S> Clone for HalfProbabilities<E, S> {
@@ -149,13 +173,8 @@ impl<E: Element, S: Sums> Probabilities for HalfProbabilities<E, S> {
     const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], types: PhantomData };
 
     #[inline(always)]
-    fn set(&mut self, group: usize, values: &[f32; 8]) {
-        for row in 0..2 {
-            let [a, b, c, d] = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
-            self.operands[group][row] = E::pack([a, b]);
-            self.operands[group][row + 2] = E::pack([c, d]);
-        }
-        add_row_sums(&mut self.sums, values);
+    fn set(&mut self, group: usize, exponents: &Exponents) {
+        self.set_powers(group, &exponents.powers());
     }
 
     #[inline(always)]
@@ -248,6 +267,59 @@ impl Visible {
             Self::All => true,
             Self::Some(mask) => mask.shows(element),
         }
+    }
+}
+
+/// log₂ of the probabilities of 16 keys: eight accumulator registers, two for each row and half.
+pub struct Exponents {
+    scores: [f32; 8],
+    scale: f32,
+    /// Of the lane's two rows.
+    offset: [f32; 2],
+    /// Of the lane's four columns.
+    bias: Option<[f32; 4]>,
+    visible: Visible,
+    /// The first of the registers.
+    first: usize,
+}
+
+impl Exponents {
+    /// What is added to a score that has been multiplied by the scale, in two parts: the offset, and the bias if there is one.
+    #[inline(always)]
+    fn addends(&self, index: usize) -> (f32, Option<f32>) {
+        (self.offset[index / 2 % 2], self.bias.map(|bias| bias[index / 4 * 2 + index % 2]))
+    }
+
+    /// `2^(score · scale + offset + bias)`, by the MUFU.
+    #[inline(always)]
+    fn power(&self, index: usize) -> f32 {
+        let (offset, bias) = self.addends(index);
+        let mut exponent = math::fma(self.scores[index], self.scale, offset);
+        if let Some(bias) = bias {
+            exponent += bias;
+        }
+        math::exp2(if self.visible.shows(self.first + index) { exponent } else { f32::NEG_INFINITY })
+    }
+
+    /// All eight.
+    #[inline(always)]
+    pub fn powers(&self) -> [f32; 8] {
+        core::array::from_fn(|index| self.power(index))
+    }
+
+    /// The same of two adjacent ones, in f16, by [`interpolation`].
+    #[inline(always)]
+    fn interpolated_powers(&self, first: usize) -> u32 {
+        let scale = self.scale * interpolation::PLACES_PER_OCTAVE;
+        let place = |index: usize| {
+            let offset = match self.addends(index) {
+                (offset, Some(bias)) => offset + bias,
+                (offset, None) => offset,
+            };
+            let place = math::fma_saturated(self.scores[index], scale, interpolation::offset(offset));
+            if self.visible.shows(self.first + index) { place } else { 0.0 }
+        };
+        interpolation::powers([place(first), place(first + 1)])
     }
 }
 
@@ -359,15 +431,8 @@ impl OnlineSoftmax {
         visible: Visible,
         probabilities: &mut P,
     ) {
-        let mut values = [0.0; 8];
-        for (index, value) in values.iter_mut().enumerate() {
-            let mut exponent = math::fma(scores[index].to_f32(), scale, self.offset[index / 2 % 2]);
-            if let Some(bias) = bias {
-                exponent += bias[index / 4 * 2 + index % 2];
-            }
-            *value = math::exp2(if visible.shows(8 * group + index) { exponent } else { f32::NEG_INFINITY });
-        }
-        probabilities.set(group, &values);
+        let scores = scores.map(Score::to_f32);
+        probabilities.set(group, &Exponents { scores, scale, offset: self.offset, bias, visible, first: 8 * group });
     }
 
     /// What a row's sums are divided by: the sum of its probabilities, and that of a logit that has no value, in natural units.

@@ -26,7 +26,7 @@ use crate::attention::ampere::chunks::Matrix;
 use crate::attention::epilogue;
 use crate::attention::mask::ChunkMask;
 use crate::attention::modifier::{ChunkScores, capped};
-use crate::attention::softmax::{F32Sums, HalfProbabilities, OnlineSoftmax, Probabilities, Visible};
+use crate::attention::softmax::{Exponents, F32Sums, HalfProbabilities, OnlineSoftmax, Probabilities, Visible};
 use crate::element::{Element, F16};
 use crate::quantize::query_key::max_abs;
 
@@ -154,8 +154,9 @@ impl Probabilities for CodeProbabilities {
     const ZERO: Self = Self { operands: HalfProbabilities::ZERO, weights: [0.0; COLUMNS], sums: [0.0; 2] };
 
     #[inline(always)]
-    fn set(&mut self, group: usize, values: &[f32; 8]) {
-        self.operands.set(group, values);
+    fn set(&mut self, group: usize, exponents: &Exponents) {
+        let values = exponents.powers();
+        self.operands.set_powers(group, &values);
         for row in 0..2 {
             for column in 0..4 {
                 let value = values[2 * row + column / 2 * 4 + column % 2];

@@ -10,6 +10,12 @@ pub fn e4m3x4(values: [f32; 4]) -> u32 {
 }
 
 #[track_caller]
+pub fn e4m3x4_of_f32_and_f16([first, second]: [f32; 2], high: u32) -> u32 {
+    let [third, fourth] = [high, high >> 16].map(|half| f32_from_f16(half as u16));
+    e4m3x4([first, second, third, fourth])
+}
+
+#[track_caller]
 pub fn f16x2(values: [f32; 2]) -> u32 {
     poison::check("cvt.f16x2", &values);
     let [low, high] = values.map(|value| f16::from_f32(value).to_bits() as u32);
@@ -40,6 +46,7 @@ mod tests {
     #[test]
     fn packs_low_first() {
         assert_eq!(e4m3x4([1.0, -448.0, 1e9, 0.0]), 0x00_7e_fe_38);
+        assert_eq!(e4m3x4_of_f32_and_f16([1.0, 1e9], 0x8000_c000), 0x80_c0_7e_38);
         assert_eq!(f16x2([1.0, -2.0]), 0xc000_3c00);
         assert_eq!(bf16x2([1.0, -2.0]), 0xc000_3f80);
     }

@@ -16,6 +16,27 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
 }
 
 #[track_caller]
+pub fn fma_saturated(a: f32, b: f32, c: f32) -> f32 {
+    let result = fma(a, b, c);
+    if result.is_nan() { 0.0 } else { result.clamp(0.0, 1.0) }
+}
+
+#[track_caller]
+pub fn multiply_subtract_f16x2(a: u32, b: u32, c: u32) -> u32 {
+    let number = |half: u32| f16::from_bits(half as u16).to_f64();
+    let rounded = |[a, b, c]: [u32; 3]| {
+        // the product of two f16 is exact in f64
+        f16::from_f64(number(a) * number(b) - number(c)).to_bits() as u32
+    };
+    rounded([a, b, c]) | rounded([a, b, c].map(|pair| pair >> 16)) << 16
+}
+
+pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {
+    let bytes = (a as u64 | (b as u64) << 32).to_le_bytes();
+    u32::from_le_bytes([0, 4, 8, 12].map(|shift| bytes[(SELECTOR >> shift & 7) as usize]))
+}
+
+#[track_caller]
 pub fn exp2(x: f32) -> f32 {
     poison::check("ex2", &[x]);
     flush((flush(x) as f64).exp2() as f32)
@@ -92,6 +113,25 @@ packed_nan! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn saturates_between_0_and_1() {
+        assert_eq!(
+            [0.5, -3.0, 9.0, f32::INFINITY, f32::NAN].map(|x| fma_saturated(x, 1.0, 0.25)),
+            [0.75, 0.0, 1.0, 1.0, 0.0]
+        );
+    }
+
+    #[test]
+    fn halves_are_apart() {
+        // 2 · 3 − 1 and −1 · 0.5 − 0.25
+        assert_eq!(multiply_subtract_f16x2(0xbc00_4000, 0x3800_4200, 0x3400_3c00), 0xba00_4500);
+    }
+
+    #[test]
+    fn bytes_are_numbered_from_the_lowest() {
+        assert_eq!(permute_bytes::<0x6521>(0x3322_1100, 0x7766_5544), 0x6655_2211);
+    }
 
     /// What GPUs without the instructions compute: of all numbers, each with those around it and every one in 251.
     #[test]

@@ -28,6 +28,30 @@ pub fn e4m3x4(values: [f32; 4]) -> u32 {
     codes
 }
 
+#[cfg(not(target_feature = "sm_89"))]
+#[inline(always)]
+pub fn e4m3x4_of_f32_and_f16([first, second]: [f32; 2], high: u32) -> u32 {
+    let [third, fourth] = [high, high >> 16].map(|half| f32_from_f16(half as u16));
+    e4m3x4([first, second, third, fourth])
+}
+
+#[cfg(target_feature = "sm_89")]
+#[inline(always)]
+pub fn e4m3x4_of_f32_and_f16(low: [f32; 2], high: u32) -> u32 {
+    let codes;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{{ .reg .b16 low, high;",
+            "cvt.rn.satfinite.e4m3x2.f32 low, {2}, {1};",
+            "cvt.rn.satfinite.e4m3x2.f16x2 high, {3};",
+            "mov.b32 {0}, {{low, high}}; }}",
+            out(reg32) codes, in(reg32) low[0], in(reg32) low[1], in(reg32) high, options(pure, nomem, nostack)
+        )
+    }
+    codes
+}
+
 #[cfg(target_feature = "sm_80")]
 macro_rules! pack {
     ($($name:ident $mnemonic:literal;)*) => { $(

@@ -17,11 +17,11 @@ use core::cmp::min;
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH, VALUE_ROW_BYTES};
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{math, shared, warp};
 
-use super::pipeline::{Position, Signals};
+use super::pipeline::Signals;
 use super::units;
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
@@ -38,8 +38,9 @@ const LANE_STRIDE: u32 = 4 * warp::LANES;
 const STEP_BYTES: u32 = 32;
 
 /// What a consumer warpgroup keeps for the whole kernel.
-struct Consumer<'a, const HEAD_DIM: u32, const REGISTERS: usize> {
-    warpgroup: Warpgroup<'a, HEAD_DIM>,
+pub struct Consumer<'a, const HEAD_DIM: u32, const REGISTERS: usize> {
+    /// What it does as any other.
+    pub warpgroup: Warpgroup<'a, HEAD_DIM>,
     /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the flushed output, `N` and `N + 2` the flushed row
     /// sums, `N + 1` and `N + 3` those since the last flush, where `N = REGISTERS − 4`. Of the latter, the four lanes that
     /// share rows hold those of a segment each.
@@ -47,22 +48,25 @@ struct Consumer<'a, const HEAD_DIM: u32, const REGISTERS: usize> {
 }
 
 /// What it keeps for an item.
-struct State<const REGISTERS: usize> {
-    scores: Scores,
+pub struct State<const REGISTERS: usize> {
+    /// Of a chunk.
+    pub scores: Scores,
     /// Output since the last flush, in code units; the last four are row sums of the current tile.
-    output: [f32; REGISTERS],
-    softmax: OnlineSoftmax,
+    pub output: [f32; REGISTERS],
+    /// The references.
+    pub softmax: OnlineSoftmax,
     /// What the flushed sums must still be multiplied by.
     rescale: [f32; 2],
-    query_scale: f32,
+    /// The lane's.
+    pub query_scale: f32,
     /// Turns the lane's scores of the current tile into base-2 scores.
-    scale: f32,
+    pub scale: f32,
 }
 
 impl<const REGISTERS: usize> State<REGISTERS> {
     /// The scores in its registers.
     #[inline(always)]
-    fn chunk_scores(&self, visible: Visible) -> ChunkScores<i32, 32> {
+    pub fn chunk_scores(&self, visible: Visible) -> ChunkScores<i32, 32> {
         ChunkScores { scores: self.scores, scale: self.scale, visible }
     }
 }
@@ -82,10 +86,7 @@ pub unsafe fn consume<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32
 ) where
     [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
-    let memory = const { AttentionShared::fp8(HEAD_DIM) };
-    let warpgroup = Warpgroup::<HEAD_DIM>::new(params, memory, base, signals, warpgroup);
-    let region = warpgroup.region() + 4 * warpgroup.lane;
-    let mut consumer = Consumer::<HEAD_DIM, REGISTERS> { warpgroup, region };
+    let mut consumer = Consumer::<HEAD_DIM, REGISTERS>::new(params, base, signals, warpgroup);
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
         while let Some(item) = consumer.warpgroup.next_item::<S>() {
@@ -94,12 +95,67 @@ pub unsafe fn consume<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32
     }
 }
 
-impl<const HEAD_DIM: u32, const REGISTERS: usize> Consumer<'_, HEAD_DIM, REGISTERS>
+impl<'a, const HEAD_DIM: u32, const REGISTERS: usize> Consumer<'a, HEAD_DIM, REGISTERS>
 where
     [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
     /// Registers of the output proper.
-    const OUTPUTS: usize = REGISTERS - 4;
+    pub const OUTPUTS: usize = REGISTERS - 4;
+
+    /// At the beginning, for consumer warpgroup `warpgroup`'s threads.
+    #[inline(always)]
+    pub fn new(params: &'a AttentionParams, base: u32, signals: Signals, warpgroup: u32) -> Self {
+        let memory = const { AttentionShared::fp8(HEAD_DIM) };
+        let warpgroup = Warpgroup::new(params, memory, base, signals, warpgroup);
+        let region = warpgroup.region() + 4 * warpgroup.lane;
+        Self { warpgroup, region }
+    }
+
+    /// Nothing added up for an item, in registers and in shared memory.
+    ///
+    /// # Safety
+    ///
+    /// For all methods: see [`Warpgroup::next_item`]; the regions are used by nobody else, and registers of products in flight are settled.
+    #[inline(always)]
+    pub unsafe fn new_state<S: Sequences>(&self, item: WorkItem<S>) -> State<REGISTERS> {
+        // SAFETY: forwarded contract.
+        unsafe {
+            self.clear_row_sums();
+            State {
+                scores: [0; 32],
+                output: [0.0; REGISTERS],
+                softmax: OnlineSoftmax::new(),
+                rescale: [1.0; 2],
+                query_scale: self.warpgroup.query_scale(item),
+                scale: 0.0,
+            }
+        }
+    }
+
+    /// The scores of the first 64 keys, and a reference for them.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state); `tile` is the warpgroup's first.
+    #[inline(always)]
+    pub unsafe fn begin<S: Sequences>(&self, state: &mut State<REGISTERS>, item: WorkItem<S>, tile: u32) {
+        let first_row = self.warpgroup.first_row(item);
+        let visible = VisibleKeys::new(self.warpgroup.params, item.sequence, first_row, self.warpgroup.lane);
+        // SAFETY: forwarded contract.
+        unsafe {
+            let key_scale = self.warpgroup.key_scale(item, tile);
+            self.warpgroup.wait_tiles(self.warpgroup.position);
+            wgmma::fence();
+            let key = self.warpgroup.key_chunk(self.warpgroup.position, 0);
+            self.warpgroup.multiply_query_key(&mut state.scores, key);
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(&mut state.scores);
+            state.scale = state.query_scale * key_scale;
+        }
+        let first = Visible::Some(visible.of_chunk(tile * KEY_TILE));
+        state.softmax.raise_reference::<E4m3Probabilities, _>(&state.chunk_scores(first));
+    }
 
     /// One item, from its scores to its output.
     #[inline(always)]
@@ -114,30 +170,10 @@ where
         // SAFETY: for all methods that refer to here: shared memory is read after the signal that it is full and before
         // the signal that it is empty; regions are the lane's own; registers in flight are settled before use.
         unsafe {
-            let mut state = State::<REGISTERS> {
-                scores: [0; 32],
-                output: [0.0; REGISTERS],
-                softmax: OnlineSoftmax::new(),
-                rescale: [1.0; 2],
-                query_scale: self.warpgroup.query_scale(item),
-                scale: 0.0,
-            };
-            self.clear_row_sums();
-
+            let mut state = self.new_state(item);
             self.warpgroup.release_tiles_before::<M, S>(item);
             if tiles.count() > 0 && !M::MODIFIES {
-                let visible = VisibleKeys::new(params, item.sequence, first_row, self.warpgroup.lane);
-                let key_scale = self.warpgroup.key_scale(item, tiles.first);
-                self.warpgroup.wait_tiles(self.warpgroup.position);
-                wgmma::fence();
-                let key = self.warpgroup.key_chunk(self.warpgroup.position, 0);
-                self.warpgroup.multiply_query_key(&mut state.scores, key);
-                wgmma::commit();
-                wgmma::wait::<0>();
-                wgmma::settle(&mut state.scores);
-                state.scale = state.query_scale * key_scale;
-                let first = Visible::Some(visible.of_chunk(tiles.first * KEY_TILE));
-                state.softmax.raise_reference::<E4m3Probabilities, _>(&state.chunk_scores(first));
+                self.begin(&mut state, item, tiles.first);
             }
             if tiles.count() > 0 {
                 let mut tile = tiles.first;
@@ -201,7 +237,7 @@ where
             None => Visible::All,
         };
         let (first, second) = (visible(first_key), visible(first_key + KEY_CHUNK));
-        let value = self.value_chunk(current);
+        let value = self.warpgroup.value_chunk(current, 0);
 
         // SAFETY: see `attend`.
         unsafe {
@@ -223,7 +259,7 @@ where
 
             // chunk B; P·V of chunk A is in flight (ptxas moves its wait above the exponentials, which is faster than after)
             self.warpgroup.position.advance();
-            let next = if next_tile > tile { self.warpgroup.position } else { current };
+            let next = self.warpgroup.position.only_if(next_tile > tile, current);
             self.warpgroup.wait_tiles(next);
             let scores = state.chunk_scores(second);
             let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
@@ -237,7 +273,7 @@ where
             wgmma::settle(&mut state.output);
             wgmma::fence();
             self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(next, 0));
-            Self::multiply_value(&mut state.output, &probabilities, value.advance(KEY_CHUNK));
+            Self::multiply_value(&mut state.output, &probabilities, self.warpgroup.value_chunk(current, 1));
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
@@ -265,7 +301,6 @@ where
                 return;
             }
             let position = self.warpgroup.position;
-            let value = self.value_chunk(position);
             self.warpgroup.wait_tiles(position);
             state.scale = state.query_scale * self.warpgroup.key_scale(item, tile);
             // not unrolled: modifiers are much code
@@ -283,7 +318,7 @@ where
                     self.rebase(state, &scores, &mut probabilities);
                 }
                 wgmma::fence();
-                Self::multiply_value(&mut state.output, &probabilities, value.advance(chunk * KEY_CHUNK));
+                Self::multiply_value(&mut state.output, &probabilities, self.warpgroup.value_chunk(position, chunk));
                 wgmma::commit();
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.output);
@@ -295,8 +330,12 @@ where
     }
 
     /// `output` += probabilities · value for 64 keys.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
+    pub unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
         // SAFETY: see `attend`.
         unsafe {
             output.multiply_accumulate(&probabilities[0], value);
@@ -304,14 +343,18 @@ where
         }
     }
 
-    /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
+    /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities. Returns what was multiplied by.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    unsafe fn rebase<S: Score>(
+    pub unsafe fn rebase<S: Score>(
         &self,
         state: &mut State<REGISTERS>,
         scores: &ChunkScores<S, 32>,
         probabilities: &mut E4m3Probabilities,
-    ) {
+    ) -> [f32; 2] {
         let rescale;
         (*probabilities, rescale) = state.softmax.rebase(scores);
         for (index, value) in state.output.iter_mut().enumerate() {
@@ -325,6 +368,7 @@ where
                 shared::store_f32(at, shared::load_f32(at) * rescale[row]);
             }
         }
+        rescale
     }
 
     #[inline(always)]
@@ -345,25 +389,38 @@ where
         }
     }
 
-    /// Adds the row sums out of the accumulator to those since the last flush, in f32. The lane that keeps them is that of
-    /// the segment of `tile`.
+    /// Takes the row sums out of the accumulator, and adds them to those since the last flush.
     #[inline(always)]
     unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS], tile: u32) {
+        // SAFETY: forwarded contract.
+        unsafe { self.keep_row_sums([0, 1].map(|row| output[Self::OUTPUTS + 2 * row]), tile) };
+        output[Self::OUTPUTS..].fill(0.0);
+    }
+
+    /// Adds row sums to those since the last flush, in f32. The lane that keeps them is that of the segment of `tile`.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
+    #[inline(always)]
+    pub unsafe fn keep_row_sums(&self, row_sums: [f32; 2], tile: u32) {
         let segment = tile / SEGMENT_TILES;
         let keeps = (segment ^ self.warpgroup.lane).is_multiple_of(SEGMENTS_PER_FLUSH);
-        for row in 0..2 {
+        for (row, sum) in row_sums.into_iter().enumerate() {
             let at = self.current_row_sum(row);
-            let sum = if keeps { output[Self::OUTPUTS + 2 * row] } else { 0.0 };
             // SAFETY: the lane's own region.
-            unsafe { shared::store_f32(at, shared::load_f32(at) + sum) };
+            unsafe { shared::store_f32(at, shared::load_f32(at) + if keeps { sum } else { 0.0 }) };
         }
-        output[Self::OUTPUTS..].fill(0.0);
     }
 
     /// Makes the accumulators of tiles `start .. end` the sums over all tiles before `end`: adds the value means of the segments,
     /// the row sums, and what was flushed, if something was.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    unsafe fn collect<S: Sequences>(
+    pub unsafe fn collect<S: Sequences>(
         &self,
         state: &mut State<REGISTERS>,
         item: WorkItem<S>,
@@ -396,8 +453,12 @@ where
     }
 
     /// Empties the accumulators into shared memory.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    unsafe fn flush(&self, state: &mut State<REGISTERS>) {
+    pub unsafe fn flush(&self, state: &mut State<REGISTERS>) {
         for (index, sum) in state.output.iter_mut().enumerate() {
             if index < Self::OUTPUTS || index % 2 == 0 {
                 // SAFETY: the lane's own region.
@@ -411,8 +472,12 @@ where
     }
 
     /// Divides by the row sums, scales, and writes output and log-sum-exp.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    unsafe fn finish<E: Element, S: Sequences>(&self, state: &State<REGISTERS>, item: WorkItem<S>, first_row: u32) {
+    pub unsafe fn finish<E: Element, S: Sequences>(&self, state: &State<REGISTERS>, item: WorkItem<S>, first_row: u32) {
         let Warpgroup { params, .. } = self.warpgroup;
         let lane = self.warpgroup.lane_at_the_end::<S>();
         if first_row >= item.sequence.queries(params.output.tokens) {
@@ -430,11 +495,5 @@ where
             self.warpgroup.store_output::<E, S>(item, first_row, lane, |index| output[index]);
             ends.store(params, &state.softmax, denominators);
         }
-    }
-
-    /// The first 64 keys of a value tile. Keys are its columns, one byte each.
-    #[inline(always)]
-    fn value_chunk(&self, position: Position) -> Descriptor {
-        Descriptor::new(self.warpgroup.value_tile(position), VALUE_ROW_BYTES)
     }
 }

@@ -18,6 +18,7 @@
 //! A kernel may have fewer channels than its operands are stored with (`sage_layout::tile::stored_head_dim`): then those of queries and keys
 //! are not multiplied, and those of values not copied either.
 
+pub mod consumer_ahead_fp8;
 pub mod consumer_f16;
 pub mod consumer_fp8;
 pub mod consumer_wide_fp8;
@@ -46,6 +47,9 @@ const CONSUMER_REGISTERS: u32 = 160;
 /// The same with two consumer warpgroups: 128 · (40 + 2 · 232) = 64512, the most that is a multiple of 8 a thread.
 const WIDE_PRODUCER_REGISTERS: u32 = 40;
 const WIDE_CONSUMER_REGISTERS: u32 = 232;
+
+/// The most channels with whose output the scores of two chunks fit into a consumer's registers.
+const LONGEST_AHEAD: u32 = 96;
 
 /// Four e4m3 ones.
 const ONES: u32 = 0x3838_3838;
@@ -108,7 +112,13 @@ where
     #[inline(always)]
     unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe { consumer_fp8::consume::<E, M, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
+        unsafe {
+            if const { HEAD_DIM <= LONGEST_AHEAD && !M::MODIFIES } {
+                consumer_ahead_fp8::consume::<E, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup);
+            } else {
+                consumer_fp8::consume::<E, M, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup);
+            }
+        }
     }
 }
 

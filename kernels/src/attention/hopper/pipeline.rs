@@ -89,6 +89,20 @@ impl Position {
         Self { stage: 0, phase: 0, stages }
     }
 
+    /// This one if `condition`, else `other`. Field by field, or the compiler packs two into a register.
+    #[inline(always)]
+    pub fn only_if(self, condition: bool, other: Self) -> Self {
+        let Self { stages, .. } = self;
+        let stage = if condition { self.stage } else { other.stage };
+        Self { stage, phase: if condition { self.phase } else { other.phase }, stages }
+    }
+
+    /// Whether both are of the same slot, whatever the round.
+    #[inline(always)]
+    pub fn is_same_slot(self, other: Self) -> bool {
+        self.stage == other.stage
+    }
+
     /// Moves to the next slot.
     #[inline(always)]
     pub fn advance(&mut self) {

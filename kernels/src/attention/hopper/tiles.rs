@@ -176,7 +176,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
 
             // chunk B; P·V of chunk A is in flight until the exponentials are done
             warpgroup.position.advance();
-            let next = if next_tile > tile { warpgroup.position } else { current };
+            let next = warpgroup.position.only_if(next_tile > tile, current);
             warpgroup.wait_tiles(next);
             let scores = self.chunk_scores(second);
             let (mut probabilities, saturated) = self.softmax.probabilities(&scores);

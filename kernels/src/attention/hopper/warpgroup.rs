@@ -4,7 +4,9 @@ use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
-use sage_layout::tile::{KEY_CHUNK, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes, stored_head_dim};
+use sage_layout::tile::{
+    KEY_CHUNK, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes, stored_head_dim,
+};
 use simt::wgmma::{self, Descriptor};
 use simt::{barrier, global, math, shared, thread, warp};
 
@@ -208,14 +210,21 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     /// 64 keys of a key tile.
     #[inline(always)]
     pub fn key_chunk(&self, position: Position, chunk: u32) -> Descriptor {
-        let tile = self.base + self.memory.key + position.stage * key_tile_bytes(Self::ROW_BYTES);
-        Self::rows(tile).advance(chunk * KEY_CHUNK * Self::ROW_BYTES)
+        let first = Self::rows(self.base + self.memory.key);
+        first.nth(position.stage, key_tile_bytes(Self::ROW_BYTES)).nth(chunk, KEY_CHUNK * Self::ROW_BYTES)
     }
 
     /// Address of a value tile.
     #[inline(always)]
     pub fn value_tile(&self, position: Position) -> u32 {
         self.base + self.memory.value + position.stage * self.memory.value_stride
+    }
+
+    /// 64 keys of a value tile in e4m3. Keys are its columns, one byte each.
+    #[inline(always)]
+    pub fn value_chunk(&self, position: Position, chunk: u32) -> Descriptor {
+        let first = Descriptor::new(self.base + self.memory.value, VALUE_ROW_BYTES);
+        first.nth(position.stage, self.memory.value_stride).nth(chunk, KEY_CHUNK)
     }
 
     /// `scores` = query · keyᵀ for 64 keys.
@@ -257,7 +266,18 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     #[inline(always)]
     pub unsafe fn release_tiles(&self, position: Position) {
         // SAFETY: forwarded contract.
-        unsafe { self.signals.of(Signal::TilesEmpty(position.stage)).arrive_if(self.lane == 0) };
+        unsafe { self.release_tiles_if(true, position) }
+    }
+
+    /// The same under a condition.
+    ///
+    /// # Safety
+    ///
+    /// See [`next_item`](Self::next_item).
+    #[inline(always)]
+    pub unsafe fn release_tiles_if(&self, condition: bool, position: Position) {
+        // SAFETY: forwarded contract.
+        unsafe { self.signals.of(Signal::TilesEmpty(position.stage)).arrive_if(condition && self.lane == 0) };
     }
 
     /// Gives back what the item has before this warpgroup's tiles.

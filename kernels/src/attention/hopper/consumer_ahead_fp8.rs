@@ -1,0 +1,278 @@
+//! [`consumer_fp8`](super::consumer_fp8) where there are registers for the scores of two chunks.
+//!
+//! A chunk's scores are multiplied while the warps are at the softmax of the one before, and its probabilities while they are at the one
+//! after it: nobody waits for a product that was not issued a chunk ago.
+//!
+//! ```text
+//!                 tile j, chunk A             tile j, chunk B      tile j + 1, chunk A
+//! warps         │ softmax(A)                │ softmax(B)         │ softmax(A') …
+//! tensor cores  │ Q·Kᵀ(B)  P·V(B of j − 1)  │ Q·Kᵀ(A')  P·V(A)   │ Q·Kᵀ(B')  P·V(B)
+//! ```
+//!
+//! When a tile is done, its last probabilities are *pending*: they are multiplied with the next tile, whose first products also complete the
+//! row sums of the tile before. No product is in flight at the end of a round, or ptxas makes them wait for each other.
+
+use core::cmp::{max, min};
+
+use sage_layout::params::AttentionParams;
+use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES};
+use simt::math;
+use simt::wgmma::{self, E4m3, ValueAccumulator};
+
+use super::consumer_fp8::{Consumer, State};
+use super::pipeline::{Position, Signals};
+use crate::attention::mask::VisibleKeys;
+use crate::attention::modifier::{ChunkScores, Unmodified};
+use crate::attention::schedule::WorkItem;
+use crate::attention::softmax::{E4m3Probabilities, Probabilities, Scores, Visible};
+use crate::element::Element;
+use crate::sequences::Sequences;
+
+/// What a consumer warpgroup keeps for an item, beside [`State`], whose scores are those of a tile's first chunk.
+struct Ahead<const REGISTERS: usize> {
+    state: State<REGISTERS>,
+    /// Scores of the second chunk.
+    second_scores: Scores,
+    /// Probabilities of the second chunk of the tile before: zeros, if they were multiplied already.
+    pending: E4m3Probabilities,
+    /// That tile's position, or if they were multiplied, the next tile's.
+    pending_position: Position,
+    /// Row sums of the segment.
+    row_sums: [f32; 2],
+}
+
+/// Attention of every item of this CTA. `REGISTERS` is half of `HEAD_DIM`, and four.
+///
+/// # Safety
+///
+/// As for [`consumer_fp8::consume`](super::consumer_fp8::consume).
+#[inline(always)]
+pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+    params: &AttentionParams,
+    base: u32,
+    signals: Signals,
+    warpgroup: u32,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
+{
+    let mut consumer = Consumer::<HEAD_DIM, REGISTERS>::new(params, base, signals, warpgroup);
+    // SAFETY: forwarded contract; `attend` releases the item.
+    unsafe {
+        while let Some(item) = consumer.warpgroup.next_item::<S>() {
+            attend::<E, S, HEAD_DIM, REGISTERS>(&mut consumer, item);
+        }
+    }
+}
+
+/// One item, from its scores to its output.
+///
+/// # Safety
+///
+/// For all functions: see [`Consumer::new_state`].
+#[inline(always)]
+unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+    consumer: &mut Consumer<HEAD_DIM, REGISTERS>,
+    item: WorkItem<S>,
+) where
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
+{
+    let params = consumer.warpgroup.params;
+    let tiles = item.warpgroup_key_tiles(params, consumer.warpgroup.index);
+    let first_row = consumer.warpgroup.first_row(item);
+    // the last tile of a segment, or of a part that divides it
+    let last = min(params.tiles_per_flush, SEGMENT_TILES).wrapping_sub(1);
+    let mut flushed = tiles.first & !last;
+
+    // SAFETY: forwarded contract.
+    unsafe {
+        let state = consumer.new_state(item);
+        consumer.warpgroup.release_tiles_before::<Unmodified, S>(item);
+        let mut ahead = Ahead::<REGISTERS> {
+            state,
+            second_scores: [0; 32],
+            pending: Probabilities::ZERO,
+            pending_position: consumer.warpgroup.position,
+            row_sums: [0.0; 2],
+        };
+        if tiles.count() > 0 {
+            consumer.begin(&mut ahead.state, item, tiles.first);
+            let mut tile = tiles.first;
+            loop {
+                // with the first tile of a segment, the row sums of the one before are complete
+                let segment_end = ((max(tile, 1) - 1) | last) + 2;
+                let end = min(min(segment_end, flushed.saturating_add(params.tiles_per_flush)), tiles.end);
+                let [whole_end, masked_end] = tiles.runs(tile, end);
+                while tile < whole_end {
+                    ahead.step(consumer, item, [tile, tiles.end], None);
+                    tile += 1;
+                }
+                if tile < masked_end {
+                    // opaque, or it is kept in registers through all tiles
+                    let first_row = math::opaque(first_row);
+                    let visible = VisibleKeys::new(params, item.sequence, first_row, consumer.warpgroup.lane);
+                    while tile < masked_end {
+                        ahead.step(consumer, item, [tile, tiles.end], Some(visible));
+                        tile += 1;
+                    }
+                }
+                if tile < end {
+                    continue;
+                }
+                // a segment's are complete, or more of the same follows
+                ahead.keep_row_sums(consumer, tile.saturating_sub(2));
+                let is_full = tile - flushed == params.tiles_per_flush;
+                if is_full || tile == tiles.end {
+                    ahead.multiply_pending(consumer);
+                    ahead.keep_row_sums(consumer, tile - 1);
+                }
+                if tile == tiles.end {
+                    break;
+                }
+                if is_full {
+                    consumer.collect(&mut ahead.state, item, [flushed, tile], flushed > tiles.first);
+                    consumer.flush(&mut ahead.state);
+                    flushed = tile;
+                }
+            }
+        }
+        let item = consumer.warpgroup.again(item);
+        let first_row = consumer.warpgroup.first_row(item);
+        consumer.warpgroup.release_item::<Unmodified, S>(item);
+        consumer.collect(&mut ahead.state, item, [flushed, tiles.end], flushed > tiles.first);
+        consumer.finish::<E, S>(&ahead.state, item, first_row);
+    }
+}
+
+impl<const REGISTERS: usize> Ahead<REGISTERS>
+where
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
+{
+    /// One key tile, whose first 64 keys' scores are there; leaves the next tile's there, and its own last probabilities pending. After the
+    /// last tile, before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
+    #[inline(always)]
+    unsafe fn step<S: Sequences, const HEAD_DIM: u32>(
+        &mut self,
+        consumer: &mut Consumer<HEAD_DIM, REGISTERS>,
+        item: WorkItem<S>,
+        [tile, end]: [u32; 2],
+        mask: Option<VisibleKeys>,
+    ) {
+        let (current, pending) = (consumer.warpgroup.position, self.pending_position);
+        consumer.warpgroup.position.advance();
+        let next_tile = min(tile + 1, end - 1);
+        let next = consumer.warpgroup.position.only_if(next_tile > tile, current);
+        let first_key = tile * KEY_TILE;
+        let visible = |first_key: u32| match mask {
+            Some(mask) => Visible::Some(mask.of_chunk(first_key)),
+            None => Visible::All,
+        };
+        let (first, second) = (visible(first_key), visible(first_key + KEY_CHUNK));
+        let warpgroup = &consumer.warpgroup;
+
+        // SAFETY: forwarded contract.
+        unsafe {
+            let next_key_scale = warpgroup.key_scale(item, next_tile);
+
+            // chunk A
+            wgmma::fence();
+            warpgroup.multiply_query_key(&mut self.second_scores, warpgroup.key_chunk(current, 1));
+            let output = &mut self.state.output;
+            Consumer::<HEAD_DIM, REGISTERS>::multiply_value(output, &self.pending, warpgroup.value_chunk(pending, 1));
+            wgmma::commit();
+            let scores = self.state.chunk_scores(first);
+            let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
+            if saturated {
+                self.settle_second();
+                self.rebase(consumer, &scores, &mut probabilities);
+            }
+            self.settle_second();
+            self.empty_row_sums::<HEAD_DIM>();
+            warpgroup.release_tiles_if(!pending.is_same_slot(current), pending);
+
+            // chunk B
+            warpgroup.wait_tiles(next);
+            wgmma::fence();
+            warpgroup.multiply_query_key(&mut self.state.scores, warpgroup.key_chunk(next, 0));
+            let output = &mut self.state.output;
+            Consumer::<HEAD_DIM, REGISTERS>::multiply_value(output, &probabilities, warpgroup.value_chunk(current, 0));
+            wgmma::commit();
+            let scores = ChunkScores { scores: self.second_scores, scale: self.state.scale, visible: second };
+            let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
+            if saturated {
+                self.settle_first();
+                self.rebase(consumer, &scores, &mut probabilities);
+            }
+            self.state.scale = self.state.query_scale * next_key_scale;
+            self.settle_first();
+            (self.pending, self.pending_position) = (probabilities, current);
+        }
+    }
+
+    /// Waits for the first chunk's scores and the output.
+    #[inline(always)]
+    fn settle_first(&mut self) {
+        wgmma::wait::<0>();
+        wgmma::settle(&mut self.state.scores);
+        wgmma::settle(&mut self.state.output);
+    }
+
+    /// Waits for the second chunk's scores and the output.
+    #[inline(always)]
+    fn settle_second(&mut self) {
+        wgmma::wait::<0>();
+        wgmma::settle(&mut self.second_scores);
+        wgmma::settle(&mut self.state.output);
+    }
+
+    /// See [`Consumer::rebase`].
+    #[inline(always)]
+    unsafe fn rebase<const HEAD_DIM: u32>(
+        &mut self,
+        consumer: &Consumer<HEAD_DIM, REGISTERS>,
+        scores: &ChunkScores<i32, 32>,
+        probabilities: &mut E4m3Probabilities,
+    ) {
+        // SAFETY: forwarded contract.
+        let rescale = unsafe { consumer.rebase(&mut self.state, scores, probabilities) };
+        for row in 0..2 {
+            self.row_sums[row] *= rescale[row];
+        }
+    }
+
+    /// Takes the row sums out of the accumulator, in f32.
+    #[inline(always)]
+    fn empty_row_sums<const HEAD_DIM: u32>(&mut self) {
+        let outputs = Consumer::<HEAD_DIM, REGISTERS>::OUTPUTS;
+        for row in 0..2 {
+            self.row_sums[row] += self.state.output[outputs + 2 * row];
+        }
+        self.state.output[outputs..].fill(0.0);
+        wgmma::settle(&mut self.state.output);
+    }
+
+    /// Keeps the row sums of the segment of `tile`, and begins the next one's.
+    #[inline(always)]
+    unsafe fn keep_row_sums<const HEAD_DIM: u32>(&mut self, consumer: &Consumer<HEAD_DIM, REGISTERS>, tile: u32) {
+        // SAFETY: forwarded contract.
+        unsafe { consumer.keep_row_sums(self.row_sums, tile) };
+        self.row_sums = [0.0; 2];
+    }
+
+    /// Multiplies the pending probabilities, so that there are none.
+    #[inline(always)]
+    unsafe fn multiply_pending<const HEAD_DIM: u32>(&mut self, consumer: &Consumer<HEAD_DIM, REGISTERS>) {
+        let Consumer { warpgroup, .. } = consumer;
+        // SAFETY: forwarded contract.
+        unsafe {
+            wgmma::fence();
+            let value = warpgroup.value_chunk(self.pending_position, 1);
+            Consumer::<HEAD_DIM, REGISTERS>::multiply_value(&mut self.state.output, &self.pending, value);
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(&mut self.state.output);
+            self.empty_row_sums::<HEAD_DIM>();
+            warpgroup.release_tiles(self.pending_position);
+        }
+        (self.pending, self.pending_position) = (Probabilities::ZERO, warpgroup.position);
+    }
+}
