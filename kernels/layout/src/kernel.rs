@@ -557,12 +557,12 @@ impl Kernel {
 
     /// Whether ptxas may spill registers: those of the `mma.sync` kernels hold a warp's output and queries, and a few values
     /// more do not fit; nor, in some of Hopper's, what is kept for an item beside addresses of biases or a sequence of its own, or
-    /// the output of 192 channels or more. The budgets (`kernels/budgets`) say how many.
+    /// the output of 192 channels or more, or that of 96 beside the scores of two chunks. The budgets (`kernels/budgets`) say how many.
     pub const fn may_spill(self) -> bool {
         match self.family() {
             family if family.quantizes() => false,
             Family::Prepare | Family::MaskTiles | Family::TuringF16F16 => false,
-            Family::Attention => self.head_dim() > 128,
+            Family::Attention => !matches!(self.head_dim(), 64 | 128),
             Family::AttentionF16 => self.head_dim() > 192,
             family if family.is_about_a_cache() => self.head_dim() > 128,
             Family::TuringF16F32 => self.head_dim() > 64,
