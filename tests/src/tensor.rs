@@ -140,6 +140,19 @@ impl<T: Element> Inputs<T> {
         }
     }
 
+    /// Normal, but for one key of each head, `first` in the first head and the next one in each next: its scores are 92 octaves for 64
+    /// channels and 130 for 128.
+    pub fn outliers(problem: &AttentionProblem, seed: u64, first: usize) -> Self {
+        let mut inputs = Self::random(problem, seed);
+        let mut random = Random(seed + 1);
+        let signs: Vec<f32> = (0..problem.head_dim).map(|_| random.normal().signum()).collect();
+        inputs.query = tensor(problem.query_strides, query_shape(problem), |[.., channel]| signs[channel]);
+        inputs.key = tensor(problem.key_strides, key_shape(problem), |[_, head, token, channel]| {
+            if token == first + head { 8.0 * signs[channel] } else { random.normal() }
+        });
+        inputs
+    }
+
     /// Normal queries, keys and values, with offsets by channel of these standard deviations on keys and on values.
     pub fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);

@@ -256,6 +256,16 @@ fn rising_scores() {
     }
 }
 
+/// One score that is far beyond the reference, at each of a chunk's places: no other tells of it.
+#[test]
+fn outliers() {
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 64, 16, head_dim], [64, 256]);
+        let options = AttentionOptions { smooth_k: false, ..with_lse() };
+        simt::check(HOPPER, &problem, &options, &in_order(), &Inputs::<f16>::outliers(&problem, 17, 128));
+    }
+}
+
 /// More keys than one flush: sums of four segments are flushed, and follow the references that are replaced afterwards.
 #[test]
 fn flushed_segments() {

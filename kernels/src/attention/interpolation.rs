@@ -3,31 +3,33 @@
 //! The 16 exponentials a clock of a multiprocessor's MUFU are fewer than a tile's products leave time for, so some are made of other
 //! instructions, ten for two scores. The bits of an f16 with the value `2^e · (1 + f)` are those of `e + f`, in 10 binary places: read as
 //! f16, a sum of an exponent and a constant is a power of two, interpolated between those of integers (N. Schraudolph, "A Fast, Compact
-//! Approximation of the Exponential Function", 1999), up to 6 % too large. With half an octave added and subtracted, it is one interpolated
-//! between those of half integers. Their sum is 2.061 to 2.092 times the power, 2.081 times in the mean; so an error is at most 1 %, and 0.45 %
+//! Approximation of the Exponential Function", 1999), up to 6 % too large. With half an octave subtracted and multiplied by √2, it is one
+//! interpolated between those of half integers. Their sum is 2.061 to 2.092 times the power, 2.081 times in the mean; so an error is at most 1 %, and 0.45 %
 //! in the mean square. e4m3 rounds by up to 6 %.
 //!
 //! ```text
 //! place = clamp(score · scale / 32 + offset, 0, 1)    one `fma.sat`: what is out of range becomes an end of it
-//! bits  = bits 8 to 23 of the f32 1 + place           those of a negative f16
-//! power = −bits − 2^−½ · (bits + half an octave)
+//! bits  = bits 8 to 23 of the f32 1 + 1/64 + place    those of a negative f16, from half an octave on
+//! power = −bits − √2 · (bits − half an octave)
 //! ```
 //!
-//! A place of 0 is less than half of the least e4m3 number, and one of 1, whose sum is −0, counts as saturated.
+//! A place of 0 is less than half of the least e4m3 number; one of 1 is NaN, and so counts as saturated, as does what is infinite before.
 
 use simt::math;
 
 /// What an octave is of the range of places: an f16 has 5 bits of exponent.
 pub const PLACES_PER_OCTAVE: f32 = 1.0 / 32.0;
 
-/// The place of 2⁰: the exponent bias of f16, 15, less log₂ of what both interpolations together are in the mean, and half a unit of what
-/// is cut off.
-const PLACE_OF_ONE: f32 = 13.943_04 * PLACES_PER_OCTAVE;
+/// The place of 2⁰: the exponent bias of f16, 15, less half an octave, log₂ of what both interpolations together are in the mean, and half
+/// a unit of what is cut off.
+const PLACE_OF_ONE: f32 = 13.443_04 * PLACES_PER_OCTAVE;
 
-/// Two f16: −2^−½.
-const SECOND_WEIGHT: u32 = 0xb9a8_b9a8;
+/// Two f16: −√2.
+const SECOND_WEIGHT: u32 = 0xbda8_bda8;
 /// Half an octave of two f16's bits.
 const HALF_OCTAVE: u32 = 0x0200_0200;
+/// What the place is added to.
+const FIRST: f32 = 1.0 + PLACES_PER_OCTAVE / 2.0;
 
 /// What is added to a score in places.
 #[inline(always)]
@@ -38,10 +40,10 @@ pub fn offset(octaves: f32) -> f32 {
 /// Powers of two, in the halves of a register, as f16.
 #[inline(always)]
 pub fn powers(places: [f32; 2]) -> u32 {
-    let [low, high] = places.map(|place| (1.0 + place).to_bits());
+    let [low, high] = places.map(|place| (FIRST + place).to_bits());
     // bytes 1 and 2 of either: the lowest bit of the exponent, which becomes the sign, and 15 of the mantissa
     let bits = math::permute_bytes::<0x6521>(low, high);
-    math::multiply_subtract_f16x2(bits.wrapping_add(HALF_OCTAVE), SECOND_WEIGHT, bits)
+    math::multiply_subtract_f16x2(bits.wrapping_sub(HALF_OCTAVE), SECOND_WEIGHT, bits)
 }
 
 #[cfg(test)]

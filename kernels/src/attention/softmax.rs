@@ -65,7 +65,7 @@ impl Probabilities for E4m3Probabilities {
 
     #[inline(always)]
     fn saturated(&self) -> bool {
-        // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN); and the sign of −0 stays
+        // adding 2 to each byte carries into its sign bit exactly from 0x7e (448) and 0x7f (NaN)
         let [[a, b, c, d], [e, f, g, h]] = self.map(|operand| operand.map(|codes| codes.wrapping_add(0x0202_0202)));
         let sum = math::or3(math::or3(math::or3(a, b, c), d, e), f, g);
         (sum | h) & 0x8080_8080 != 0

@@ -165,6 +165,22 @@ fn rising_scores() {
     }
 }
 
+/// One score that is far beyond the reference, at each of a chunk's places: no other tells of it.
+#[test]
+fn outliers() {
+    let Some(gpu) = gpu() else { return };
+    for head_dim in [64, 96, 128, 192, 256] {
+        let problem = AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [1, 64, 70, head_dim], [64, 300]);
+        let inputs = Inputs::<f16>::outliers(&problem, 43, 130);
+        for (pv_mode, smooth_v) in SMOOTHINGS {
+            let options = AttentionOptions { pv_mode, smooth_k: false, smooth_v, ..with_lse() };
+            let exact = sageattention::testing::exact(&problem, &options, inputs.slices());
+            let result = attend(gpu, &problem, &options, &inputs);
+            assert_rows_near(&result.output, &exact.output, head_dim, [0.1, 0.0], format_args!("{options:?}"));
+        }
+    }
+}
+
 #[test]
 fn shared_key_heads_equal_repeated_ones() {
     let Some(gpu) = gpu() else { return };
