@@ -29,9 +29,9 @@ fn many_items(pv_mode: PvMode) -> Call {
     (AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 600, 64]), options(pv_mode, false))
 }
 
-/// Two warpgroups that only wait for tiles and release them, many times.
+/// Two warpgroups that only wait for tiles and release them, for four rounds of up to six slots.
 fn idle_warpgroups(pv_mode: PvMode) -> Call {
-    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 1500]);
+    let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 1, 1, 64], [1, 3000]);
     // queries wait for keys' statistics only if the log-sum-exp is wanted
     (problem, AttentionOptions { return_lse: false, ..options(pv_mode, true) })
 }
