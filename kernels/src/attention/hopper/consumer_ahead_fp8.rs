@@ -14,19 +14,21 @@
 
 use core::cmp::{max, min};
 
-use sage_layout::params::AttentionParams;
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES};
 use simt::math;
 use simt::wgmma::{self, E4m3, ValueAccumulator};
 
 use super::consumer_fp8::{Consumer, State};
-use super::pipeline::{Position, Signals};
+use super::pipeline::Position;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::modifier::{ChunkScores, Unmodified};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{E4m3Probabilities, Probabilities, Scores, Visible};
 use crate::element::Element;
 use crate::sequences::Sequences;
+
+/// The most channels with whose output the scores of two chunks fit into a consumer's registers.
+pub const MOST_CHANNELS: u32 = 96;
 
 /// What a consumer warpgroup keeps for an item, beside [`State`], whose scores are those of a tile's first chunk.
 struct Ahead<const REGISTERS: usize> {
@@ -41,36 +43,13 @@ struct Ahead<const REGISTERS: usize> {
     row_sums: [f32; 2],
 }
 
-/// Attention of every item of this CTA. `REGISTERS` is half of `HEAD_DIM`, and four.
-///
-/// # Safety
-///
-/// As for [`consumer_fp8::consume`](super::consumer_fp8::consume).
-#[inline(always)]
-pub unsafe fn consume<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
-    params: &AttentionParams,
-    base: u32,
-    signals: Signals,
-    warpgroup: u32,
-) where
-    [f32; REGISTERS]: ValueAccumulator<E4m3>,
-{
-    let mut consumer = Consumer::<HEAD_DIM, REGISTERS>::new(params, base, signals, warpgroup);
-    // SAFETY: forwarded contract; `attend` releases the item.
-    unsafe {
-        while let Some(item) = consumer.warpgroup.next_item::<S>() {
-            attend::<E, S, HEAD_DIM, REGISTERS>(&mut consumer, item);
-        }
-    }
-}
-
 /// One item, from its scores to its output.
 ///
 /// # Safety
 ///
-/// For all functions: see [`Consumer::new_state`].
+/// Here and elsewhere: see [`Consumer::new_state`].
 #[inline(always)]
-unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     consumer: &mut Consumer<HEAD_DIM, REGISTERS>,
     item: WorkItem<S>,
 ) where
@@ -135,11 +114,8 @@ unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGISTERS:
                 }
             }
         }
-        let item = consumer.warpgroup.again(item);
-        let first_row = consumer.warpgroup.first_row(item);
-        consumer.warpgroup.release_item::<Unmodified, S>(item);
-        consumer.collect(&mut ahead.state, item, [flushed, tiles.end], flushed > tiles.first);
-        consumer.finish::<E, S>(&ahead.state, item, first_row);
+        let was_flushed = flushed > tiles.first;
+        consumer.end::<E, Unmodified, S>(&mut ahead.state, item, [flushed, tiles.end], was_flushed);
     }
 }
 
@@ -176,8 +152,7 @@ where
             // chunk A
             wgmma::fence();
             warpgroup.multiply_query_key(&mut self.second_scores, warpgroup.key_chunk(current, 1));
-            let output = &mut self.state.output;
-            Consumer::<HEAD_DIM, REGISTERS>::multiply_value(output, &self.pending, warpgroup.value_chunk(pending, 1));
+            self.state.multiply_value(&self.pending, warpgroup.value_chunk(pending, 1));
             wgmma::commit();
             let scores = self.state.chunk_scores(first);
             let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
@@ -186,15 +161,14 @@ where
                 self.rebase(consumer, &scores, &mut probabilities);
             }
             self.settle_second();
-            self.empty_row_sums::<HEAD_DIM>();
+            self.empty_row_sums();
             warpgroup.release_tiles_if(!pending.is_same_slot(current), pending);
 
             // chunk B
             warpgroup.wait_tiles(next);
             wgmma::fence();
             warpgroup.multiply_query_key(&mut self.state.scores, warpgroup.key_chunk(next, 0));
-            let output = &mut self.state.output;
-            Consumer::<HEAD_DIM, REGISTERS>::multiply_value(output, &probabilities, warpgroup.value_chunk(current, 0));
+            self.state.multiply_value(&probabilities, warpgroup.value_chunk(current, 0));
             wgmma::commit();
             let scores = ChunkScores { scores: self.second_scores, scale: self.state.scale, visible: second };
             let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
@@ -241,8 +215,8 @@ where
 
     /// Takes the row sums out of the accumulator, in f32.
     #[inline(always)]
-    fn empty_row_sums<const HEAD_DIM: u32>(&mut self) {
-        let outputs = Consumer::<HEAD_DIM, REGISTERS>::OUTPUTS;
+    fn empty_row_sums(&mut self) {
+        let outputs = State::<REGISTERS>::OUTPUTS;
         for row in 0..2 {
             self.row_sums[row] += self.state.output[outputs + 2 * row];
         }
@@ -265,12 +239,11 @@ where
         // SAFETY: forwarded contract.
         unsafe {
             wgmma::fence();
-            let value = warpgroup.value_chunk(self.pending_position, 1);
-            Consumer::<HEAD_DIM, REGISTERS>::multiply_value(&mut self.state.output, &self.pending, value);
+            self.state.multiply_value(&self.pending, warpgroup.value_chunk(self.pending_position, 1));
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut self.state.output);
-            self.empty_row_sums::<HEAD_DIM>();
+            self.empty_row_sums();
             warpgroup.release_tiles(self.pending_position);
         }
         (self.pending, self.pending_position) = (Probabilities::ZERO, warpgroup.position);

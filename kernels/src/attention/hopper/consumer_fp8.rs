@@ -21,6 +21,7 @@ use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{math, shared, warp};
 
+use super::consumer_ahead_fp8;
 use super::pipeline::Signals;
 use super::units;
 use super::warpgroup::Warpgroup;
@@ -63,11 +64,31 @@ pub struct State<const REGISTERS: usize> {
     pub scale: f32,
 }
 
-impl<const REGISTERS: usize> State<REGISTERS> {
+impl<const REGISTERS: usize> State<REGISTERS>
+where
+    [f32; REGISTERS]: ValueAccumulator<E4m3>,
+{
+    /// Registers of the output proper.
+    pub const OUTPUTS: usize = REGISTERS - 4;
+
     /// The scores in its registers.
     #[inline(always)]
     pub fn chunk_scores(&self, visible: Visible) -> ChunkScores<i32, 32> {
         ChunkScores { scores: self.scores, scale: self.scale, visible }
+    }
+
+    /// The output += probabilities · value for 64 keys.
+    ///
+    /// # Safety
+    ///
+    /// As for [`ValueAccumulator::multiply_accumulate`].
+    #[inline(always)]
+    pub unsafe fn multiply_value(&mut self, probabilities: &E4m3Probabilities, value: Descriptor) {
+        // SAFETY: forwarded contract.
+        unsafe {
+            self.output.multiply_accumulate(&probabilities[0], value);
+            self.output.multiply_accumulate(&probabilities[1], value.advance(STEP_BYTES));
+        }
     }
 }
 
@@ -90,7 +111,12 @@ pub unsafe fn consume<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32
     // SAFETY: forwarded contract; `attend` releases the item.
     unsafe {
         while let Some(item) = consumer.warpgroup.next_item::<S>() {
-            consumer.attend::<E, M, S>(item);
+            // a constant: where registers hold the scores of two chunks
+            if const { HEAD_DIM <= consumer_ahead_fp8::MOST_CHANNELS && !M::MODIFIES } {
+                consumer_ahead_fp8::attend::<E, S, HEAD_DIM, REGISTERS>(&mut consumer, item);
+            } else {
+                consumer.attend::<E, M, S>(item);
+            }
         }
     }
 }
@@ -99,9 +125,6 @@ impl<'a, const HEAD_DIM: u32, const REGISTERS: usize> Consumer<'a, HEAD_DIM, REG
 where
     [f32; REGISTERS]: ValueAccumulator<E4m3>,
 {
-    /// Registers of the output proper.
-    pub const OUTPUTS: usize = REGISTERS - 4;
-
     /// At the beginning, for consumer warpgroup `warpgroup`'s threads.
     #[inline(always)]
     pub fn new(params: &'a AttentionParams, base: u32, signals: Signals, warpgroup: u32) -> Self {
@@ -211,11 +234,31 @@ where
                     }
                 }
             }
+            self.end::<E, M, S>(&mut state, item, [flushed, tiles.end], flushed > tiles.first);
+        }
+    }
+
+    /// After the last tile: releases the item, and makes its output of the tiles since the last flush and of what was flushed, if something
+    /// was.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
+    #[inline(always)]
+    pub unsafe fn end<E: Element, M: Modifier, S: Sequences>(
+        &mut self,
+        state: &mut State<REGISTERS>,
+        item: WorkItem<S>,
+        tiles: [u32; 2],
+        was_flushed: bool,
+    ) {
+        // SAFETY: forwarded contract.
+        unsafe {
             let item = self.warpgroup.again(item);
             let first_row = self.warpgroup.first_row(item);
             self.warpgroup.release_item::<M, S>(item);
-            self.collect(&mut state, item, [flushed, tiles.end], flushed > tiles.first);
-            self.finish::<E, S>(&state, item, first_row);
+            self.collect(state, item, tiles, was_flushed);
+            self.finish::<E, S>(state, item, first_row);
         }
     }
 
@@ -252,7 +295,7 @@ where
             wgmma::fence();
             self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(current, 1));
             wgmma::commit();
-            Self::multiply_value(&mut state.output, &probabilities, value);
+            state.multiply_value(&probabilities, value);
             wgmma::commit();
             wgmma::wait::<1>();
             wgmma::settle(&mut state.scores);
@@ -273,7 +316,7 @@ where
             wgmma::settle(&mut state.output);
             wgmma::fence();
             self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(next, 0));
-            Self::multiply_value(&mut state.output, &probabilities, self.warpgroup.value_chunk(current, 1));
+            state.multiply_value(&probabilities, self.warpgroup.value_chunk(current, 1));
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
@@ -318,7 +361,7 @@ where
                     self.rebase(state, &scores, &mut probabilities);
                 }
                 wgmma::fence();
-                Self::multiply_value(&mut state.output, &probabilities, self.warpgroup.value_chunk(position, chunk));
+                state.multiply_value(&probabilities, self.warpgroup.value_chunk(position, chunk));
                 wgmma::commit();
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.output);
@@ -326,20 +369,6 @@ where
             self.empty_row_sums(&mut state.output, tile);
             self.warpgroup.release_tiles(position);
             self.warpgroup.position.advance();
-        }
-    }
-
-    /// `output` += probabilities · value for 64 keys.
-    ///
-    /// # Safety
-    ///
-    /// See [`new_state`](Self::new_state).
-    #[inline(always)]
-    pub unsafe fn multiply_value(output: &mut [f32; REGISTERS], probabilities: &E4m3Probabilities, value: Descriptor) {
-        // SAFETY: see `attend`.
-        unsafe {
-            output.multiply_accumulate(&probabilities[0], value);
-            output.multiply_accumulate(&probabilities[1], value.advance(STEP_BYTES));
         }
     }
 
@@ -378,7 +407,7 @@ where
 
     #[inline(always)]
     fn current_row_sum(&self, row: usize) -> u32 {
-        self.register(Self::OUTPUTS + 2 * row + 1)
+        self.register(State::<REGISTERS>::OUTPUTS + 2 * row + 1)
     }
 
     #[inline(always)]
@@ -393,8 +422,8 @@ where
     #[inline(always)]
     unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS], tile: u32) {
         // SAFETY: forwarded contract.
-        unsafe { self.keep_row_sums([0, 1].map(|row| output[Self::OUTPUTS + 2 * row]), tile) };
-        output[Self::OUTPUTS..].fill(0.0);
+        unsafe { self.keep_row_sums([0, 1].map(|row| output[State::<REGISTERS>::OUTPUTS + 2 * row]), tile) };
+        output[State::<REGISTERS>::OUTPUTS..].fill(0.0);
     }
 
     /// Adds row sums to those since the last flush, in f32. The lane that keeps them is that of the segment of `tile`.
@@ -438,14 +467,14 @@ where
                 let params = self.warpgroup.params;
                 units::add_means::<S, HEAD_DIM>(params, item, segment, lane, row_sum, &mut state.output);
                 for row in 0..2 {
-                    state.output[Self::OUTPUTS + 2 * row] += row_sum[row];
+                    state.output[State::<REGISTERS>::OUTPUTS + 2 * row] += row_sum[row];
                 }
                 segment += 1;
             }
             if was_flushed {
                 for (index, sum) in state.output.iter_mut().enumerate() {
                     // the two columns of row sums are equal, and the second's place is another's
-                    let at = self.register(if index < Self::OUTPUTS { index } else { index & !1 });
+                    let at = self.register(if index < State::<REGISTERS>::OUTPUTS { index } else { index & !1 });
                     *sum = math::fma(shared::load_f32(at), state.rescale[index / 2 % 2], *sum);
                 }
             }
@@ -460,7 +489,7 @@ where
     #[inline(always)]
     pub unsafe fn flush(&self, state: &mut State<REGISTERS>) {
         for (index, sum) in state.output.iter_mut().enumerate() {
-            if index < Self::OUTPUTS || index % 2 == 0 {
+            if index < State::<REGISTERS>::OUTPUTS || index % 2 == 0 {
                 // SAFETY: the lane's own region.
                 unsafe { shared::store_f32(self.register(index), *sum) };
             }
@@ -472,12 +501,8 @@ where
     }
 
     /// Divides by the row sums, scales, and writes output and log-sum-exp.
-    ///
-    /// # Safety
-    ///
-    /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    pub unsafe fn finish<E: Element, S: Sequences>(&self, state: &State<REGISTERS>, item: WorkItem<S>, first_row: u32) {
+    unsafe fn finish<E: Element, S: Sequences>(&self, state: &State<REGISTERS>, item: WorkItem<S>, first_row: u32) {
         let Warpgroup { params, .. } = self.warpgroup;
         let lane = self.warpgroup.lane_at_the_end::<S>();
         if first_row >= item.sequence.queries(params.output.tokens) {
@@ -486,7 +511,7 @@ where
         // SAFETY: the lane's own region until the warp's barrier; scales hold a row for each key head.
         unsafe {
             let ends = RowEnds::new(params, item, first_row, lane);
-            let row_sum = [0, 1].map(|row| state.output[Self::OUTPUTS + 2 * row]);
+            let row_sum = [0, 1].map(|row| state.output[State::<REGISTERS>::OUTPUTS + 2 * row]);
             let denominators = ends.denominators(&state.softmax, row_sum);
             let inverse = epilogue::inverse(denominators);
             let output = units::scaled::<S, HEAD_DIM, REGISTERS>(params, item, lane, inverse, &state.output);

@@ -48,9 +48,6 @@ const CONSUMER_REGISTERS: u32 = 160;
 const WIDE_PRODUCER_REGISTERS: u32 = 40;
 const WIDE_CONSUMER_REGISTERS: u32 = 232;
 
-/// The most channels with whose output the scores of two chunks fit into a consumer's registers.
-const LONGEST_AHEAD: u32 = 96;
-
 /// Four e4m3 ones.
 const ONES: u32 = 0x3838_3838;
 
@@ -112,13 +109,7 @@ where
     #[inline(always)]
     unsafe fn consume<S: Sequences>(params: &AttentionParams, base: u32, signals: Signals, warpgroup: u32) {
         // SAFETY: forwarded contract.
-        unsafe {
-            if const { HEAD_DIM <= LONGEST_AHEAD && !M::MODIFIES } {
-                consumer_ahead_fp8::consume::<E, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup);
-            } else {
-                consumer_fp8::consume::<E, M, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup);
-            }
-        }
+        unsafe { consumer_fp8::consume::<E, M, S, HEAD_DIM, REGISTERS>(params, base, signals, warpgroup) }
     }
 }
 
