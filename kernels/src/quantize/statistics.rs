@@ -21,8 +21,8 @@ use crate::sequences::Sequences;
 
 /// Tokens of a tile that a thread holds.
 const TOKENS: usize = (KEY_TILE / TOKEN_LANES) as usize;
-/// Rows that a thread loads before it looks at the first, so that loads overlap.
-const ROWS_IN_FLIGHT: usize = 4;
+/// Numbers that a thread loads before it looks at the first, so that loads overlap: whoever waits for a head's statistics waits for them.
+const LOADS_IN_FLIGHT: usize = 16;
 
 /// Sums of one tile of one head of the keys, or of values in 16 bits; if they are the last, the head's mean.
 ///
@@ -90,6 +90,7 @@ pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32>(pa
     let (segments, tokens) = (sequence.segments(params.segments), sequence.keys(params.value.tokens));
     let first_segment = sequence.first_segment(head, params.segments);
     let segment_place = |segment: u32| 4 * ((first_segment + segment as u64) * HEAD_DIM as u64 + channel as u64);
+    let row_place = || 4 * (sequence.row(head, &params.sequences) as u64 * HEAD_DIM as u64 + channel as u64);
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
         tile_statistics::<E, S, HEAD_DIM, true>(params, &params.value, part, &rows);
@@ -127,16 +128,19 @@ pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32>(pa
                 mean_amax = mean_amax.max(mean.abs());
             });
             let (scale, inverse) = value_scale(amax, mean_amax, params.value_max);
-            let row = sequence.row(head, &params.sequences);
-            let place = 4 * (row as u64 * HEAD_DIM as u64 + channel as u64);
-            global::store_f32(params.value_scale + place, scale);
-            global::store_f32(params.value_inverse_scale + place, inverse);
+            global::store_f32(params.value_scale + row_place(), scale);
+            global::store_f32(params.value_inverse_scale + row_place(), inverse);
+        }
+        publish_statistics(params, Tensor::Value, head, sequence);
+        // nobody in this launch waits for these
+        if channel < HEAD_DIM {
+            // loaded again rather than kept
+            let inverse = global::load_written_f32(params.value_inverse_scale + row_place());
             let mean = |segment| [params.value_mean + segment_place(segment)];
             fold_rows(segments, mean, |segment, [mean]| {
                 global::store_f32(params.value_mean_codes + segment_place(segment), mean * inverse);
             });
         }
-        publish_statistics(params, Tensor::Value, head, sequence);
     }
 }
 
@@ -184,19 +188,22 @@ unsafe fn fold_rows<const N: usize>(
     address: impl Fn(u32) -> [u64; N],
     mut visit: impl FnMut(u32, [f32; N]),
 ) {
+    // a power of two
+    let in_flight = const { (LOADS_IN_FLIGHT / N.next_power_of_two()) as u32 };
     let mut first = 0;
     while first < count {
-        let mut rows = [[0.0; N]; ROWS_IN_FLIGHT];
-        for (ahead, row) in rows.iter_mut().enumerate() {
+        let mut rows = [[0.0; N]; LOADS_IN_FLIGHT];
+        for ahead in 0..in_flight {
             // SAFETY: forwarded contract.
-            *row = address(min(first + ahead as u32, count - 1)).map(|at| unsafe { global::load_written_f32(at) });
+            let row = address(min(first + ahead, count - 1)).map(|at| unsafe { global::load_written_f32(at) });
+            rows[ahead as usize] = row;
         }
-        for ahead in 0..ROWS_IN_FLIGHT {
-            if first + (ahead as u32) < count {
-                visit(first + ahead as u32, rows[ahead]);
+        for ahead in 0..in_flight {
+            if first + ahead < count {
+                visit(first + ahead, rows[ahead as usize]);
             }
         }
-        first += ROWS_IN_FLIGHT as u32;
+        first += in_flight;
     }
 }
 
