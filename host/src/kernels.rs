@@ -242,7 +242,7 @@ impl Call<'_> {
     /// What looks through the boolean mask, if there is one, and how many tiles it has.
     fn mask_tiles(&self) -> Option<(u32, MaskTilesParams)> {
         let resolved = &self.plan.resolved;
-        let (tiles, shape) = (self.plan.workspace.mask_tiles?, resolved.mask_tiles()?);
+        let (tiles, shape) = (self.plan.workspace.mask_tiles?, resolved.mask_tiles(self.cta_queries())?);
         let [_, heads, items, key_tiles] = shape;
         let mask = self.modifiers().boolean_mask;
         let rows = [mask.address as i64, mask.batch, mask.head, mask.query];
@@ -253,8 +253,10 @@ impl Call<'_> {
             items,
             key_tiles,
             queries: if mask.query == 0 { 1 } else { resolved.problem.query_len as u32 },
+            item_queries: self.cta_queries(),
             keys: resolved.problem.key_len as u32,
             vectorized: (mask.key == 1 && rows.iter().all(|row| row % 16 == 0)).into(),
+            padding: 0,
         };
         Some((shape.iter().product(), params))
     }
@@ -269,7 +271,7 @@ impl Call<'_> {
             _ => ScoreView::default(),
         };
         let soft_cap = options.soft_cap.unwrap_or(0.0);
-        let mask_tiles = self.plan.workspace.mask_tiles.zip(self.plan.resolved.mask_tiles());
+        let mask_tiles = self.plan.workspace.mask_tiles.zip(self.plan.resolved.mask_tiles(self.cta_queries()));
         let mask_tiles = mask_tiles.map_or(ScoreView::default(), |(region, [batches, heads, items, tiles])| {
             // bytes from one to the next, none where all are the same
             let row = 4 * i64::from(tiles);
@@ -480,10 +482,12 @@ mod tests {
              16-bit P·V in fp32; int8 Q·Kᵀ, 16-bit P·V in fp16; int8 Q·Kᵀ, 16-bit P·V in fp16+fp32"
         );
         let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 64, 64]);
-        let options = AttentionOptions { soft_cap: Some(30.0), pv_mode: PvMode::F16, ..Default::default() };
+        let options =
+            AttentionOptions { soft_cap: Some(30.0), smooth_q: true, pv_mode: PvMode::F16, ..Default::default() };
         let plan = AttentionPlan::new(problem, options).expect("a plan for some GPU");
         let message = none("an A100".to_owned(), ComputeCapability::new(8, 0), &plan).to_string();
-        let words = "an A100 has no kernels for int8 Q·Kᵀ, scores capped, biased or masked, 16-bit P·V in fp32; it has them for";
+        let words = "an A100 has no kernels for int8 Q·Kᵀ with smoothed queries, scores capped, biased or masked, 16-bit P·V in fp32; \
+                     it has them for";
         assert!(message.starts_with(words), "{message}");
         let message = on_turing(DType::F16, PvMode::Fp8);
         assert!(message.contains("fp8 P·V in fp32; it has them for int8 Q·Kᵀ, 16-bit P·V in fp32;"), "{message}");

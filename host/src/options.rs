@@ -256,7 +256,7 @@ pub enum BiasSlice<'a> {
     F32(&'a [f32]),
 }
 
-impl BiasSlice<'_> {
+impl<'a> BiasSlice<'a> {
     /// The type of its elements.
     pub fn dtype(&self) -> BiasType {
         match self {
@@ -281,6 +281,15 @@ impl BiasSlice<'_> {
             Self::F16(elements) => elements[index].to_f32(),
             Self::Bf16(elements) => elements[index].to_f32(),
             Self::F32(elements) => elements[index],
+        }
+    }
+
+    /// Its elements from one on.
+    pub(crate) fn from(self, first: usize) -> Self {
+        match self {
+            Self::F16(elements) => Self::F16(&elements[first..]),
+            Self::Bf16(elements) => Self::Bf16(&elements[first..]),
+            Self::F32(elements) => Self::F32(&elements[first..]),
         }
     }
 

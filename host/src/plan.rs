@@ -98,13 +98,13 @@ impl Resolved {
         Operand::ALL.iter().any(|&operand| self.prepared_row(operand).is_some())
     }
 
-    /// Tiles of the boolean mask that the GPU looks through before attention: batches, heads, items of queries, key tiles, each 1 where all
-    /// are the same. `None` without a mask, or if it would be too many, which no mask in memory is that has an element for each.
-    pub(crate) fn mask_tiles(&self) -> Option<[u32; 4]> {
+    /// Tiles of the boolean mask that the GPU looks through before attention: batches, heads, items of so many queries, key tiles, each 1
+    /// where all are the same. `None` without a mask, or if it would be too many, which no mask in memory is that has an element for each.
+    pub(crate) fn mask_tiles(&self, item_queries: u32) -> Option<[u32; 4]> {
         let ScoreStrides { batch, head, query, .. } = self.options.boolean_mask?;
         let [batches, heads, queries, keys] = self.problem.score_shape().map(|size| size as u32);
         let each = |stride: i64, count: u32| if stride == 0 { 1 } else { count };
-        let items = each(query, tile::query_ctas(queries));
+        let items = each(query, queries.div_ceil(item_queries));
         let shape = [each(batch, batches), each(head, heads), items, tile::key_tiles(keys)];
         let count = shape.iter().try_fold(1u32, |count, &size| count.checked_mul(size))?;
         (count <= i32::MAX as u32).then_some(shape)
@@ -391,10 +391,13 @@ fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     let query_ctas = places(query_heads, query_len, tile::MMA_QUERIES);
     at_most("query_heads * (queries / 128 + batch)", query_ctas, MAX_TILES)?;
     at_most("key_heads * (keys / 128 + batch)", places(key_heads, key_len, tile::KEY_TILE), MAX_TILES)?;
+    let is_packed = lengths == Lengths::Packed;
     match options {
-        AttentionOptions { soft_cap: Some(_), .. } => Err(Unsupported::Lengths { option: "soft_cap", lengths }),
-        AttentionOptions { bias: Some(_), .. } => Err(Unsupported::Lengths { option: "bias", lengths }),
-        AttentionOptions { boolean_mask: Some(_), .. } => Err(Unsupported::Lengths { option: "boolean_mask", lengths }),
+        // there is no tensor of all sequences' logits
+        AttentionOptions { bias: Some(_), .. } if is_packed => Err(Unsupported::Lengths { option: "bias", lengths }),
+        AttentionOptions { boolean_mask: Some(_), .. } if is_packed => {
+            Err(Unsupported::Lengths { option: "boolean_mask", lengths })
+        }
         AttentionOptions { smooth_q: true, .. } => Err(Unsupported::Lengths { option: "smooth_q", lengths }),
         AttentionOptions { qk_mode: QkMode::Int4, .. } => Err(Unsupported::Lengths { option: "qk_mode Int4", lengths }),
         _ => Ok(()),

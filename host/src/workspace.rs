@@ -12,7 +12,7 @@ use sage_layout::params::Address;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
 use sage_layout::schedule::counter;
 use sage_layout::sequence::Sequence;
-use sage_layout::tile::{self, KEY_TILE, WARPGROUP_ROWS};
+use sage_layout::tile::{self, KEY_TILE, MMA_QUERIES, WARPGROUP_ROWS};
 use std::ops::Range;
 
 /// Alignment of the workspace and of every region in it, in bytes: what a bulk copy and the memory system like best.
@@ -75,7 +75,7 @@ pub(crate) struct Workspace {
     pub sequences: Option<Region>,
     /// The order in which attention takes them.
     pub sequence_order: Option<Region>,
-    /// What the boolean mask shows of key tiles; see [`Resolved::mask_tiles`].
+    /// What the boolean mask shows of key tiles, in items of 128 queries or more; see [`Resolved::mask_tiles`].
     pub mask_tiles: Option<Region>,
     /// Where the attention kernel empties outputs to, if it needs memory for that; see [`Resolved::flushing_ctas`].
     pub flushed_output: Option<Region>,
@@ -155,7 +155,8 @@ impl Workspace {
                 .then(|| region(Query, [query_heads, query_tiles * u64::from(WARPGROUP_ROWS), 4])),
             sequences: resolved.is_ragged().then(|| region(Scratch, [1, sequences, Sequence::BYTES as u64])),
             sequence_order: resolved.is_ragged().then(|| region(Scratch, [1, sequences, 8])),
-            mask_tiles: resolved.mask_tiles().map(|shape| {
+            // of the smallest items of any kernel
+            mask_tiles: resolved.mask_tiles(MMA_QUERIES).map(|shape| {
                 let [batches, heads, items, tiles] = shape.map(u64::from);
                 region(Scratch, [batches * heads, items * tiles, 4])
             }),

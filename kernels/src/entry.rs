@@ -16,7 +16,7 @@ use crate::{
         ampere::{
             self,
             codes::{Int4, Int8, SmoothedInt8},
-            product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, TwoLevel},
+            product::{E4m3InF16, E4m3InF32, HalfInF16, HalfInF32, InPlace, OnTuring, OneStep, TwoLevel},
         },
         hopper, mask_tiles,
         modifier::{Modified, Unmodified},
@@ -181,6 +181,7 @@ macro_rules! program {
         ampere::attention::<
             InPlace<HalfInF32<$element>>,
             Int8,
+            Unmodified,
             $element,
             RaggedOrUniform,
             $head_dim,
@@ -188,33 +189,56 @@ macro_rules! program {
         >
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, Int8, Unmodified, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int8, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, Int8, Unmodified, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F32, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (TuringF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int8, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+    };
+    (MmaModifiedF16, $head_dim:literal, $element:ident) => {
+        ampere::attention::<
+            OneStep<InPlace<HalfInF32<$element>>>,
+            Int8,
+            Modified,
+            $element,
+            RaggedOrUniform,
+            $head_dim,
+            { mma_blocks($head_dim) },
+        >
+    };
+    (MmaModifiedFp8, $head_dim:literal, $element:ident) => {
+        ampere::attention::<
+            OneStep<TwoLevel<E4m3InF32>>,
+            Int8,
+            Modified,
+            $element,
+            RaggedOrUniform,
+            $head_dim,
+            { mma_blocks($head_dim) },
+        >
     };
     (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
         ampere::attention::<
             InPlace<HalfInF32<$element>>,
             SmoothedInt8,
+            Unmodified,
             $element,
             Uniform,
             $head_dim,
@@ -222,37 +246,37 @@ macro_rules! program {
         >
     };
     (MmaSmoothedF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaSmoothedFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int4, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<HalfInF16>, Int4, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4F16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int4, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<HalfInF16>, Int4, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<InPlace<E4m3InF32>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF32>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
     (MmaInt4Fp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int4, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        ampere::attention::<TwoLevel<E4m3InF16>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
     };
 }
 

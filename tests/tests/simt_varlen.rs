@@ -11,8 +11,8 @@ use sage_tests::varlen::Batch;
 use sage_tests::with_element;
 use sageattention::simt::{Execution, Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CallInputs, CausalAlign, ComputeCapability, DType, Mask, PvMode,
-    SequenceLengths, TensorLayout,
+    AttentionOptions, AttentionProblem, Bias, BiasType, CallInputs, CausalAlign, ComputeCapability, DType, Mask,
+    PvMode, ScoreStrides, SequenceLengths, TensorLayout,
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
@@ -80,6 +80,43 @@ fn mma() {
             };
             let gpu = if head_dim > 128 { HOPPER } else { ADA };
             check_on(gpu, &batch, &options, &Options::new(Schedule::Random(index as u64)), 1);
+        }
+    }
+}
+
+/// A soft cap, in every mode; and of padded sequences a bias and a boolean mask too. Hopper runs the `mma.sync` kernels.
+#[test]
+fn modified_scores() {
+    let sequences = [[130, 130], [0, 50], [1, 129], [70, 0], [0, 0], [20, 200]];
+    for (index, (pv_mode, pv_accum)) in PV_MODES.into_iter().enumerate() {
+        for (turn, head_dim) in [64, 128, 256].into_iter().enumerate() {
+            let dtypes = element_types((pv_mode, pv_accum));
+            let dtype = dtypes[(index + turn) % dtypes.len()];
+            let options = AttentionOptions {
+                pv_mode,
+                pv_accum,
+                mask: MASKS[(index + turn) % 3],
+                soft_cap: Some(3.0),
+                sinks: index % 2 == 0,
+                smooth_k: turn != 1,
+                return_lse: true,
+                ..Default::default()
+            };
+            let execution = Options::new(Schedule::Random(index as u64));
+            let packed = Batch::packed(dtype, &sequences, [2, 1, head_dim]);
+            check_on([ADA, HOPPER][turn % 2], &packed, &options, &execution, 1);
+            let padded = Batch::padded(TensorLayout::Nhd, dtype, [150, 200], &[200, 0, 1, 129], [2, 2, head_dim]);
+            let shape @ [batch, heads, _, keys] = padded.problem.score_shape();
+            let options = AttentionOptions {
+                soft_cap: options.soft_cap.filter(|_| turn != 2),
+                bias: (turn != 0).then_some(Bias {
+                    dtype: [BiasType::F16, BiasType::Bf16, BiasType::F32][index % 3],
+                    strides: ScoreStrides::contiguous(shape),
+                }),
+                boolean_mask: (index % 3 != 1).then_some(ScoreStrides::broadcast([batch, heads, 1, keys])),
+                ..options
+            };
+            check_on([HOPPER, ADA][turn % 2], &padded, &options, &execution, 2);
         }
     }
 }

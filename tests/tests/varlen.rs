@@ -12,8 +12,9 @@ use sage_tests::tensor::{Inputs, Outputs, attend, attend_varlen, gather, indices
 use sage_tests::varlen::Batch;
 use sage_tests::with_element;
 use sageattention::{
-    AttentionOptions, AttentionProblem, CallInputs, CausalAlign, DType, Device, Element, Error, Lengths, Mask, PvAccum,
-    PvMode, QkMode, SequenceLengths, TensorLayout, Unsupported, attention_with, supports, testing,
+    AttentionOptions, AttentionProblem, Bias, BiasSlice, BiasType, CallInputs, CausalAlign, DType, Device, Element,
+    Error, Lengths, Mask, PvAccum, PvMode, QkMode, ScoreStrides, SequenceLengths, TensorLayout, Unsupported,
+    attention_with, supports, testing,
 };
 
 /// Options that sequences of different lengths have.
@@ -196,6 +197,56 @@ fn lengths_that_can_not_be() {
     }
 }
 
+/// A bias and a boolean mask of padded sequences, with a soft cap: the same as without lengths, if the mask hides the padding; and for
+/// whole sequences to the bit.
+#[test]
+fn modified_scores_of_padded_sequences() {
+    let kv_lens = [300, 0, 7, 129];
+    let batch = Batch::padded(TensorLayout::Nhd, DType::F16, [40, 300], &kv_lens, [4, 2, 64]);
+    let padded = batch.problem;
+    let dense = AttentionProblem { lengths: Lengths::Uniform, ..padded };
+    let inputs = Inputs::<f16>::random(&dense, 12);
+    let shape @ [_, _, queries, keys] = padded.score_shape();
+    let size: usize = shape.iter().product();
+    let strides = ScoreStrides::contiguous(shape);
+    let bias: Vec<f32> = (0..size).map(|index| (index * 7919 % 1000) as f32 / 300.0 - 1.5).collect();
+    let shown: Vec<u8> = (0..size).map(|index| u8::from(index % 7 != 3 && index / 50 % 5 != 2)).collect();
+    let without_padding: Vec<u8> = shown
+        .iter()
+        .enumerate()
+        .map(|(index, &byte)| byte * u8::from(index % keys < kv_lens[index / keys / queries / shape[1]] as usize))
+        .collect();
+    let options = AttentionOptions {
+        soft_cap: Some(4.0),
+        bias: Some(Bias { dtype: BiasType::F32, strides }),
+        boolean_mask: Some(strides),
+        return_lse: true,
+        ..Default::default()
+    };
+    let more = |boolean_mask, lengths| CallInputs {
+        bias: Some(BiasSlice::F32(&bias)),
+        boolean_mask: Some(boolean_mask),
+        lengths,
+        ..Default::default()
+    };
+    let kv_lens = kv_lens.map(|keys| keys as i32);
+    let lengths = SequenceLengths::PaddedKeys { kv_lens: &kv_lens[..] };
+    let of_lengths = testing::exact_with(&padded, &options, inputs.slices(), &more(&shown[..], lengths));
+    let uniform = more(&without_padding[..], SequenceLengths::Uniform);
+    let of_mask = testing::exact_with(&dense, &options, inputs.slices(), &uniform);
+    assert_eq!(of_lengths.log_sum_exp, of_mask.log_sum_exp);
+    for (of_lengths, of_mask) in of_lengths.output.iter().zip(&of_mask.output) {
+        assert!((of_lengths - of_mask).abs() < 1e-9, "{of_lengths} {of_mask}");
+    }
+
+    let whole = [keys as i32; 4];
+    let lengths = SequenceLengths::PaddedKeys { kv_lens: &whole[..] };
+    let run = |problem, call_inputs| {
+        attention_with(Device::Cpu, problem, options, inputs.slices(), call_inputs).expect("a valid call")
+    };
+    assert!(run(padded, more(&shown[..], lengths)) == run(dense, more(&shown[..], SequenceLengths::Uniform)));
+}
+
 #[test]
 fn options_that_need_equal_lengths() {
     let packed = AttentionProblem::packed(DType::F16, 3, [10, 2, 64], [20, 1]);
@@ -207,6 +258,10 @@ fn options_that_need_equal_lengths() {
         (
             AttentionOptions { qk_mode: QkMode::Int4, ..Default::default() },
             "qk_mode Int4 with lengths Packed is not supported; lengths must be Uniform there",
+        ),
+        (
+            AttentionOptions { boolean_mask: Some(ScoreStrides::default()), ..Default::default() },
+            "boolean_mask with lengths Packed is not supported; lengths must be Uniform there",
         ),
         (
             AttentionOptions { mask: Mask::Causal, ..Default::default() },

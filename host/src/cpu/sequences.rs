@@ -4,7 +4,7 @@ use sage_layout::params::Strides;
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::options::{CallInputs, Rotary};
+use crate::options::{AttentionOptions, CallInputs, Rotary, ScoreStrides};
 use crate::plan::{self, Resolved};
 use crate::tensor::{Lengths, SequenceLengths};
 
@@ -34,6 +34,17 @@ impl Sequence {
             &key[Self::offset(self.key, problem.key_strides)..],
             &value[Self::offset(self.key, problem.value_strides)..],
         ]
+    }
+
+    /// What else its part of the call takes: of a bias and a boolean mask, its batch.
+    pub fn call_inputs<'a>(&self, plan: &Resolved, call_inputs: &CallInputs<'a>) -> CallInputs<'a> {
+        let AttentionOptions { bias, boolean_mask, .. } = plan.options;
+        let first = |strides: Option<ScoreStrides>| self.query[0] * strides.map_or(0, |strides| strides.batch as usize);
+        CallInputs {
+            bias: call_inputs.bias.map(|elements| elements.from(first(bias.map(|bias| bias.strides)))),
+            boolean_mask: call_inputs.boolean_mask.map(|elements| &elements[first(boolean_mask)..]),
+            ..*call_inputs
+        }
     }
 
     /// Its part of the output.
@@ -139,7 +150,8 @@ pub(crate) fn attend<T: Element>(
         let own_output = sequence.output(plan, output);
         if let Some(own) = &sequence.plan {
             let wanted = log_sum_exp.is_some().then_some(&mut own_log_sum_exp[..]);
-            super::attend::attend(own, sequence.inputs(plan, inputs), call_inputs, own_output, wanted)?;
+            let call_inputs = sequence.call_inputs(plan, call_inputs);
+            super::attend::attend(own, sequence.inputs(plan, inputs), &call_inputs, own_output, wanted)?;
         } else {
             for (row, log_sum_exp) in own_log_sum_exp.iter_mut().enumerate() {
                 *log_sum_exp = call_inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[row / sequence.queries]);
@@ -182,7 +194,7 @@ pub(crate) fn exact<T: Element>(
     }
     for sequence in sequences(plan, call_inputs.lengths) {
         let Some(own) = &sequence.plan else { continue };
-        let own = super::exact::exact(own, sequence.inputs(plan, inputs), call_inputs);
+        let own = super::exact::exact(own, sequence.inputs(plan, inputs), &sequence.call_inputs(plan, call_inputs));
         for head in 0..heads {
             let (from, to) = (head * sequence.queries, sequence.row(plan, head));
             let (from, to) = (from..from + sequence.queries, to..to + sequence.queries);

@@ -87,6 +87,18 @@ const FAMILIES: &[(Family, Modes)] = &[
     (Family::MmaFp8F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).ragged()),
     (Family::MmaFp8F32F32, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).ragged()),
     (Family::MmaFp8F32F16, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16).ragged()),
+    (Family::MmaModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores()),
+    (Family::MmaModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores().ragged()),
+    (Family::MmaModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).with_modified_scores()),
+    (Family::MmaModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).with_modified_scores().ragged()),
+    (Family::MmaModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).with_modified_scores()),
+    (Family::MmaModifiedF16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).with_modified_scores().ragged()),
+    (Family::MmaModifiedFp8, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).with_modified_scores()),
+    (Family::MmaModifiedFp8, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32).with_modified_scores().ragged()),
+    (Family::MmaModifiedFp8, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).with_modified_scores()),
+    (Family::MmaModifiedFp8, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32).with_modified_scores().ragged()),
+    (Family::MmaModifiedFp8, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16).with_modified_scores()),
+    (Family::MmaModifiedFp8, Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F16).with_modified_scores().ragged()),
     (Family::MmaSmoothedF16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_smoothed_queries()),
     (Family::MmaSmoothedF16F16, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16).with_smoothed_queries()),
     (Family::MmaSmoothedF16F16F32, Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16F32).with_smoothed_queries()),
@@ -191,7 +203,10 @@ pub fn choices(
 ) -> impl Iterator<Item = Choice> {
     let families = architectures(gpu)
         .flat_map(|architecture| families(architecture).map(move |(family, served)| (architecture, family, served)));
-    families.filter(move |(.., served)| *served == modes).filter_map(move |(architecture, family, _)| {
+    // kernels that serve them with sums in f32 have bfloat16 too
+    let sums_in_f16 = modes.value == PvMode::F16 && modes.accumulator != PvAccum::F32;
+    let is_served = move |served: &Modes| *served == modes && !(sums_in_f16 && element == ElementType::Bf16);
+    families.filter(move |(.., served)| is_served(served)).filter_map(move |(architecture, family, _)| {
         let kernel = |family| Kernel::find(family, head_dim, element.rounded());
         Some(Choice {
             architecture,
@@ -209,7 +224,7 @@ pub fn modes(gpu: ComputeCapability, head_dim: u32, element: ElementType) -> imp
     all_modes().filter(is_served)
 }
 
-/// Every combination of modes. Queries are smoothed, codes INT4, and scores modified, where all sequences are equally long.
+/// Every combination of modes. Queries are smoothed, and codes INT4, where all sequences are equally long.
 pub fn all_modes() -> impl Iterator<Item = Modes> {
     let of_values = || {
         PvMode::ALL.into_iter().flat_map(|value| {
@@ -223,7 +238,8 @@ pub fn all_modes() -> impl Iterator<Item = Modes> {
                 .flat_map(move |smooth_query| of_values().map(move |modes| Modes { query_key, smooth_query, ..modes }))
         })
     };
-    uniform().chain(uniform().map(Modes::with_modified_scores)).chain(of_values().map(Modes::ragged))
+    let unmodified = move || uniform().chain(of_values().map(Modes::ragged));
+    unmodified().chain(unmodified().map(Modes::with_modified_scores))
 }
 
 #[cfg(test)]
@@ -331,7 +347,7 @@ mod tests {
             (FP8, &[64, 96, 128, 192, 256][..]),
             (half, &[64, 96, 128, 192, 256]),
             (FP8.ragged(), &[64, 128, 256]),
-            (FP8.with_modified_scores(), &[64, 128]),
+            (FP8.with_modified_scores(), &[64, 128, 256]),
         ] {
             for head_dim in 1..=MAX_HEAD_DIM {
                 let found = choices(HOPPER, modes, head_dim, ElementType::F16).next();
@@ -390,18 +406,37 @@ mod tests {
         assert_eq!(architecture, Architecture::Sm89);
     }
 
+    /// Of equally long sequences, with up to 128 channels; others run the kernels of older GPUs.
     #[test]
-    fn hopper_modifies_scores_with_both_kinds_of_values() {
-        let modified: Vec<_> = modes(HOPPER, 64, ElementType::Bf16).filter(|modes| modes.modified_scores).collect();
+    fn hopper_modifies_scores_with_its_own_kernels() {
+        let first = |modes: Modes, head_dim| {
+            let choice = choices(HOPPER, modes.with_modified_scores(), head_dim, ElementType::Bf16).next();
+            choice.map(|choice| choice.attention.family())
+        };
+        let half = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32);
         assert_eq!(
-            modified,
-            [
-                FP8,
-                Modes::new(QkMode::Int8, PvMode::Fp8, PvAccum::F32F32),
-                Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32)
-            ]
-            .map(Modes::with_modified_scores)
+            [FP8, half].map(|modes| first(modes, 128)),
+            [Some(Family::AttentionModified), Some(Family::AttentionModifiedF16)]
         );
+        for modes in [FP8, half] {
+            let family = if modes == FP8 { Family::MmaModifiedFp8 } else { Family::MmaModifiedF16 };
+            assert_eq!([first(modes, 129), first(modes.ragged(), 64)], [Some(family); 2]);
+        }
+    }
+
+    /// Scores are modified wherever they are not, in INT8 without smoothed queries, but on Turing.
+    #[test]
+    fn every_gpu_from_ampere_on_modifies_scores() {
+        for gpu in capabilities().filter(|gpu| gpu.major > 7) {
+            let elements = [ElementType::F16, ElementType::Bf16, ElementType::F32];
+            for (head_dim, element) in
+                PADDED_HEAD_DIMS.into_iter().flat_map(|head_dim| elements.map(|element| (head_dim, element)))
+            {
+                let served = || modes(gpu, head_dim, element);
+                let plain = served().filter(is_plain_int8).map(Modes::with_modified_scores);
+                assert!(plain.eq(served().filter(|modes| modes.modified_scores)), "{gpu} {head_dim} {element:?}");
+            }
+        }
     }
 
     /// It is rounded first; all else is the same.
@@ -479,6 +514,6 @@ mod tests {
         );
         let modes = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32).with_modified_scores();
         assert_eq!(modes.to_string(), "int8 Q·Kᵀ, scores capped, biased or masked, 16-bit P·V in fp32");
-        assert_eq!(all_modes().count(), 24 + 24 + 6);
+        assert_eq!(all_modes().count(), 2 * (24 + 6));
     }
 }

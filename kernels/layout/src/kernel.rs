@@ -55,13 +55,13 @@ macro_rules! define_family {
 
             /// Whether its kernels are among those of an architecture.
             ///
-            /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores, and what is about a
-            /// cache none of Ampere's smaller GPUs; the quantizer of ragged batches has none of either. Their drivers compile the PTX.
+            /// What takes smoothed queries, the quantizer of ragged batches, and what modifies scores with `mma.sync` have machine code of
+            /// A100 and Ada alone, and what is about a cache none of Ampere's smaller GPUs. Other drivers compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
                 use Architecture::{Sm86, Sm100, Sm120};
                 let only_ptx = match (self, architecture) {
-                    (Self::QuantizeRagged, Sm86 | Sm100 | Sm120) => true,
-                    (_, Sm100 | Sm120) => self.smooths_queries(),
+                    (Self::QuantizeRagged | Self::MaskTiles, Sm86 | Sm100 | Sm120) => true,
+                    (_, Sm86 | Sm100 | Sm120) if self.modifies_scores() || self.smooths_queries() => true,
                     (_, Sm86) => self.is_about_a_cache(),
                     _ => false,
                 };
@@ -92,9 +92,9 @@ define_family! {
     AttentionModified: [Architecture::Sm90a];
     /// [`AttentionF16`](Self::AttentionF16) with scores modified.
     AttentionModifiedF16: [Architecture::Sm90a];
-    /// What a boolean mask shows of key tiles ([`mask_tile`](crate::mask_tile)), before [`AttentionModified`](Self::AttentionModified) and
-    /// its sibling; whatever the head dimension and the element type, of which its row has some.
-    MaskTiles: [Architecture::Sm90a];
+    /// What a boolean mask shows of key tiles ([`mask_tile`](crate::mask_tile)), before the families that modify scores; whatever the head
+    /// dimension and the element type, of which its row has some.
+    MaskTiles: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Attention with `mma.sync` on INT8 queries and keys and 16-bit values, summed in f32.
     MmaF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// … summed in f16.
@@ -113,6 +113,12 @@ define_family! {
     MmaFp8F32F32: [Architecture::Sm89];
     /// … summed in f16 for 64 keys at a time, and these sums in f32.
     MmaFp8F32F16: [Architecture::Sm89];
+    /// [`MmaF16F32`](Self::MmaF16F32) with scores modified, in place of [`MmaF16F16`](Self::MmaF16F16) and
+    /// [`MmaF16F16F32`](Self::MmaF16F16F32) too.
+    MmaModifiedF16: [Architecture::Sm80];
+    /// [`MmaFp8F32F32`](Self::MmaFp8F32F32) with scores modified, in place of [`MmaFp8F32`](Self::MmaFp8F32) and
+    /// [`MmaFp8F32F16`](Self::MmaFp8F32F16) too.
+    MmaModifiedFp8: [Architecture::Sm89];
     /// [`MmaF16F32`](Self::MmaF16F32) with smoothed queries.
     MmaSmoothedF16F32: [Architecture::Sm80, Architecture::Sm89];
     /// [`MmaF16F16`](Self::MmaF16F16) with smoothed queries.
@@ -187,7 +193,10 @@ impl Family {
 
     /// Whether its kernels modify scores: soft cap, bias, boolean mask.
     pub const fn modifies_scores(self) -> bool {
-        matches!(self, Self::AttentionModified | Self::AttentionModifiedF16)
+        matches!(
+            self,
+            Self::AttentionModified | Self::AttentionModifiedF16 | Self::MmaModifiedF16 | Self::MmaModifiedFp8
+        )
     }
 
     /// Whether its kernels take smoothed queries.
@@ -228,7 +237,7 @@ impl Family {
     const fn value_bytes(self) -> u32 {
         use Family::*;
         match self {
-            MmaFp8F32 | MmaFp8F32F32 | MmaFp8F32F16 => 1,
+            MmaFp8F32 | MmaFp8F32F32 | MmaFp8F32F16 | MmaModifiedFp8 => 1,
             MmaSmoothedFp8F32 | MmaSmoothedFp8F32F32 | MmaSmoothedFp8F32F16 => 1,
             MmaInt4Fp8F32 | MmaInt4Fp8F32F32 | MmaInt4Fp8F32F16 => 1,
             _ => 2,
@@ -339,6 +348,18 @@ macro_rules! for_each_kernel {
             MmaFp8F32F16D128Bf16 = "sage_attention_mma_fp8_f32f16_d128_bf16": MmaFp8F32F16, 128, Bf16;
             MmaFp8F32F16D256F16 = "sage_attention_mma_fp8_f32f16_d256_f16": MmaFp8F32F16, 256, F16;
             MmaFp8F32F16D256Bf16 = "sage_attention_mma_fp8_f32f16_d256_bf16": MmaFp8F32F16, 256, Bf16;
+            MmaModifiedF16D64F16 = "sage_attention_mma_modified_f16_d64_f16": MmaModifiedF16, 64, F16;
+            MmaModifiedF16D64Bf16 = "sage_attention_mma_modified_f16_d64_bf16": MmaModifiedF16, 64, Bf16;
+            MmaModifiedF16D128F16 = "sage_attention_mma_modified_f16_d128_f16": MmaModifiedF16, 128, F16;
+            MmaModifiedF16D128Bf16 = "sage_attention_mma_modified_f16_d128_bf16": MmaModifiedF16, 128, Bf16;
+            MmaModifiedF16D256F16 = "sage_attention_mma_modified_f16_d256_f16": MmaModifiedF16, 256, F16;
+            MmaModifiedF16D256Bf16 = "sage_attention_mma_modified_f16_d256_bf16": MmaModifiedF16, 256, Bf16;
+            MmaModifiedFp8D64F16 = "sage_attention_mma_modified_fp8_d64_f16": MmaModifiedFp8, 64, F16;
+            MmaModifiedFp8D64Bf16 = "sage_attention_mma_modified_fp8_d64_bf16": MmaModifiedFp8, 64, Bf16;
+            MmaModifiedFp8D128F16 = "sage_attention_mma_modified_fp8_d128_f16": MmaModifiedFp8, 128, F16;
+            MmaModifiedFp8D128Bf16 = "sage_attention_mma_modified_fp8_d128_bf16": MmaModifiedFp8, 128, Bf16;
+            MmaModifiedFp8D256F16 = "sage_attention_mma_modified_fp8_d256_f16": MmaModifiedFp8, 256, F16;
+            MmaModifiedFp8D256Bf16 = "sage_attention_mma_modified_fp8_d256_bf16": MmaModifiedFp8, 256, Bf16;
             MmaSmoothedF16F32D64F16 = "sage_attention_mma_smoothed_f16_f32_d64_f16": MmaSmoothedF16F32, 64, F16;
             MmaSmoothedF16F32D64Bf16 = "sage_attention_mma_smoothed_f16_f32_d64_bf16": MmaSmoothedF16F32, 64, Bf16;
             MmaSmoothedF16F32D128F16 = "sage_attention_mma_smoothed_f16_f32_d128_f16": MmaSmoothedF16F32, 128, F16;

@@ -253,8 +253,10 @@ pub struct MaskTilesParams {
     pub tiles: Address,
     /// Heads of the mask, 1 if all are the same.
     pub heads: u32,
-    /// Items, of [`CTA_QUERIES`](crate::tile::CTA_QUERIES) queries; 1 if all queries are the same.
+    /// Items; 1 if all queries are the same.
     pub items: u32,
+    /// Queries of an item of the attention kernel.
+    pub item_queries: u32,
     /// Key tiles.
     pub key_tiles: u32,
     /// Queries of the mask, 1 if all are the same.
@@ -263,6 +265,8 @@ pub struct MaskTilesParams {
     pub keys: u32,
     /// Whether keys are adjacent, and every address of a row a multiple of 16 bytes: 1, else 0.
     pub vectorized: u32,
+    /// Nothing.
+    pub padding: u32,
 }
 
 /// `Attention` and `AttentionF16`: grid (at most one CTA a multiprocessor, and at most one an item).
@@ -522,7 +526,7 @@ const _: () = {
     assert!(size_of::<CacheView>() == 40 && size_of::<CacheAppendParams>() == 144);
     assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
     assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
-    assert!(size_of::<MaskTilesParams>() == 72 && offset_of!(MaskTilesParams, heads) == 48);
+    assert!(size_of::<MaskTilesParams>() == 80 && offset_of!(MaskTilesParams, heads) == 48);
     assert!(size_of::<AttentionParams>() == 480 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136

@@ -4,7 +4,7 @@ use core::cmp::min;
 
 use sage_layout::mask_tile::{HIDDEN, MIXED, WHOLE};
 use sage_layout::params::MaskTilesParams;
-use sage_layout::tile::{CTA_QUERIES, KEY_TILE};
+use sage_layout::tile::KEY_TILE;
 use simt::{global, math, thread, warp};
 
 /// Keys of a lane: 16 bytes of a row.
@@ -27,20 +27,20 @@ fn zero_bytes(word: u32) -> u32 {
 /// As the kernel table and the parameters say.
 #[inline(always)]
 pub unsafe fn mask_tiles(params: &MaskTilesParams) {
-    let MaskTilesParams { mask, queries, keys, .. } = params;
+    let MaskTilesParams { mask, queries, item_queries, keys, .. } = params;
     let lane = thread::thread_idx_x();
     let index = thread::block_idx_x();
     let (rest, tile) = math::div_rem(index, params.key_tiles);
     let (rest, item) = math::div_rem(rest, params.items);
     let (batch, head) = math::div_rem(rest, params.heads);
-    let end_row = min((item + 1) * CTA_QUERIES, *queries);
+    let end_row = min((item + 1) * item_queries, *queries);
     let first_key = tile * KEY_TILE + lane % LANES_PER_ROW * KEYS;
     let lane_keys = min(keys.saturating_sub(first_key), KEYS);
     let start = batch as i64 * mask.batch + head as i64 * mask.head + first_key as i64 * mask.key;
 
     // bits of bytes that show something, and of those that hide
     let (mut shown, mut hidden) = (0, 0);
-    let mut row = item * CTA_QUERIES + lane / LANES_PER_ROW;
+    let mut row = item * item_queries + lane / LANES_PER_ROW;
     while row < end_row {
         let at = mask.address.wrapping_add_signed(start + row as i64 * mask.query);
         // SAFETY: the elements are inside the mask, and rows are aligned to 16 bytes where they are loaded so.

@@ -5,7 +5,7 @@ use core::f32::consts::LOG2_E;
 
 use sage_layout::mask_tile;
 use sage_layout::params::{AttentionParams, BiasType, ScoreView};
-use sage_layout::tile::{CTA_QUERIES, padded_queries};
+use sage_layout::tile::WARPGROUP_ROWS;
 use simt::{global, math, warp};
 
 use super::mask::ChunkMask;
@@ -47,11 +47,11 @@ pub struct ChunkScores<S, const N: usize> {
 
 /// Where a lane's scores are.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct Place<'a, S> {
     /// Of the kernel.
     pub params: &'a AttentionParams,
-    /// Index over batches and query heads.
-    pub head: u32,
+    /// Whose queries.
+    pub item: WorkItem<S>,
     /// First row of the warp's 16.
     pub first_row: u32,
     /// Lane of the warp.
@@ -70,15 +70,20 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Of a tile's word. The votes tell the compiler that it is the same in all lanes, and that a branch does not divide them.
+    /// Of a tile's word, for an item of so many queries. The votes tell the compiler that it is the same in all lanes, and that a branch does not divide them.
     ///
     /// # Safety
     ///
     /// As for [`Modifier::mask_tile`]; all lanes of the warp call it.
     #[inline(always)]
-    pub unsafe fn of_tile<M: Modifier, S: Sequences>(params: &AttentionParams, item: WorkItem<S>, tile: u32) -> Self {
+    pub unsafe fn of_tile<M: Modifier, S: Sequences>(
+        params: &AttentionParams,
+        item: WorkItem<S>,
+        queries: u32,
+        tile: u32,
+    ) -> Self {
         // SAFETY: forwarded contract.
-        let word = unsafe { M::mask_tile(params, item, tile) };
+        let word = unsafe { M::mask_tile(params, item, queries, tile) };
         Self { nothing: warp::any(word == mask_tile::HIDDEN), everything: warp::any(word == mask_tile::WHOLE) }
     }
 }
@@ -90,21 +95,22 @@ pub trait Modifier {
     /// What scores become.
     type Score: Score;
 
-    /// What the boolean mask shows of a key tile to the item's queries: a word of [`mask_tile`].
+    /// What the boolean mask shows of a key tile to the item's queries, if an item has so many: a word of [`mask_tile`].
     ///
     /// # Safety
     ///
     /// The operands are as the parameters say.
-    unsafe fn mask_tile<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, tile: u32) -> u32;
+    unsafe fn mask_tile<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, queries: u32, tile: u32) -> u32;
 
-    /// The scores of the accumulator registers of the keys from `first_key` on, which `scale` turns into base-2 scores.
+    /// The scores of the accumulator registers from `first` on, a multiple of 4, of those of the keys from `first_key` on.
     ///
     /// # Safety
     ///
     /// The operands are as the parameters say.
-    unsafe fn apply<const N: usize>(
-        place: Place,
+    unsafe fn apply<S: Sequences, const N: usize>(
+        place: Place<S>,
         first_key: u32,
+        first: usize,
         scores: ChunkScores<i32, N>,
     ) -> ChunkScores<Self::Score, N>;
 }
@@ -120,12 +126,17 @@ impl Modifier for Unmodified {
     type Score = i32;
 
     #[inline(always)]
-    unsafe fn mask_tile<S: Sequences>(_: &AttentionParams, _: WorkItem<S>, _: u32) -> u32 {
+    unsafe fn mask_tile<S: Sequences>(_: &AttentionParams, _: WorkItem<S>, _: u32, _: u32) -> u32 {
         mask_tile::WHOLE
     }
 
     #[inline(always)]
-    unsafe fn apply<const N: usize>(_: Place, _: u32, scores: ChunkScores<i32, N>) -> ChunkScores<i32, N> {
+    unsafe fn apply<S: Sequences, const N: usize>(
+        _: Place<S>,
+        _: u32,
+        _: usize,
+        scores: ChunkScores<i32, N>,
+    ) -> ChunkScores<i32, N> {
         scores
     }
 }
@@ -135,27 +146,29 @@ impl Modifier for Modified {
     type Score = f32;
 
     #[inline(always)]
-    unsafe fn mask_tile<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, tile: u32) -> u32 {
+    unsafe fn mask_tile<S: Sequences>(params: &AttentionParams, item: WorkItem<S>, queries: u32, tile: u32) -> u32 {
         let view = &params.modifiers.mask_tiles;
         if view.address == 0 {
             return mask_tile::MIXED;
         }
-        // opaque, or what follows from them is kept in registers from one tile to the next
-        let (batch, head) = math::div_rem(math::opaque(item.head), math::opaque(params.output.heads));
-        let queries = math::opaque(item.first_query) / CTA_QUERIES;
-        let place = batch as i64 * view.batch + head as i64 * view.head + queries as i64 * view.query;
+        let [batch, head] = batch_and_head(params, item);
+        let items = math::opaque(item.first_query) / queries;
+        let place = batch as i64 * view.batch + head as i64 * view.head + items as i64 * view.query;
         let address = view.address.wrapping_add_signed(place + tile as i64 * view.key);
         // SAFETY: there is a word for each tile of each item.
         unsafe { global::load_u32(address) }
     }
 
     #[inline(always)]
-    unsafe fn apply<const N: usize>(
-        place: Place,
+    unsafe fn apply<S: Sequences, const N: usize>(
+        place: Place<S>,
         first_key: u32,
+        first: usize,
         ChunkScores { scores, scale, visible }: ChunkScores<i32, N>,
     ) -> ChunkScores<f32, N> {
         let modifiers = &place.params.modifiers;
+        // a lane has four registers of eight keys
+        let first_key = first_key + 2 * first as u32;
         let mut scores: [f32; N] = core::array::from_fn(|index| scores[index] as f32 * scale);
         let mut mask = match visible {
             Visible::All => ChunkMask::ALL,
@@ -172,25 +185,33 @@ impl Modifier for Modified {
                 let mut add = |index: usize, bias: f32| scores[index] = math::fma(bias, LOG2_E, scores[index]);
                 if modifiers.bias_type == BiasType::F32 as u32 {
                     place.elements(view, first_key, 4).for_each::<N>(|index, address| {
-                        add(index, global::load_f32_if(mask.shows(index), address));
+                        add(index, global::load_f32_if(mask.shows(first + index), address));
                     });
                 } else {
                     let is_bf16 = modifiers.bias_type == BiasType::Bf16 as u32;
                     place.elements(view, first_key, 2).for_each::<N>(|index, address| {
-                        let bits = global::load_u16_if(mask.shows(index), address);
+                        let bits = global::load_u16_if(mask.shows(first + index), address);
                         add(index, if is_bf16 { Bf16::to_f32(bits) } else { F16::to_f32(bits) });
                     });
                 }
             }
             if modifiers.boolean_mask.address != 0 && !place.shown.everything {
                 place.elements(&modifiers.boolean_mask, first_key, 1).for_each::<N>(|index, address| {
-                    let is_visible = global::load_u8_if(mask.shows(index), address);
-                    mask.hide_if(index, is_visible == 0);
+                    let is_visible = global::load_u8_if(mask.shows(first + index), address);
+                    mask.hide_if(first + index, is_visible == 0);
                 });
             }
         }
         ChunkScores { scores, scale: 1.0, visible: Visible::Some(mask) }
     }
+}
+
+/// An item's batch, and its head in it: those of a ragged batch are sequences.
+#[inline(always)]
+fn batch_and_head<S: Sequences>(params: &AttentionParams, item: WorkItem<S>) -> [u32; 2] {
+    // opaque, or what follows from them is kept in registers from one chunk to the next
+    let (batch, head) = math::div_rem(math::opaque(item.head), math::opaque(params.output.heads));
+    [batch + item.sequence.index(), head]
 }
 
 /// Where the elements of a tensor `[batch, heads, query_len, key_len]` are that belong to a lane's accumulator registers.
@@ -215,22 +236,22 @@ impl Elements {
     }
 }
 
-impl Place<'_> {
+impl<S: Sequences> Place<'_, S> {
     /// The lane's two rows, or the last one in the place of rows that pad.
     #[inline(always)]
     fn rows(&self) -> [u32; 2] {
         // opaque: see `elements`
         let row = math::opaque(self.first_row) + math::opaque(self.lane) / 4;
-        let last = math::opaque(self.params.output.tokens) - 1;
+        let last = math::opaque(self.item.sequence.queries(self.params.output.tokens)) - 1;
         [row, row + 8].map(|row| min(row, last))
     }
 
     /// Of a tensor whose elements are so many bytes.
     #[inline(always)]
     fn elements(&self, view: &ScoreView, first_key: u32, bytes: i64) -> Elements {
-        // opaque, or what follows from them is kept in registers from one chunk to the next
-        let (head, lane) = (math::opaque(self.head), math::opaque(self.lane));
-        let (batch, head) = math::div_rem(head, math::opaque(self.params.output.heads));
+        // opaque, or what follows from it is kept in registers from one chunk to the next
+        let lane = math::opaque(self.lane);
+        let [batch, head] = batch_and_head(self.params, self.item);
         let first_key = first_key + 2 * (lane % 4);
         let start = batch as i64 * view.batch + head as i64 * view.head + first_key as i64 * view.key;
         let row = |row: u32| view.address.wrapping_add_signed(bytes * (start + row as i64 * view.query));
@@ -243,11 +264,11 @@ impl Place<'_> {
         let modifiers = &self.params.modifiers;
         let mut shift = [0.0; 2];
         if modifiers.score_shift != 0 {
-            let head = math::opaque(self.head) as u64 * padded_queries(math::opaque(self.params.output.tokens)) as u64;
+            let head = math::opaque(self.item.head) as u64;
+            let first_tile = self.item.sequence.first_query_tile(head, S::query_places(self.params));
+            let shifts = modifiers.score_shift + 4 * first_tile * WARPGROUP_ROWS as u64;
             // SAFETY: the rows are the head's.
-            shift = self
-                .rows()
-                .map(|row| unsafe { global::load_f32(modifiers.score_shift + 4 * (head + row as u64)) } * LOG2_E);
+            shift = self.rows().map(|row| unsafe { global::load_f32(shifts + 4 * row as u64) } * LOG2_E);
         }
         for (index, score) in scores.iter_mut().enumerate() {
             *score = capped(*score + shift[index / 2 % 2], modifiers.soft_cap, modifiers.inverse_soft_cap);

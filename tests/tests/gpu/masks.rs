@@ -79,16 +79,13 @@ fn windows_of_the_mma_kernels() {
     }
 }
 
-/// Hopper's kernels that modify scores.
+/// The GPU's best kernels that modify scores, and those on `mma.sync`, in all of their modes.
 #[test]
 fn modified_scores() {
     let Some(gpu) = gpu() else { return };
-    if gpu.capability().major != 9 {
-        return;
-    }
     let lengths = [(1, 1), (1, 1000), (200, 77), (333, 333), (193, 128), (700, 2051), (64, 5300)];
     for (index, (query_len, key_len)) in lengths.into_iter().enumerate() {
-        for head_dim in [64, 128, 40] {
+        for head_dim in [64, 128, 40, 256] {
             for number in 0..12 {
                 let dtype = pick(&DTYPES, index + number);
                 let shape = [2, 4, query_len, head_dim];
@@ -114,6 +111,18 @@ fn modified_scores() {
                     ..with_lse()
                 };
                 compare(gpu, &problem, &options, 56);
+                let (pv_mode, pv_accum) = pick(&PV_MODES, index + number);
+                if !element_types((pv_mode, pv_accum)).contains(&dtype) {
+                    continue;
+                }
+                let options = AttentionOptions { pv_mode, pv_accum, ..options };
+                let architecture = if pv_mode == PvMode::Fp8 { Architecture::Sm89 } else { Architecture::Sm80 };
+                with_element!(dtype, T => {
+                    let inputs = Inputs::<T>::random(&problem, 57);
+                    let expected = sage_tests::tensor::attend(&problem, &options, &inputs);
+                    let result = attend_with(gpu, Some(architecture), &problem, &options, &inputs);
+                    assert_near(&result, &expected, head_dim, pv_mode, format_args!("{architecture:?}\n{problem:?}\n{options:?}"));
+                });
             }
         }
     }

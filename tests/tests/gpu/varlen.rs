@@ -7,7 +7,10 @@ use sage_tests::modes::{PV_MODES, element_types};
 use sage_tests::tensor::{Inputs, attend_varlen, indices, key_shape, offset};
 use sage_tests::varlen::Batch;
 use sage_tests::with_element;
-use sageattention::{Architecture, AttentionOptions, CausalAlign, Error, Gpu, Mask, PvMode, SequenceLengths};
+use sageattention::{
+    Architecture, AttentionOptions, Bias, BiasType, CausalAlign, Error, Gpu, Mask, PvMode, ScoreStrides,
+    SequenceLengths,
+};
 
 const MASKS: [Mask; 3] =
     [Mask::None, Mask::CausalAligned(CausalAlign::TopLeft), Mask::CausalAligned(CausalAlign::BottomRight)];
@@ -32,6 +35,9 @@ const SEQUENCES: [[usize; 2]; 12] = [
 fn architectures(options: &AttentionOptions) -> &'static [Option<Architecture>] {
     match options.pv_mode {
         PvMode::Fp8 => &[None, Some(Architecture::Sm89)],
+        PvMode::F16 if options.soft_cap.is_some() || options.bias.is_some() || options.boolean_mask.is_some() => {
+            &[None, Some(Architecture::Sm80)]
+        }
         PvMode::F16 => &[None, Some(Architecture::Sm89), Some(Architecture::Sm80)],
     }
 }
@@ -112,6 +118,32 @@ fn accumulators() -> Result<(), Error> {
                 let options = AttentionOptions { pv_mode, pv_accum, mask, ..with_lse() };
                 compare(gpu, &Batch::packed(dtype, &SEQUENCES, [4, 2, head_dim]), &options, index as u64)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// A soft cap, and of padded sequences a bias and a boolean mask, in every mode.
+#[test]
+fn modified_scores() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, (pv_mode, pv_accum)) in PV_MODES.into_iter().enumerate() {
+        for (turn, head_dim) in [64, 128, 256].into_iter().enumerate() {
+            let dtype = pick(element_types((pv_mode, pv_accum)), index + turn);
+            let mask = MASKS[(index + turn) % 3];
+            let options = AttentionOptions { pv_mode, pv_accum, mask, soft_cap: Some(3.0), ..with_lse() };
+            compare(gpu, &Batch::packed(dtype, &SEQUENCES, [4, 2, head_dim]), &options, index as u64)?;
+            let kv_lens = [2300, 0, 1, 128, 129, 1024, 1025];
+            let batch = Batch::padded(pick(&LAYOUTS, turn), dtype, [300, 2300], &kv_lens, [4, 2, head_dim]);
+            let shape @ [sequences, heads, _, keys] = batch.problem.score_shape();
+            let bias_type = pick(&[BiasType::F16, BiasType::Bf16, BiasType::F32], index);
+            let options = AttentionOptions {
+                soft_cap: options.soft_cap.filter(|_| turn != 2),
+                bias: (turn != 0).then_some(Bias { dtype: bias_type, strides: ScoreStrides::contiguous(shape) }),
+                boolean_mask: (index % 3 != 1).then_some(ScoreStrides::broadcast([sequences, heads, 1, keys])),
+                ..options
+            };
+            compare(gpu, &batch, &options, index as u64)?;
         }
     }
     Ok(())

@@ -22,6 +22,7 @@ pub mod codes;
 pub mod instructions;
 pub mod product;
 
+use core::cmp::min;
 use core::marker::PhantomData;
 
 use sage_layout::fragment;
@@ -34,6 +35,7 @@ use simt::{global, math, shared, thread, warp};
 
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
+use crate::attention::modifier::{ChunkScores, Modifier, Place, Shown};
 use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{OnlineSoftmax, Operands, Probabilities, RowMaxima, Visible};
 use crate::element::Element;
@@ -49,7 +51,8 @@ const STEP_BYTES: u32 = 32;
 /// Largest number of steps of Q·Kᵀ, and of blocks of eight channels: those of head dimension 256. Others use as many as they have.
 const STEPS: usize = (MAX_HEAD_DIM / STEP_BYTES) as usize;
 const CHANNEL_BLOCKS: usize = (MAX_HEAD_DIM / 8) as usize;
-/// Chunks of a segment of keys.
+/// Chunks of a key tile, and of a segment of keys.
+const TILE_CHUNKS: u32 = KEY_TILE / KEY_CHUNK;
 const SEGMENT_CHUNKS: u32 = SEGMENT_KEYS / KEY_CHUNK;
 
 type InstructionsOf<A> = <<A as Accumulator>::Product as Product>::Instructions;
@@ -65,6 +68,7 @@ type ProbabilitiesOf<A> = <<A as Accumulator>::Product as Product>::Probabilitie
 pub unsafe fn attention<
     A: Accumulator,
     C: Codes,
+    M: Modifier,
     E: Element,
     S: Sequences,
     const HEAD_DIM: u32,
@@ -72,7 +76,7 @@ pub unsafe fn attention<
 >(
     params: &AttentionParams,
 ) {
-    let memory = Warp::<A, C, S, HEAD_DIM, BLOCKS>::MEMORY;
+    let memory = Warp::<A, C, M, S, HEAD_DIM, BLOCKS>::MEMORY;
     let stages = InstructionsOf::<A>::STAGES;
     let base = shared::dynamic();
     let thread = thread::thread_idx_x();
@@ -95,8 +99,10 @@ pub unsafe fn attention<
             shared::store_u32x2(bounds, [chunks.end, first_tile]);
         }
         let biases = C::BIASED.then(|| Biases::new(params, item, base + memory.bias));
+        let first = shown_from::<M, S>(params, item, chunks.first, chunks.end);
         for stage in 0..stages - 1 {
-            let chunk = chunks.first + stage;
+            const { assert!(InstructionsOf::<A>::STAGES <= 2) };
+            let chunk = first + stage;
             if chunk < chunks.end {
                 let copies = Copies::new(params, thread, first_tile);
                 copies.start::<InstructionsOf<A>, ValuesOf<A>, C, HEAD_DIM>(base + stage * memory.stage_bytes, chunk);
@@ -106,8 +112,8 @@ pub unsafe fn attention<
             }
             InstructionsOf::<A>::commit();
         }
-        let mut warp = Warp::<A, C, S, HEAD_DIM, BLOCKS>::new(params, item, thread);
-        let (mut stage, mut chunk) = (0, chunks.first);
+        let mut warp = Warp::<A, C, M, S, HEAD_DIM, BLOCKS>::new(params, item, thread);
+        let (mut stage, mut chunk) = (0, first);
         while S::RAGGED || chunk < chunks.end {
             InstructionsOf::<A>::wait();
             thread::sync_threads();
@@ -115,7 +121,8 @@ pub unsafe fn attention<
             if S::RAGGED && chunk == end {
                 break;
             }
-            let ahead = chunk + stages - 1;
+            let next = if M::MODIFIES { shown_from::<M, S>(params, warp.item(), chunk + 1, end) } else { chunk + 1 };
+            let ahead = if stages == 1 { chunk } else { next };
             if ahead < end {
                 let stage = (stage + stages - 1) % stages;
                 let copies = Copies::new(params, thread, first_tile);
@@ -132,10 +139,10 @@ pub unsafe fn attention<
             if chunks.contains(chunk) {
                 let tile = base + stage * memory.stage_bytes;
                 let bias = biases.map_or(0, |biases| biases.of_stage(stage));
-                warp.step(tile, bias, chunk, first_tile, chunks.is_whole(chunk));
+                warp.step(tile, bias, [chunk, next], first_tile, chunks.is_whole(chunk));
             }
             stage = (stage + 1) % stages;
-            chunk += 1;
+            chunk = next;
         }
         if !S::RAGGED {
             thread::sync_threads();
@@ -144,16 +151,48 @@ pub unsafe fn attention<
     }
 }
 
+/// The first chunk from `chunk` on in a key tile that the boolean mask does not hide; `end` if there is none before it.
+///
+/// # Safety
+///
+/// As for [`Modifier::mask_tile`]; all lanes of the warp call it.
+#[inline(always)]
+unsafe fn shown_from<M: Modifier, S: Sequences>(
+    params: &AttentionParams,
+    item: WorkItem<S>,
+    mut chunk: u32,
+    end: u32,
+) -> u32 {
+    if !M::MODIFIES {
+        return chunk;
+    }
+    // SAFETY: forwarded contract.
+    while chunk < end && unsafe { Shown::of_tile::<M, S>(params, item, MMA_QUERIES, chunk / TILE_CHUNKS).nothing } {
+        chunk = (chunk / TILE_CHUNKS + 1) * TILE_CHUNKS;
+    }
+    min(chunk, end)
+}
+
 /// A chunk of keys in shared memory.
 #[derive(Clone, Copy)]
 struct Keys {
     matrix: Matrix,
     /// Where their biases are, if they have some.
     bias: u32,
+    /// The first one.
+    first: u32,
+    /// What the boolean mask shows of their tile.
+    shown: Shown,
+}
+
+/// Whether any lane of the warp saw a probability that is too large, or NaN.
+#[inline(always)]
+fn saturated<P: Probabilities, const BLOCKS: usize>(probabilities: &[P; BLOCKS]) -> bool {
+    warp::any(probabilities.iter().fold(false, |any, probabilities| any | probabilities.saturated()))
 }
 
 /// A warp's queries.
-struct Warp<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize> {
+struct Warp<'a, A: Accumulator, C, M, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize> {
     params: &'a AttentionParams,
     /// If all sequences are equally long; see [`item`](Self::item).
     own_item: WorkItem<S>,
@@ -168,11 +207,11 @@ struct Warp<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, con
     /// Sums of the lane's own probabilities: a quarter of two rows'.
     row_sum: [[f32; 2]; BLOCKS],
     output: [[A::Output; CHANNEL_BLOCKS]; BLOCKS],
-    codes: PhantomData<C>,
+    types: PhantomData<(C, M)>,
 }
 
-impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize>
-    Warp<'a, A, C, S, HEAD_DIM, BLOCKS>
+impl<'a, A: Accumulator, C: Codes, M: Modifier, S: Sequences, const HEAD_DIM: u32, const BLOCKS: usize>
+    Warp<'a, A, C, M, S, HEAD_DIM, BLOCKS>
 {
     /// Its queries.
     const QUERIES: u32 = {
@@ -188,7 +227,9 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     const STEPS: usize = (Self::ROW_BYTES / STEP_BYTES) as usize;
     /// Blocks of eight channels.
     const CHANNEL_BLOCKS: usize = (HEAD_DIM / 8) as usize;
-    /// Groups of 16 keys that are taken at a time.
+    /// Parts of a chunk that are taken at a time.
+    const PARTS: usize = (KEY_CHUNK / A::KEYS) as usize;
+    /// Groups of 16 keys of a part.
     const GROUPS: usize = (A::KEYS / 16) as usize;
     /// Steps of P·V that they are.
     const VALUE_STEPS: usize = (A::KEYS * ValuesOf::<A>::BYTES / STEP_BYTES) as usize;
@@ -215,7 +256,7 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
             softmax: [OnlineSoftmax::new(); BLOCKS],
             row_sum: [[0.0; 2]; BLOCKS],
             output: [[A::Output::ZERO; CHANNEL_BLOCKS]; BLOCKS],
-            codes: PhantomData,
+            types: PhantomData,
         };
         if S::RAGGED && lane == 0 {
             // SAFETY: the place is the warp's own.
@@ -313,31 +354,96 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
         })
     }
 
-    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`. `first_tile` is the
-    /// index of the item's first key tile over all heads, and the queries see all of the chunk if it `is_whole`.
+    /// One chunk of keys, which is in the stage at `stage`, and what smoothing took out of its scores at `bias`; `next` comes after it.
+    /// `first_tile` is the index of the item's first key tile over all heads, and the queries see all of the chunk if it `is_whole`.
     #[inline(always)]
-    unsafe fn step(&mut self, stage: u32, bias: u32, chunk: u32, first_tile: u32, is_whole: bool) {
+    unsafe fn step(&mut self, stage: u32, bias: u32, [chunk, next]: [u32; 2], first_tile: u32, is_whole: bool) {
         let memory = Self::MEMORY;
-        let key = Keys { matrix: Matrix::new(stage, Self::ROW_BYTES, self.lane), bias };
+        let key = Keys {
+            matrix: Matrix::new(stage, Self::ROW_BYTES, self.lane),
+            bias,
+            first: chunk * KEY_CHUNK,
+            // SAFETY: forwarded contract.
+            shown: unsafe { self.shown(chunk) },
+        };
         let value = Matrix::new(stage + memory.value, KEY_CHUNK * ValuesOf::<A>::BYTES, self.lane);
         // SAFETY: forwarded contract.
         unsafe {
             let key_scale = self.key_scale(chunk, first_tile);
             let scale = self.query_scale.map(|query_scale| query_scale * key_scale);
-            for part in 0..(KEY_CHUNK / A::KEYS) as usize {
-                let first_key = chunk * KEY_CHUNK + part as u32 * A::KEYS;
-                let mut probabilities = if is_whole {
-                    self.probabilities(key, part, scale, [Visible::All; BLOCKS])
-                } else {
-                    self.probabilities(key, part, scale, self.visible(first_key))
-                };
-                if warp::any(probabilities.iter().fold(false, |any, probabilities| any | probabilities.saturated())) {
-                    self.rebase(key, part, scale, self.visible(first_key));
-                    probabilities = self.probabilities(key, part, scale, self.visible(first_key));
+            if M::MODIFIES {
+                self.step_modified(key, value, scale);
+            } else {
+                for part in 0..Self::PARTS {
+                    let first_key = key.first + part as u32 * A::KEYS;
+                    let mut probabilities = if is_whole {
+                        self.probabilities(key, part, scale, [Visible::All; BLOCKS])
+                    } else {
+                        self.probabilities(key, part, scale, self.visible(first_key))
+                    };
+                    if saturated(&probabilities) {
+                        self.rebase(key, part, scale, self.visible(first_key));
+                        probabilities = self.probabilities(key, part, scale, self.visible(first_key));
+                    }
+                    self.multiply_value(&probabilities, value, part);
                 }
+            }
+            self.change_mean(chunk, next);
+        }
+    }
+
+    /// The same where modifiers are much code: it is there once for probabilities, and once for maxima.
+    #[inline(always)]
+    unsafe fn step_modified(&mut self, key: Keys, value: Matrix, scale: [f32; BLOCKS]) {
+        // opaque, or loops are unrolled
+        for part in 0..math::opaque(Self::PARTS as u32) as usize {
+            // SAFETY: forwarded contract.
+            unsafe {
+                let visible = self.visible(key.first + part as u32 * A::KEYS);
+                let mut is_rebased = false;
+                let probabilities = loop {
+                    let probabilities = self.probabilities(key, part, scale, visible);
+                    // NaN stays what it is
+                    if math::opaque(is_rebased as u32) != 0 || !saturated(&probabilities) {
+                        break probabilities;
+                    }
+                    self.rebase(key, part, scale, visible);
+                    is_rebased = true;
+                };
                 self.multiply_value(&probabilities, value, part);
             }
-            self.change_mean(chunk);
+        }
+    }
+
+    /// What the boolean mask shows of a chunk's tile.
+    #[inline(always)]
+    unsafe fn shown(&self, chunk: u32) -> Shown {
+        if !M::MODIFIES {
+            return Shown { nothing: false, everything: true };
+        }
+        // SAFETY: forwarded contract.
+        unsafe { Shown::of_tile::<M, S>(self.params, self.item(), MMA_QUERIES, chunk / TILE_CHUNKS) }
+    }
+
+    /// Scores of the `group`-th 16 keys of a part and of a row block, as the softmax takes them.
+    #[inline(always)]
+    unsafe fn modified(
+        &self,
+        key: Keys,
+        [part, group]: [usize; 2],
+        block: usize,
+        [first, second]: [[i32; 4]; 2],
+        scale: f32,
+        visible: Visible,
+    ) -> ChunkScores<M::Score, 8> {
+        let [[a, b, c, d], [e, f, g, h]] = [first, second];
+        let scores = ChunkScores { scores: [a, b, c, d, e, f, g, h], scale, visible };
+        // SAFETY: forwarded contract.
+        unsafe {
+            let item = self.item();
+            let (params, first_row) = (self.params, self.row(item, block));
+            let place = Place { params, item, first_row, lane: self.lane, shown: key.shown };
+            M::apply(place, key.first + part as u32 * A::KEYS, 8 * group, scores)
         }
     }
 
@@ -382,15 +488,11 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
                 (self.scores(key, group), self.bias(key, group))
             };
             for block in 0..BLOCKS {
-                let [[a, b, c, d], [e, f, g, h]] = scores[block];
-                self.softmax[block].exponentials_of_group(
-                    &[a, b, c, d, e, f, g, h],
-                    group,
-                    scale[block],
-                    bias,
-                    visible[block],
-                    &mut probabilities[block],
-                );
+                // SAFETY: forwarded contract.
+                let ChunkScores { scores, scale, visible } =
+                    unsafe { self.modified(key, [part, group], block, scores[block], scale[block], visible[block]) };
+                let probabilities = &mut probabilities[block];
+                self.softmax[block].exponentials_of_group(&scores, group, scale, bias, visible, probabilities);
             }
         }
         probabilities
@@ -408,20 +510,23 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
                 (self.scores(key, group), self.bias(key, group))
             };
             for block in 0..BLOCKS {
+                let Some(bias) = bias else {
+                    // SAFETY: forwarded contract.
+                    let ChunkScores { scores, visible, .. } = unsafe {
+                        self.modified(key, [part, group], block, scores[block], scale[block], visible[block])
+                    };
+                    largest[block].include(&scores, 8 * group, visible);
+                    continue;
+                };
                 for column in 0..2 {
                     let (scores, first) = (&scores[block][column], 8 * group + 4 * column);
-                    match bias {
-                        None => largest[block].include(scores, first, visible[block]),
-                        Some(bias) => {
-                            let bias = [bias[2 * column], bias[2 * column + 1]];
-                            largest[block].include_biased(scores, scale[block], bias, first, visible[block]);
-                        }
-                    }
+                    let bias = [bias[2 * column], bias[2 * column + 1]];
+                    largest[block].include_biased(scores, scale[block], bias, first, visible[block]);
                 }
             }
         }
         for block in 0..BLOCKS {
-            let scale = if C::BIASED { 1.0 } else { scale[block] };
+            let scale = if C::BIASED || M::MODIFIES { 1.0 } else { scale[block] };
             let rescale = self.softmax[block].raise_to::<ProbabilitiesOf<A>>(largest[block], scale);
             for output in &mut self.output[block][..Self::CHANNEL_BLOCKS] {
                 let [a, b, c, d] = output.values();
@@ -490,20 +595,24 @@ impl<'a, A: Accumulator, C: Codes, S: Sequences, const HEAD_DIM: u32, const BLOC
     /// times the row sums: at the next segment it is the difference of the means that comes back, and in the end the last mean.
     /// What the accumulators hold stays as small as it can be, and so does what they round away.
     #[inline(always)]
-    unsafe fn change_mean(&mut self, chunk: u32) {
-        let next = chunk + 1;
+    unsafe fn change_mean(&mut self, chunk: u32, next: u32) {
         let smoothed = ValuesOf::<A>::HAS_SEGMENTS && self.params.value_mean_codes != 0;
-        // SAFETY: forwarded contract.
-        if !smoothed || !next.is_multiple_of(SEGMENT_CHUNKS) || next >= unsafe { self.chunks() }.end {
+        let segment = chunk / SEGMENT_CHUNKS;
+        if !smoothed || next / SEGMENT_CHUNKS == segment {
             return;
         }
-        let segment = chunk / SEGMENT_CHUNKS;
+        // the next may be another warp's, after a hidden tile
+        // SAFETY: forwarded contract.
+        let next_segment = min(next, unsafe { self.chunks() }.end - 1) / SEGMENT_CHUNKS;
+        if next_segment == segment {
+            return;
+        }
         // SAFETY: forwarded contract.
         let item = unsafe { self.item() };
         let row_sums: [[f32; 2]; BLOCKS] = core::array::from_fn(|block| self.row_sums(block));
         for channels in 0..Self::CHANNEL_BLOCKS {
             // SAFETY: forwarded contract; there are keys of both segments.
-            let [old, new] = unsafe { [segment, segment + 1].map(|segment| self.mean(item, segment, channels)) };
+            let [old, new] = unsafe { [segment, next_segment].map(|segment| self.mean(item, segment, channels)) };
             for block in 0..BLOCKS {
                 let output = &mut self.output[block][channels];
                 let mut values = output.values();

@@ -223,7 +223,7 @@ pub trait Accumulator {
     /// Keys that are taken at a time, 16, 32 or 64: fewer take fewer registers.
     const KEYS: u32;
 
-    /// What the next 64 keys' products are added to.
+    /// What the next products, of so many keys, are added to.
     fn begin(output: &Self::Output) -> Sum<Self>;
     /// Takes in what they were added to.
     fn end(output: &mut Self::Output, sum: &Sum<Self>);
@@ -235,8 +235,27 @@ pub type Sum<A> = <<A as Accumulator>::Product as Product>::Sum;
 /// All in the instruction's accumulator.
 pub struct InPlace<P>(PhantomData<P>);
 
-/// 64 keys' in the instruction's accumulator, and these in f32.
+/// Those of keys that are taken at a time in the instruction's accumulator, and these in f32.
 pub struct TwoLevel<P>(PhantomData<P>);
+
+/// As `A`, with as many keys at a time as one operand of probabilities has: for kernels in which a score takes much code.
+pub struct OneStep<A>(PhantomData<A>);
+
+impl<A: Accumulator> Accumulator for OneStep<A> {
+    type Product = A::Product;
+    type Output = A::Output;
+    const KEYS: u32 = 32 / <A::Product as Product>::Values::BYTES;
+
+    #[inline(always)]
+    fn begin(output: &A::Output) -> Sum<A> {
+        A::begin(output)
+    }
+
+    #[inline(always)]
+    fn end(output: &mut A::Output, sum: &Sum<A>) {
+        A::end(output, sum);
+    }
+}
 
 impl<P: Product> Accumulator for InPlace<P> {
     type Product = P;

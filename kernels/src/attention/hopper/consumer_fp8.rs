@@ -27,7 +27,7 @@ use super::units;
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::mask::VisibleKeys;
-use crate::attention::modifier::{ChunkScores, Modifier, Score, Shown};
+use crate::attention::modifier::{ChunkScores, Modifier, Score};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
@@ -338,7 +338,7 @@ where
     ) {
         // SAFETY: see `attend`.
         unsafe {
-            let shown = Shown::of_tile::<M, S>(self.warpgroup.params, item, tile);
+            let shown = self.warpgroup.shown::<M, S>(item, tile);
             // such a tile was not fetched
             if shown.nothing {
                 return;
@@ -355,7 +355,7 @@ where
                 wgmma::settle(&mut state.scores);
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = state.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
-                let scores = M::apply(self.warpgroup.place(item, shown), first_key, scores);
+                let scores = M::apply(self.warpgroup.place(item, shown), first_key, 0, scores);
                 let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
                 if saturated {
                     self.rebase(state, &scores, &mut probabilities);

@@ -70,7 +70,7 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
                         }
                         query_phase ^= 1;
                     }
-                    let is_shown = |tile| V::Modifier::mask_tile(params, item, tile) != HIDDEN;
+                    let is_shown = |tile| V::Modifier::mask_tile(params, item, memory.queries(), tile) != HIDDEN;
                     if turn < tiles.count() && is_shown(tiles.first + turn) {
                         let full = signals.of(Signal::TilesFull(position.stage));
                         signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);

@@ -13,7 +13,7 @@ use simt::wgmma::{self, Descriptor, ValueAccumulator};
 
 use super::warpgroup::Warpgroup;
 use crate::attention::mask::VisibleKeys;
-use crate::attention::modifier::{ChunkScores, Modifier, Score, Shown};
+use crate::attention::modifier::{ChunkScores, Modifier, Score};
 use crate::attention::schedule::WorkItem;
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Operands, Scores, SummedE4m3Probabilities, Visible};
 use crate::element::Element;
@@ -221,7 +221,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
     {
         // SAFETY: as in `step`.
         unsafe {
-            let shown = Shown::of_tile::<M, S>(warpgroup.params, item, tile);
+            let shown = warpgroup.shown::<M, S>(item, tile);
             // such a tile was not fetched
             if shown.nothing {
                 return;
@@ -239,7 +239,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
                 wgmma::settle(&mut self.scores);
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = self.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
-                let scores = M::apply(warpgroup.place(item, shown), first_key, scores);
+                let scores = M::apply(warpgroup.place(item, shown), first_key, 0, scores);
                 let (mut probabilities, saturated) = self.softmax.probabilities(&scores);
                 if saturated {
                     self.rebase(&scores, &mut probabilities);

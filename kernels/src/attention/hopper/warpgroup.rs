@@ -162,8 +162,19 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
 
     /// Where the lane's scores are.
     #[inline(always)]
-    pub fn place<S>(&self, item: WorkItem<S>, shown: Shown) -> Place<'a> {
-        Place { params: self.params, head: item.head, first_row: self.first_row(item), lane: self.lane, shown }
+    pub fn place<S: Sequences>(&self, item: WorkItem<S>, shown: Shown) -> Place<'a, S> {
+        Place { params: self.params, item, first_row: self.first_row(item), lane: self.lane, shown }
+    }
+
+    /// What the boolean mask shows of a key tile.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Shown::of_tile`].
+    #[inline(always)]
+    pub unsafe fn shown<M: Modifier, S: Sequences>(&self, item: WorkItem<S>, tile: u32) -> Shown {
+        // SAFETY: forwarded contract.
+        unsafe { Shown::of_tile::<M, S>(self.params, item, self.memory.queries(), tile) }
     }
 
     /// Address of the warp's part of shared memory.
@@ -387,7 +398,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     unsafe fn release_next_tiles<M: Modifier, S: Sequences>(&mut self, item: WorkItem<S>, [first, count]: [u32; 2]) {
         for index in 0..count {
             // SAFETY: forwarded contract.
-            if M::MODIFIES && unsafe { Shown::of_tile::<M, S>(self.params, item, first + index).nothing } {
+            if M::MODIFIES && unsafe { self.shown::<M, S>(item, first + index).nothing } {
                 continue;
             }
             // SAFETY: forwarded contract.
