@@ -16,6 +16,7 @@ mod process;
 mod project;
 mod ptx;
 mod ptxas;
+mod registers;
 mod sass;
 mod setup;
 mod test;

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::registers;
+
 /// A PTX module, cut at its top level.
 #[derive(Debug)]
 pub struct Module {
@@ -165,9 +167,11 @@ pub fn code_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(without_comment)
 }
 
-/// The same code without comments and indentation, for drivers.
+/// The same code for drivers: without comments and indentation, and with [other names of registers](registers).
 pub fn compact(text: &str) -> String {
-    code_lines(text).map(str::trim).filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
+    let lines: String =
+        code_lines(text).map(str::trim).filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect();
+    registers::renamed(&lines)
 }
 
 fn without_comment(line: &str) -> &str {

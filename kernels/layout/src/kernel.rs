@@ -55,13 +55,15 @@ macro_rules! define_family {
 
             /// Whether its kernels are among those of an architecture.
             ///
-            /// What takes smoothed queries, the quantizer of ragged batches, and what modifies scores with `mma.sync` have machine code of
-            /// A100 and Ada alone, and what is about a cache none of Ampere's smaller GPUs. Other drivers compile the PTX.
+            /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores, and what is about a
+            /// cache none of Ampere's smaller GPUs; the quantizer of ragged batches, and what modifies scores with `mma.sync`, have none of
+            /// either. Their drivers compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
                 use Architecture::{Sm86, Sm100, Sm120};
                 let only_ptx = match (self, architecture) {
                     (Self::QuantizeRagged | Self::MaskTiles, Sm86 | Sm100 | Sm120) => true,
-                    (_, Sm86 | Sm100 | Sm120) if self.modifies_scores() || self.smooths_queries() => true,
+                    (_, Sm86 | Sm100 | Sm120) if self.modifies_scores() => true,
+                    (_, Sm100 | Sm120) => self.smooths_queries(),
                     (_, Sm86) => self.is_about_a_cache(),
                     _ => false,
                 };
