@@ -8,10 +8,10 @@ use sageattention::gpu::launch::Part as Kernels;
 use sageattention::gpu::memory::{DeviceMemory, Event, Stream};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, Bias, BiasType, DType, Error, Gpu, GpuBuffers, Mask,
-    PreparedPlan, ScoreStrides, SequenceLengths, TensorLayout,
+    PreparedPlan, Rotary, RotaryPairs, RotaryTables, ScoreStrides, SequenceLengths, TensorLayout,
 };
 
-use crate::{BURST, DOCUMENT, MIXED_LENGTHS, Scores, Setting, Variant};
+use crate::{BURST, DOCUMENT, Extra, MIXED_LENGTHS, Setting, Variant};
 
 /// The tensors of a head dimension. Each length takes the same elements for other sequences.
 pub struct Tensors {
@@ -49,22 +49,31 @@ impl Tensors {
         Ok(Self { gpu, stream, tokens, heads, head_dim, query, key, value, output })
     }
 
-    /// What comes with the scores of a sequence of `length` tokens: a normal bias, or a mask.
-    fn scores(&self, scores: Scores, length: usize) -> Result<Option<DeviceMemory>, Error> {
-        let bytes: Vec<u8> = match scores {
-            Scores::Plain | Scores::SoftCap => return Ok(None),
-            Scores::Bias => {
+    /// What a call of sequences of `length` tokens takes beside its tensors: a normal bias, a mask, or tables of cosines and sines.
+    fn extra(&self, extra: Extra, length: usize) -> Result<Option<DeviceMemory>, Error> {
+        let bytes: Vec<u8> = match extra {
+            Extra::Nothing | Extra::SoftCap => return Ok(None),
+            Extra::Rotary => {
+                let half = self.head_dim / 2;
+                let angle = |index: usize| {
+                    let frequency = 10_000f32.powf(-((index % half) as f32) / half as f32);
+                    (index / half) as f32 * frequency
+                };
+                let angles = || (0..length * half).map(angle);
+                angles().map(f32::cos).chain(angles().map(f32::sin)).flat_map(f32::to_le_bytes).collect()
+            }
+            Extra::Bias => {
                 let mut random = Random(length as u64);
                 let normal: Vec<f16> = (0..65_537).map(|_| f16::from_f32(random.normal())).collect();
                 let elements = normal.iter().cycle().take(length * length);
                 elements.flat_map(|element| element.to_le_bytes()).collect()
             }
-            Scores::Documents => {
+            Extra::Documents => {
                 let row = |query: usize| (0..length).map(move |key| u8::from(query / DOCUMENT == key / DOCUMENT));
                 (0..length).flat_map(row).collect()
             }
         };
-        let mut memory = DeviceMemory::new(self.gpu, "scores", bytes.len())?;
+        let mut memory = DeviceMemory::new(self.gpu, "extra", bytes.len())?;
         memory.write(0, &bytes, &self.stream)?;
         Ok(Some(memory))
     }
@@ -99,8 +108,8 @@ pub struct Ours<'a> {
     prepared: PreparedPlan,
     /// Of packed sequences.
     starts: Option<DeviceMemory>,
-    /// The bias or the boolean mask.
-    scores: Option<DeviceMemory>,
+    /// See [`Tensors::extra`].
+    extra: Option<DeviceMemory>,
     workspace: DeviceMemory,
     kernels: Kernels,
     /// About how long a call takes.
@@ -127,18 +136,26 @@ impl<'a> Ours<'a> {
         }
         let options = AttentionOptions { mask: setting.mask, ..variant.options() };
         let strides = ScoreStrides::broadcast([1, 1, case.length, case.length]);
-        let options = match setting.scores {
-            Scores::Plain => options,
-            Scores::SoftCap => AttentionOptions { soft_cap: Some(50.0), ..options },
-            Scores::Bias => AttentionOptions { bias: Some(Bias { dtype: BiasType::F16, strides }), ..options },
-            Scores::Documents => AttentionOptions { boolean_mask: Some(strides), ..options },
+        let rotary = Rotary {
+            dim: tensors.head_dim,
+            pairs: RotaryPairs::HalfSplit,
+            positions: case.length,
+            query_offset: 0,
+            key_offset: 0,
         };
-        let scores = tensors.scores(setting.scores, case.length)?;
+        let options = match setting.extra {
+            Extra::Nothing => options,
+            Extra::Rotary => AttentionOptions { rotary: Some(rotary), ..options },
+            Extra::SoftCap => AttentionOptions { soft_cap: Some(50.0), ..options },
+            Extra::Bias => AttentionOptions { bias: Some(Bias { dtype: BiasType::F16, strides }), ..options },
+            Extra::Documents => AttentionOptions { boolean_mask: Some(strides), ..options },
+        };
+        let extra = tensors.extra(setting.extra, case.length)?;
         let plan = AttentionPlan::new(problem, options)?;
         let prepared = plan.prepare_for(tensors.gpu, variant.architecture)?;
         let workspace = DeviceMemory::new(tensors.gpu, "workspace", plan.workspace_bytes() as usize)?;
         let (kernels, call_ms) = (Kernels::All, f64::INFINITY);
-        let mut ours = Self { tensors, prepared, starts, scores, workspace, kernels, call_ms };
+        let mut ours = Self { tensors, prepared, starts, extra, workspace, kernels, call_ms };
         // The attention kernel alone needs what the quantization leaves.
         ours.run(1)?;
         ours.kernels = match case.part {
@@ -168,7 +185,8 @@ impl<'a> Ours<'a> {
     /// Enqueues some calls.
     fn run(&self, calls: usize) -> Result<(), Error> {
         let Tensors { stream, query, key, value, output, .. } = self.tensors;
-        let scores = self.scores.as_ref().map(DeviceMemory::address);
+        let extra = self.extra.as_ref().map(DeviceMemory::address);
+        let options = self.prepared.plan().options();
         let buffers = GpuBuffers {
             query: query.address(),
             key: key.address(),
@@ -180,8 +198,12 @@ impl<'a> Ours<'a> {
                     SequenceLengths::Packed { cu_seqlens_q: starts.address(), cu_seqlens_k: starts.address() }
                 }
             },
-            bias: self.prepared.plan().options().bias.and(scores),
-            boolean_mask: self.prepared.plan().options().boolean_mask.and(scores),
+            bias: options.bias.and(extra),
+            boolean_mask: options.boolean_mask.and(extra),
+            rotary: options.rotary.and(extra).map(|cos| {
+                let table = options.rotary.map_or(0, |rotary| rotary.positions * rotary.dim / 2 * size_of::<f32>());
+                RotaryTables { cos, sin: cos + table as u64 }
+            }),
             workspace: self.workspace.address(),
             workspace_bytes: self.workspace.bytes() as u64,
             ..Default::default()

@@ -94,11 +94,13 @@ const TOKENS: usize = 32768;
 /// Head dimension, and how many heads.
 const HEADS: [(usize, usize); 5] = [(128, 16), (64, 32), (256, 8), (96, 16), (192, 10)];
 
-/// What is done to scores, but for [`Mask`].
+/// What else a call does.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Scores {
+enum Extra {
     /// Nothing.
-    Plain,
+    Nothing,
+    /// Rotates queries and keys, half-split, all channels.
+    Rotary,
     /// A soft cap.
     SoftCap,
     /// A bias in f16, one for all heads.
@@ -112,7 +114,7 @@ enum Scores {
 struct Setting {
     name: &'static str,
     mask: Mask,
-    scores: Scores,
+    extra: Extra,
     /// The shortest length that is measured, and the longest.
     lengths: [usize; 2],
     /// Whether sequences are packed, and of [`MIXED_LENGTHS`].
@@ -138,19 +140,24 @@ const SETTINGS: &[Setting] = &[
         [2 * WINDOW, usize::MAX],
     ),
     Setting { is_mixed: true, ..Setting::new("mixed", Mask::None, [16384, 16384]) },
-    Setting { scores: Scores::SoftCap, ..Setting::new("soft-cap", Mask::None, [4096, 16384]) },
-    Setting { scores: Scores::Bias, ..Setting::new("bias", Mask::None, [4096, 16384]) },
-    Setting { scores: Scores::Documents, ..Setting::new("documents", Mask::None, [4096, 16384]) },
+    Setting { extra: Extra::SoftCap, ..Setting::new("soft-cap", Mask::None, [4096, 16384]) },
+    Setting { extra: Extra::Bias, ..Setting::new("bias", Mask::None, [4096, 16384]) },
+    Setting { extra: Extra::Documents, ..Setting::new("documents", Mask::None, [4096, 16384]) },
+    Setting { extra: Extra::Rotary, ..Setting::new("rotary", Mask::None, [4096, 16384]) },
 ];
 
 impl Setting {
-    /// Whether sequences are equally long, and scores what they are.
-    fn is_uniform(&self) -> bool {
-        !self.is_mixed && self.scores == Scores::Plain
+    /// Whether a kernel of ours is timed in it: the best ones, and of the others all in a main setting, of those that modify scores one for
+    /// each kind of values.
+    fn times(&self, variant: &Variant) -> bool {
+        let modifies = matches!(self.extra, Extra::SoftCap | Extra::Bias | Extra::Documents);
+        let is_plain_int8 = variant.qk_mode == QkMode::Int8 && !variant.smooth_q;
+        let modifies_with = modifies && is_plain_int8 && variant.pv_accum == PvAccum::F32;
+        variant.architecture.is_none() || self.is_main || modifies_with
     }
 
     const fn new(name: &'static str, mask: Mask, lengths: [usize; 2]) -> Self {
-        Self { name, mask, scores: Scores::Plain, lengths, is_mixed: false, is_main: false }
+        Self { name, mask, extra: Extra::Nothing, lengths, is_mixed: false, is_main: false }
     }
 
     fn of(case: &Case) -> &'static Self {
@@ -161,7 +168,7 @@ impl Setting {
     fn pairs(&self, length: usize) -> f64 {
         let square = |length: usize| (length * length) as f64;
         match self.mask {
-            _ if self.scores == Scores::Documents => (TOKENS * DOCUMENT) as f64,
+            _ if self.extra == Extra::Documents => (TOKENS * DOCUMENT) as f64,
             _ if self.is_mixed => MIXED_LENGTHS.into_iter().map(square).sum(),
             Mask::None => (TOKENS * length) as f64,
             Mask::Window { .. } => {
@@ -269,13 +276,17 @@ fn cases(effort: &Effort, with_peers: bool) -> Vec<Case> {
                 let mask = setting.name;
                 cases.push(Case { engine: "gpu", head_dim, mask, length, part, contender: contender.into() });
             };
-            // 256 channels have one kernel for a kind of values, of equally long sequences and plain scores
+            // of others than 64 and 128 channels, the best kernels
             let (is_main, is_there) = match head_dim {
                 96 | 192 => (false, setting.is_main),
-                256 => (false, setting.is_uniform()),
+                256 => (false, true),
                 _ => (setting.is_main, true),
             };
-            let variants = || VARIANTS.iter().filter(move |variant| is_main || variant.architecture.is_none());
+            let is_timed = move |variant: &&Variant| match head_dim {
+                64 | 128 => setting.times(variant),
+                _ => variant.architecture.is_none(),
+            };
+            let variants = || VARIANTS.iter().filter(is_timed);
             let [shortest, longest] = setting.lengths;
             let lengths = effort.lengths.iter().filter(|length| (shortest..=longest).contains(length));
             for &length in lengths.filter(|_| is_there) {

@@ -557,8 +557,8 @@ impl Kernel {
             Family::CacheAttention | Family::CacheAttentionWide => 2,
             Family::CacheAppend => 8,
             Family::Merge => 4,
-            // as many as a multiprocessor holds: their loads are short
-            Family::MaskTiles => 32,
+            // as many as every architecture's multiprocessors hold: their loads are short
+            Family::MaskTiles => 16,
             // 168 registers, or 255
             Family::MmaF16F32 | Family::MmaF16F16 | Family::MmaFp8F32 if self.head_dim() == 64 => 3,
             Family::TuringF16F32 | Family::TuringF16F16 if self.head_dim() == 64 => 3,
