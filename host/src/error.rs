@@ -95,13 +95,15 @@ pub enum Unsupported {
         /// The problem's.
         lengths: Lengths,
     },
-    /// An option that needs sequences of equal lengths.
-    #[error("{option} with lengths {lengths:?} is not supported; lengths must be Uniform there")]
+    /// An option that sequences of such lengths do not have.
+    #[error("{option} with lengths {lengths:?} is not supported; lengths must be one of {allowed:?} there")]
     Lengths {
         /// The option and its value.
         option: &'static str,
         /// The problem's.
         lengths: Lengths,
+        /// Those that the option goes with.
+        allowed: &'static [Lengths],
     },
     /// A call whose operands can't be quantized each by itself.
     #[error(

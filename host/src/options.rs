@@ -195,11 +195,11 @@ pub struct AttentionOptions {
     pub soft_cap: Option<f32>,
     /// A bias: a number for each logit, `[batch, query_heads, query_len, key_len]`, added after scale and cap, in natural units; it
     /// comes with the call ([`CallInputs::bias`] or [`GpuBuffers::bias`](crate::GpuBuffers::bias)). Finite or −∞, which hides a key;
-    /// what is below −10²⁹ may hide it too. Default: none.
+    /// what is below −10²⁹ may hide it too. Not with packed sequences, whose logits are no such tensor. Default: none.
     pub bias: Option<Bias>,
     /// A boolean mask: a byte for each logit, `[batch, query_heads, query_len, key_len]`, not 0 where the query sees the key, if `mask`
     /// shows it too; it comes with the call ([`CallInputs::boolean_mask`] or
-    /// [`GpuBuffers::boolean_mask`](crate::GpuBuffers::boolean_mask)). Default: none.
+    /// [`GpuBuffers::boolean_mask`](crate::GpuBuffers::boolean_mask)). Not with packed sequences. Default: none.
     pub boolean_mask: Option<ScoreStrides>,
     /// Also return the natural logarithm of each row's sum of exponentials, `[batch, query_heads, query_len]`, f32.
     /// Default: no.

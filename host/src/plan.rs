@@ -391,15 +391,16 @@ fn check_ragged(problem: &AttentionProblem, options: &AttentionOptions) -> Resul
     let query_ctas = places(query_heads, query_len, tile::MMA_QUERIES);
     at_most("query_heads * (queries / 128 + batch)", query_ctas, MAX_TILES)?;
     at_most("key_heads * (keys / 128 + batch)", places(key_heads, key_len, tile::KEY_TILE), MAX_TILES)?;
-    let is_packed = lengths == Lengths::Packed;
+    let refused = |option, allowed| Err(Unsupported::Lengths { option, lengths, allowed });
+    // packed sequences' logits are no tensor
+    let with_scores = &[Lengths::Uniform, Lengths::PaddedKeys];
     match options {
-        // there is no tensor of all sequences' logits
-        AttentionOptions { bias: Some(_), .. } if is_packed => Err(Unsupported::Lengths { option: "bias", lengths }),
-        AttentionOptions { boolean_mask: Some(_), .. } if is_packed => {
-            Err(Unsupported::Lengths { option: "boolean_mask", lengths })
+        AttentionOptions { bias: Some(_), .. } if !with_scores.contains(&lengths) => refused("bias", with_scores),
+        AttentionOptions { boolean_mask: Some(_), .. } if !with_scores.contains(&lengths) => {
+            refused("boolean_mask", with_scores)
         }
-        AttentionOptions { smooth_q: true, .. } => Err(Unsupported::Lengths { option: "smooth_q", lengths }),
-        AttentionOptions { qk_mode: QkMode::Int4, .. } => Err(Unsupported::Lengths { option: "qk_mode Int4", lengths }),
+        AttentionOptions { smooth_q: true, .. } => refused("smooth_q", &[Lengths::Uniform]),
+        AttentionOptions { qk_mode: QkMode::Int4, .. } => refused("qk_mode Int4", &[Lengths::Uniform]),
         _ => Ok(()),
     }
 }

@@ -214,7 +214,7 @@ fn modified_scores_of_padded_sequences() {
     let without_padding: Vec<u8> = shown
         .iter()
         .enumerate()
-        .map(|(index, &byte)| byte * u8::from(index % keys < kv_lens[index / keys / queries / shape[1]] as usize))
+        .map(|(index, &byte)| byte * u8::from(index % keys < kv_lens[index / keys / queries / shape[1]]))
         .collect();
     let options = AttentionOptions {
         soft_cap: Some(4.0),
@@ -248,20 +248,20 @@ fn modified_scores_of_padded_sequences() {
 }
 
 #[test]
-fn options_that_need_equal_lengths() {
+fn options_that_need_other_lengths() {
     let packed = AttentionProblem::packed(DType::F16, 3, [10, 2, 64], [20, 1]);
     for (options, words) in [
         (
             AttentionOptions { smooth_q: true, ..Default::default() },
-            "smooth_q with lengths Packed is not supported; lengths must be Uniform there",
+            "smooth_q with lengths Packed is not supported; lengths must be one of [Uniform] there",
         ),
         (
             AttentionOptions { qk_mode: QkMode::Int4, ..Default::default() },
-            "qk_mode Int4 with lengths Packed is not supported; lengths must be Uniform there",
+            "qk_mode Int4 with lengths Packed is not supported; lengths must be one of [Uniform] there",
         ),
         (
             AttentionOptions { boolean_mask: Some(ScoreStrides::default()), ..Default::default() },
-            "boolean_mask with lengths Packed is not supported; lengths must be Uniform there",
+            "boolean_mask with lengths Packed is not supported; lengths must be one of [Uniform, PaddedKeys] there",
         ),
         (
             AttentionOptions { mask: Mask::Causal, ..Default::default() },
