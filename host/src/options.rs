@@ -285,7 +285,7 @@ impl<'a> BiasSlice<'a> {
     }
 
     /// Its elements from one on.
-    pub(crate) fn from(self, first: usize) -> Self {
+    pub(crate) fn starting_at(self, first: usize) -> Self {
         match self {
             Self::F16(elements) => Self::F16(&elements[first..]),
             Self::Bf16(elements) => Self::Bf16(&elements[first..]),

@@ -84,7 +84,7 @@ fn mma() {
     }
 }
 
-/// A soft cap, in every mode; and of padded sequences a bias and a boolean mask too. Hopper runs the `mma.sync` kernels.
+/// A soft cap, in every mode, of packed sequences; of padded ones a bias and a boolean mask too. Hopper runs the `mma.sync` kernels.
 #[test]
 fn modified_scores() {
     let sequences = [[130, 130], [0, 50], [1, 129], [70, 0], [0, 0], [20, 200]];
@@ -103,8 +103,11 @@ fn modified_scores() {
                 ..Default::default()
             };
             let execution = Options::new(Schedule::Random(index as u64));
-            let packed = Batch::packed(dtype, &sequences, [2, 1, head_dim]);
-            check_on([ADA, HOPPER][turn % 2], &packed, &options, &execution, 1);
+            let gpu = [ADA, HOPPER][turn % 2];
+            if (index + turn) % 2 == 0 {
+                check_on(gpu, &Batch::packed(dtype, &sequences, [2, 1, head_dim]), &options, &execution, 1);
+                continue;
+            }
             let padded = Batch::padded(TensorLayout::Nhd, dtype, [150, 200], &[200, 0, 1, 129], [2, 2, head_dim]);
             let shape @ [batch, heads, _, keys] = padded.problem.score_shape();
             let options = AttentionOptions {
@@ -116,7 +119,7 @@ fn modified_scores() {
                 boolean_mask: (index % 3 != 1).then_some(ScoreStrides::broadcast([batch, heads, 1, keys])),
                 ..options
             };
-            check_on([HOPPER, ADA][turn % 2], &padded, &options, &execution, 2);
+            check_on(gpu, &padded, &options, &execution, 2);
         }
     }
 }

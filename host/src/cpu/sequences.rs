@@ -41,7 +41,7 @@ impl Sequence {
         let AttentionOptions { bias, boolean_mask, .. } = plan.options;
         let first = |strides: Option<ScoreStrides>| self.query[0] * strides.map_or(0, |strides| strides.batch as usize);
         CallInputs {
-            bias: call_inputs.bias.map(|elements| elements.from(first(bias.map(|bias| bias.strides)))),
+            bias: call_inputs.bias.map(|elements| elements.starting_at(first(bias.map(|bias| bias.strides)))),
             boolean_mask: call_inputs.boolean_mask.map(|elements| &elements[first(boolean_mask)..]),
             ..*call_inputs
         }
