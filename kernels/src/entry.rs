@@ -95,6 +95,15 @@ macro_rules! params {
     };
 }
 
+/// A kernel on `mma.sync`.
+// not every architecture has one
+#[cfg_attr(target_arch = "nvptx64", allow(unused_macros))]
+macro_rules! mma {
+    ($accumulator:ty, $codes:ident, $modifier:ident, $element:ident, $sequences:ident, $head_dim:literal) => {
+        ampere::attention::<$accumulator, $codes, $modifier, $element, $sequences, $head_dim, { mma_blocks($head_dim) }>
+    };
+}
+
 macro_rules! program {
     (Prepare, $head_dim:literal, $element:ident) => {
         prepare::prepare::<$element, $head_dim>
@@ -178,105 +187,73 @@ macro_rules! program {
         hopper::attention::<hopper::HalfValues<$element, Modified, 128, 64>, Uniform>
     };
     (MmaF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<
-            InPlace<HalfInF32<$element>>,
-            Int8,
-            Unmodified,
-            $element,
-            RaggedOrUniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        mma!(InPlace<HalfInF32<$element>>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim)
     };
     (MmaF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int8, Unmodified, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<HalfInF16>, Int8, Unmodified, F16, RaggedOrUniform, $head_dim)
     };
     (MmaF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int8, Unmodified, F16, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<HalfInF16>, Int8, Unmodified, F16, RaggedOrUniform, $head_dim)
     };
     (TuringF16F32, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF32<F16>>>, Int8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<OnTuring<HalfInF32<F16>>>, Int8, Unmodified, F16, Uniform, $head_dim)
     };
     (TuringF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<OnTuring<HalfInF16>>, Int8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<OnTuring<HalfInF16>>, Int8, Unmodified, F16, Uniform, $head_dim)
     };
     (TuringF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<OnTuring<HalfInF16>>, Int8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<OnTuring<HalfInF16>>, Int8, Unmodified, F16, Uniform, $head_dim)
     };
     (MmaFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<E4m3InF32>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim)
     };
     (MmaFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<E4m3InF32>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim)
     };
     (MmaFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<E4m3InF16>, Int8, Unmodified, $element, RaggedOrUniform, $head_dim)
     };
     (MmaModifiedF16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<
-            OneStep<InPlace<HalfInF32<$element>>>,
-            Int8,
-            Modified,
-            $element,
-            RaggedOrUniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        mma!(OneStep<InPlace<HalfInF32<$element>>>, Int8, Modified, $element, RaggedOrUniform, $head_dim)
     };
     (MmaModifiedFp8, $head_dim:literal, $element:ident) => {
-        ampere::attention::<
-            OneStep<TwoLevel<E4m3InF32>>,
-            Int8,
-            Modified,
-            $element,
-            RaggedOrUniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        mma!(OneStep<TwoLevel<E4m3InF32>>, Int8, Modified, $element, RaggedOrUniform, $head_dim)
     };
     (MmaSmoothedF16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<
-            InPlace<HalfInF32<$element>>,
-            SmoothedInt8,
-            Unmodified,
-            $element,
-            Uniform,
-            $head_dim,
-            { mma_blocks($head_dim) },
-        >
+        mma!(InPlace<HalfInF32<$element>>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaSmoothedF16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, SmoothedInt8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<HalfInF16>, SmoothedInt8, Unmodified, F16, Uniform, $head_dim)
     };
     (MmaSmoothedF16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, SmoothedInt8, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<HalfInF16>, SmoothedInt8, Unmodified, F16, Uniform, $head_dim)
     };
     (MmaSmoothedFp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<E4m3InF32>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaSmoothedFp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<E4m3InF32>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaSmoothedFp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<E4m3InF16>, SmoothedInt8, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaInt4F16F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<HalfInF32<$element>>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<HalfInF32<$element>>, Int4, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaInt4F16F16, $head_dim:literal, F16) => {
-        ampere::attention::<InPlace<HalfInF16>, Int4, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<HalfInF16>, Int4, Unmodified, F16, Uniform, $head_dim)
     };
     (MmaInt4F16F16F32, $head_dim:literal, F16) => {
-        ampere::attention::<TwoLevel<HalfInF16>, Int4, Unmodified, F16, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<HalfInF16>, Int4, Unmodified, F16, Uniform, $head_dim)
     };
     (MmaInt4Fp8F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<InPlace<E4m3InF32>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(InPlace<E4m3InF32>, Int4, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaInt4Fp8F32F32, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF32>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<E4m3InF32>, Int4, Unmodified, $element, Uniform, $head_dim)
     };
     (MmaInt4Fp8F32F16, $head_dim:literal, $element:ident) => {
-        ampere::attention::<TwoLevel<E4m3InF16>, Int4, Unmodified, $element, Uniform, $head_dim, { mma_blocks($head_dim) }>
+        mma!(TwoLevel<E4m3InF16>, Int4, Unmodified, $element, Uniform, $head_dim)
     };
 }
 
