@@ -17,6 +17,13 @@ pub fn e4m3x4_of_f32_and_f16(low: [f32; 2], high: u32) -> u32 {
     arch::convert::e4m3x4_of_f32_and_f16(low, high)
 }
 
+/// Two i16, the first in the low half; what is beyond saturates (`cvt.pack.sat.s16.s32`).
+#[inline(always)]
+#[track_caller]
+pub fn i16x2(values: [i32; 2]) -> u32 {
+    arch::convert::i16x2(values)
+}
+
 /// Two f16, the first in the low half (`cvt.rn.f16x2.f32`).
 #[inline(always)]
 #[track_caller]

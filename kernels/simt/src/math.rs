@@ -16,20 +16,11 @@ pub fn fma_saturated(a: f32, b: f32, c: f32) -> f32 {
     arch::math::fma_saturated(a, b, c)
 }
 
-/// `a * b - c`, rounded once, of the low halves, and of the high halves, as f16 (`fma.f16x2`).
+/// `a * b + c`, rounded once, of the low halves, and of the high halves, as f16 (`fma.f16x2`).
 #[inline(always)]
 #[track_caller]
-pub fn multiply_subtract_f16x2(a: u32, b: u32, c: u32) -> u32 {
-    arch::math::multiply_subtract_f16x2(a, b, c)
-}
-
-/// Four bytes of `a`, whose are numbered 0 to 3 from the lowest, and `b`, whose are 4 to 7: those that the digits of `SELECTOR` name,
-/// the lowest first (`prmt`).
-#[inline(always)]
-#[track_caller]
-pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {
-    const { assert!(SELECTOR & 0xffff_8888 == 0, "four digits below 8") };
-    arch::math::permute_bytes::<SELECTOR>(a, b)
+pub fn fma_f16x2(a: u32, b: u32, c: u32) -> u32 {
+    arch::math::fma_f16x2(a, b, c)
 }
 
 /// 2ˣ, relative error at most 2⁻²²; subnormal inputs and results become 0 (`ex2.approx.ftz`).

@@ -18,6 +18,8 @@ use crate::sequences::Sequences;
 pub trait Score: Copy {
     /// Its value, exactly.
     fn to_f32(self) -> f32;
+    /// The same as an integer, if it is of that type.
+    fn to_integer(self) -> Option<i32>;
 }
 
 impl Score for i32 {
@@ -25,12 +27,22 @@ impl Score for i32 {
     fn to_f32(self) -> f32 {
         self as f32
     }
+
+    #[inline(always)]
+    fn to_integer(self) -> Option<i32> {
+        Some(self)
+    }
 }
 
 impl Score for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
+    }
+
+    #[inline(always)]
+    fn to_integer(self) -> Option<i32> {
+        None
     }
 }
 

@@ -27,7 +27,7 @@ pub trait Probabilities: Copy {
     const ZERO: Self;
 
     /// Sets those of keys `16 · group` on.
-    fn set(&mut self, group: usize, exponents: &Exponents);
+    fn set<T: Score>(&mut self, group: usize, exponents: &Exponents<T>);
 
     /// Whether one of the lane's was too large, or NaN.
     fn saturated(&self) -> bool;
@@ -41,24 +41,21 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 /// Octaves between a fresh row maximum's probability and saturation.
 const HEADROOM: f32 = 4.0;
 
-/// Of the eight registers of a chunk's probabilities, two for each group of 16 keys, those of which half is interpolated: every other
-/// one, of either row and among each row's as evenly as can be. With more of them, or fewer, kernels are slower.
-const INTERPOLATED: [[bool; 2]; 4] = [[true, false], [false, true], [true, false], [false, true]];
-
 impl Probabilities for E4m3Probabilities {
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
     const ZERO: Self = [[0; 4]; 2];
 
     #[inline(always)]
-    fn set(&mut self, group: usize, exponents: &Exponents) {
+    fn set<T: Score>(&mut self, group: usize, exponents: &Exponents<T>) {
         for row in 0..2 {
             let [low, high] = [2 * row, 2 * row + 4];
             let powers = |first| [exponents.power(first), exponents.power(first + 1)];
-            self[group / 2][group % 2 * 2 + row] = if INTERPOLATED[group][row] {
-                convert::e4m3x4_of_f32_and_f16(powers(low), exponents.interpolated_powers(high))
-            } else {
-                let ([a, b], [c, d]) = (powers(low), powers(high));
-                convert::e4m3x4([a, b, c, d])
+            self[group / 2][group % 2 * 2 + row] = match exponents.interpolated_powers(high) {
+                Some(high) => convert::e4m3x4_of_f32_and_f16(powers(low), high),
+                None => {
+                    let ([a, b], [c, d]) = (powers(low), powers(high));
+                    convert::e4m3x4([a, b, c, d])
+                }
             };
         }
     }
@@ -89,7 +86,7 @@ impl Probabilities for SummedE4m3Probabilities {
     const ZERO: Self = Self { operands: E4m3Probabilities::ZERO, sums: [0.0; 2] };
 
     #[inline(always)]
-    fn set(&mut self, group: usize, exponents: &Exponents) {
+    fn set<T: Score>(&mut self, group: usize, exponents: &Exponents<T>) {
         let values = exponents.powers();
         for row in 0..2 {
             let codes = [0, 1, 4, 5].map(|index: usize| values[2 * row + index]);
@@ -173,7 +170,7 @@ impl<E: Element, S: Sums> Probabilities for HalfProbabilities<E, S> {
     const ZERO: Self = Self { operands: [[0; 4]; 4], sums: [0.0; 2], types: PhantomData };
 
     #[inline(always)]
-    fn set(&mut self, group: usize, exponents: &Exponents) {
+    fn set<T: Score>(&mut self, group: usize, exponents: &Exponents<T>) {
         self.set_powers(group, &exponents.powers());
     }
 
@@ -271,8 +268,8 @@ impl Visible {
 }
 
 /// log₂ of the probabilities of 16 keys: eight accumulator registers, two for each row and half.
-pub struct Exponents {
-    scores: [f32; 8],
+pub struct Exponents<S> {
+    scores: [S; 8],
     scale: f32,
     /// Of the lane's two rows.
     offset: [f32; 2],
@@ -283,7 +280,7 @@ pub struct Exponents {
     first: usize,
 }
 
-impl Exponents {
+impl<S: Score> Exponents<S> {
     /// What is added to a score that has been multiplied by the scale, in two parts: the offset, and the bias if there is one.
     #[inline(always)]
     fn addends(&self, index: usize) -> (f32, Option<f32>) {
@@ -294,7 +291,7 @@ impl Exponents {
     #[inline(always)]
     fn power(&self, index: usize) -> f32 {
         let (offset, bias) = self.addends(index);
-        let mut exponent = math::fma(self.scores[index], self.scale, offset);
+        let mut exponent = math::fma(self.scores[index].to_f32(), self.scale, offset);
         if let Some(bias) = bias {
             exponent += bias;
         }
@@ -307,19 +304,20 @@ impl Exponents {
         core::array::from_fn(|index| self.power(index))
     }
 
-    /// The same of two adjacent ones, in f16, by [`interpolation`].
+    /// The same of two adjacent ones, in f16, by [`interpolation`]; of integers without a bias alone.
     #[inline(always)]
-    fn interpolated_powers(&self, first: usize) -> u32 {
-        let scale = self.scale * interpolation::PLACES_PER_OCTAVE;
+    fn interpolated_powers(&self, first: usize) -> Option<u32> {
+        if self.bias.is_some() {
+            return None;
+        }
+        let scale = interpolation::scale(self.scale);
         let place = |index: usize| {
-            let offset = match self.addends(index) {
-                (offset, Some(bias)) => offset + bias,
-                (offset, None) => offset,
-            };
-            let place = math::fma_saturated(self.scores[index], scale, interpolation::offset(offset));
-            if self.visible.shows(self.first + index) { place } else { 0.0 }
+            let score = interpolation::score(self.scores[index].to_integer()?);
+            let offset = interpolation::offset(self.offset[index / 2 % 2], scale);
+            let place = math::fma_saturated(score, scale, offset);
+            Some(if self.visible.shows(self.first + index) { place } else { 0.0 })
         };
-        interpolation::powers([place(first), place(first + 1)])
+        Some(interpolation::powers([place(first)?, place(first + 1)?]))
     }
 }
 
@@ -431,8 +429,8 @@ impl OnlineSoftmax {
         visible: Visible,
         probabilities: &mut P,
     ) {
-        let scores = scores.map(Score::to_f32);
-        probabilities.set(group, &Exponents { scores, scale, offset: self.offset, bias, visible, first: 8 * group });
+        let exponents = Exponents { scores: *scores, scale, offset: self.offset, bias, visible, first: 8 * group };
+        probabilities.set(group, &exponents);
     }
 
     /// What a row's sums are divided by: the sum of its probabilities, and that of a logit that has no value, in natural units.

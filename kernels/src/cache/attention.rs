@@ -25,7 +25,7 @@ use super::{block_address, length};
 use crate::attention::ampere::chunks::Matrix;
 use crate::attention::epilogue;
 use crate::attention::mask::ChunkMask;
-use crate::attention::modifier::{ChunkScores, capped};
+use crate::attention::modifier::{ChunkScores, Score, capped};
 use crate::attention::softmax::{Exponents, F32Sums, HalfProbabilities, OnlineSoftmax, Probabilities, Visible};
 use crate::element::{Element, F16};
 use crate::quantize::query_key::max_abs;
@@ -154,7 +154,7 @@ impl Probabilities for CodeProbabilities {
     const ZERO: Self = Self { operands: HalfProbabilities::ZERO, weights: [0.0; COLUMNS], sums: [0.0; 2] };
 
     #[inline(always)]
-    fn set(&mut self, group: usize, exponents: &Exponents) {
+    fn set<T: Score>(&mut self, group: usize, exponents: &Exponents<T>) {
         let values = exponents.powers();
         self.operands.set_powers(group, &values);
         for row in 0..2 {

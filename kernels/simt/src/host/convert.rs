@@ -15,6 +15,11 @@ pub fn e4m3x4_of_f32_and_f16([first, second]: [f32; 2], high: u32) -> u32 {
     e4m3x4([first, second, third, fourth])
 }
 
+pub fn i16x2(values: [i32; 2]) -> u32 {
+    let [low, high] = values.map(|value| value.clamp(i16::MIN.into(), i16::MAX.into()) as u16 as u32);
+    low | high << 16
+}
+
 #[track_caller]
 pub fn f16x2(values: [f32; 2]) -> u32 {
     poison::check("cvt.f16x2", &values);
@@ -47,6 +52,7 @@ mod tests {
     fn packs_low_first() {
         assert_eq!(e4m3x4([1.0, -448.0, 1e9, 0.0]), 0x00_7e_fe_38);
         assert_eq!(e4m3x4_of_f32_and_f16([1.0, 1e9], 0x8000_c000), 0x80_c0_7e_38);
+        assert_eq!(i16x2([-2, 40000]), 0x7fff_fffe);
         assert_eq!(f16x2([1.0, -2.0]), 0xc000_3c00);
         assert_eq!(bf16x2([1.0, -2.0]), 0xc000_3f80);
     }

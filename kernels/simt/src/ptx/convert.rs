@@ -52,6 +52,17 @@ pub fn e4m3x4_of_f32_and_f16(low: [f32; 2], high: u32) -> u32 {
     codes
 }
 
+#[inline(always)]
+pub fn i16x2([low, high]: [i32; 2]) -> u32 {
+    let packed;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("cvt.pack.sat.s16.s32 {}, {}, {};", out(reg32) packed, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack))
+    }
+    packed
+}
+
 #[cfg(target_feature = "sm_80")]
 macro_rules! pack {
     ($($name:ident $mnemonic:literal;)*) => { $(

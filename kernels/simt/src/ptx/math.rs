@@ -25,22 +25,11 @@ pub fn fma_saturated(a: f32, b: f32, c: f32) -> f32 {
 }
 
 #[inline(always)]
-pub fn multiply_subtract_f16x2(a: u32, b: u32, c: u32) -> u32 {
+pub fn fma_f16x2(a: u32, b: u32, c: u32) -> u32 {
     let result;
     // SAFETY: arithmetic on registers.
     unsafe {
-        asm!("{{ .reg .b32 negative; neg.f16x2 negative, {3}; fma.rn.f16x2 {0}, {1}, {2}, negative; }}",
-            out(reg32) result, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack))
-    }
-    result
-}
-
-#[inline(always)]
-pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {
-    let result;
-    // SAFETY: arithmetic on registers.
-    unsafe {
-        asm!("prmt.b32 {}, {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, const SELECTOR,
+        asm!("fma.rn.f16x2 {}, {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, in(reg32) c,
             options(pure, nomem, nostack))
     }
     result

@@ -168,12 +168,7 @@ where
         unsafe {
             let key_scale = self.warpgroup.key_scale(item, tile);
             self.warpgroup.wait_tiles(self.warpgroup.position);
-            wgmma::fence();
-            let key = self.warpgroup.key_chunk(self.warpgroup.position, 0);
-            self.warpgroup.multiply_query_key(&mut state.scores, key);
-            wgmma::commit();
-            wgmma::wait::<0>();
-            wgmma::settle(&mut state.scores);
+            self.warpgroup.query_key(&mut state.scores, self.warpgroup.key_chunk(self.warpgroup.position, 0));
             state.scale = state.query_scale * key_scale;
         }
         let first = Visible::Some(visible.of_chunk(tile * KEY_TILE));

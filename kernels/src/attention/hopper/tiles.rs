@@ -118,11 +118,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
         unsafe {
             warpgroup.wait_tiles(warpgroup.position);
             self.scale = self.query_scale * warpgroup.key_scale(item, tile);
-            wgmma::fence();
-            warpgroup.multiply_query_key(&mut self.scores, warpgroup.key_chunk(warpgroup.position, 0));
-            wgmma::commit();
-            wgmma::wait::<0>();
-            wgmma::settle(&mut self.scores);
+            warpgroup.query_key(&mut self.scores, warpgroup.key_chunk(warpgroup.position, 0));
             let first_row = warpgroup.first_row(item);
             let visible = VisibleKeys::new(warpgroup.params, item.sequence, first_row, warpgroup.lane);
             let first = Visible::Some(visible.of_chunk(tile * KEY_TILE));

@@ -258,6 +258,23 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         }
     }
 
+    /// The same, waited for. Nothing else is in flight.
+    ///
+    /// # Safety
+    ///
+    /// As for [`multiply_query_key`](Self::multiply_query_key).
+    #[inline(always)]
+    pub unsafe fn query_key(&self, scores: &mut Scores, key: Descriptor) {
+        // SAFETY: forwarded contract.
+        unsafe {
+            wgmma::fence();
+            self.multiply_query_key(scores, key);
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::settle(scores);
+        }
+    }
+
     /// Waits for the tiles of a slot.
     ///
     /// # Safety
