@@ -5,6 +5,7 @@
 
 use crate::architecture::Architecture;
 use crate::cache;
+use crate::scale::KEY_SCALES_PER_TILE;
 use crate::sequence::Sequence;
 use crate::tile::{
     KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, consumer_warpgroups, key_tile_bytes,
@@ -687,6 +688,8 @@ pub struct AttentionShared {
     pub region_stride: u32,
     /// Channels of a warp's output that its region holds.
     pub output_channels: u32,
+    /// Ring of the key tiles' scales.
+    pub key_scales: u32,
     /// mbarriers, 8 bytes each.
     pub barriers: u32,
     /// The item that each consumer warpgroup's queries belong to: u32.
@@ -702,6 +705,9 @@ pub struct AttentionShared {
 impl AttentionShared {
     /// Eight channels of e4m3 ones for 128 keys: the extra value columns whose product is the row sum.
     pub const ONES_BYTES: u32 = 8 * VALUE_ROW_BYTES;
+
+    /// Bytes of a key tile's scales.
+    pub const KEY_SCALES_BYTES: u32 = 4 * KEY_SCALES_PER_TILE;
 
     /// Bytes after each row of the output in a warp's region, against bank conflicts.
     pub const OUTPUT_PADDING: u32 = 16;
@@ -736,16 +742,16 @@ impl AttentionShared {
     const fn narrow(head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32, region_stride: u32) -> Self {
         let warpgroups = consumer_warpgroups(head_dim);
         let shared = Self::with_tiles(head_dim, stages, value_bytes, value_stride);
-        let barriers = shared.region + warpgroups * 4 * region_stride;
-        Self { region_stride, output_channels: head_dim, ..shared }.with_barriers(barriers)
+        let end = shared.region + warpgroups * 4 * region_stride;
+        Self { region_stride, output_channels: head_dim, ..shared }.with_signals(end)
     }
 
     /// Tiles leave no room for the output. It goes through the queries that the warp has read, in parts.
     const fn wide(head_dim: u32, value_bytes: u32, stages: u32) -> Self {
         let shared = Self::with_tiles(head_dim, stages, value_bytes, value_bytes);
-        let barriers = shared.region;
+        let end = shared.region;
         let region_stride = WARP_ROWS * stored_head_dim(head_dim);
-        Self { region: shared.query, region_stride, output_channels: 64, ..shared }.with_barriers(barriers)
+        Self { region: shared.query, region_stride, output_channels: 64, ..shared }.with_signals(end)
     }
 
     const fn with_tiles(head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32) -> Self {
@@ -766,6 +772,7 @@ impl AttentionShared {
             region,
             region_stride: none,
             output_channels: none,
+            key_scales: none,
             barriers: none,
             items: none,
             ragged_items: none,
@@ -774,11 +781,13 @@ impl AttentionShared {
         }
     }
 
-    const fn with_barriers(self, barriers: u32) -> Self {
+    /// What else there is, from `key_scales` on.
+    const fn with_signals(self, key_scales: u32) -> Self {
+        let barriers = key_scales + self.stages * Self::KEY_SCALES_BYTES;
         let items = barriers + 8 * (2 * self.warpgroups + 2 * self.stages);
         let ragged_items = (items + 4 * self.warpgroups).next_multiple_of(16);
         let own_items = ragged_items + 16 * self.warpgroups;
-        Self { barriers, items, ragged_items, own_items, bytes: own_items + 4 * self.warpgroups * 16, ..self }
+        Self { barriers, items, ragged_items, own_items, bytes: own_items + 4 * self.warpgroups * 16, key_scales, ..self }
     }
 
     /// Queries of a CTA.
@@ -900,7 +909,7 @@ mod tests {
                 let row_bytes = 2 * shared.output_channels + AttentionShared::OUTPUT_PADDING;
                 assert!(shared.region_stride >= WARP_ROWS * row_bytes);
                 assert!(head_dim.is_multiple_of(shared.output_channels));
-                assert_eq!((shared.region % 16, shared.region_stride % 16, shared.barriers % 8), (0, 0, 0));
+                assert_eq!((shared.region % 16, shared.region_stride % 16, shared.key_scales % 16), (0, 0, 0));
             }
         }
     }

@@ -37,7 +37,7 @@ impl Descriptor {
     /// The tile `bytes` further on, a multiple of 16.
     #[inline(always)]
     pub const fn advance(self, bytes: u32) -> Self {
-        Self(self.0 + (bytes / 16) as u64)
+        self.nth(1, bytes)
     }
 
     /// The `index`-th tile of those that are `bytes` apart, a multiple of 16, beginning with this one. Only the low word is computed, so that

@@ -39,8 +39,6 @@ struct Ahead<const REGISTERS: usize> {
     pending: E4m3Probabilities,
     /// That tile's position, or if they were multiplied, the next tile's.
     pending_position: Position,
-    /// Row sums of the segment.
-    row_sums: [f32; 2],
 }
 
 /// One item, from its scores to its output.
@@ -71,7 +69,6 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
             second_scores: [0; 32],
             pending: Probabilities::ZERO,
             pending_position: consumer.warpgroup.position,
-            row_sums: [0.0; 2],
         };
         if tiles.count() > 0 {
             consumer.begin(&mut ahead.state, item, tiles.first);
@@ -82,7 +79,7 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
                 let end = min(min(segment_end, flushed.saturating_add(params.tiles_per_flush)), tiles.end);
                 let [whole_end, masked_end] = tiles.runs(tile, end);
                 while tile < whole_end {
-                    ahead.step(consumer, item, [tile, tiles.end], None);
+                    ahead.step(consumer, [tile, tiles.end], None);
                     tile += 1;
                 }
                 if tile < masked_end {
@@ -90,7 +87,7 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
                     let first_row = math::opaque(first_row);
                     let visible = VisibleKeys::new(params, item.sequence, first_row, consumer.warpgroup.lane);
                     while tile < masked_end {
-                        ahead.step(consumer, item, [tile, tiles.end], Some(visible));
+                        ahead.step(consumer, [tile, tiles.end], Some(visible));
                         tile += 1;
                     }
                 }
@@ -98,11 +95,11 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
                     continue;
                 }
                 // a segment's are complete, or more of the same follows
-                ahead.keep_row_sums(consumer, tile.saturating_sub(2));
+                consumer.keep_row_sums(&mut ahead.state, tile.saturating_sub(2));
                 let is_full = tile - flushed == params.tiles_per_flush;
                 if is_full || tile == tiles.end {
                     ahead.multiply_pending(consumer);
-                    ahead.keep_row_sums(consumer, tile - 1);
+                    consumer.keep_row_sums(&mut ahead.state, tile - 1);
                 }
                 if tile == tiles.end {
                     break;
@@ -126,17 +123,15 @@ where
     /// One key tile, whose first 64 keys' scores are there; leaves the next tile's there, and its own last probabilities pending. After the
     /// last tile, before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
-    unsafe fn step<S: Sequences, const HEAD_DIM: u32>(
+    unsafe fn step<const HEAD_DIM: u32>(
         &mut self,
         consumer: &mut Consumer<HEAD_DIM, REGISTERS>,
-        item: WorkItem<S>,
         [tile, end]: [u32; 2],
         mask: Option<VisibleKeys>,
     ) {
         let (current, pending) = (consumer.warpgroup.position, self.pending_position);
         consumer.warpgroup.position.advance();
-        let next_tile = min(tile + 1, end - 1);
-        let next = consumer.warpgroup.position.only_if(next_tile > tile, current);
+        let next = consumer.warpgroup.position.only_if(tile + 1 < end, current);
         let first_key = tile * KEY_TILE;
         let visible = |first_key: u32| match mask {
             Some(mask) => Visible::Some(mask.of_chunk(first_key)),
@@ -147,8 +142,6 @@ where
 
         // SAFETY: forwarded contract.
         unsafe {
-            let next_key_scale = warpgroup.key_scale(item, next_tile);
-
             // chunk A
             wgmma::fence();
             warpgroup.multiply_query_key(&mut self.second_scores, warpgroup.key_chunk(current, 1));
@@ -158,14 +151,15 @@ where
             let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
             if saturated {
                 self.settle_second();
-                self.rebase(consumer, &scores, &mut probabilities);
+                consumer.rebase(&mut self.state, &scores, &mut probabilities);
             }
             self.settle_second();
-            self.empty_row_sums();
+            self.state.empty_row_sums();
             warpgroup.release_tiles_if(!pending.is_same_slot(current), pending);
 
             // chunk B
             warpgroup.wait_tiles(next);
+            let next_key_scale = warpgroup.key_scale(next);
             wgmma::fence();
             warpgroup.multiply_query_key(&mut self.state.scores, warpgroup.key_chunk(next, 0));
             self.state.multiply_value(&probabilities, warpgroup.value_chunk(current, 0));
@@ -174,7 +168,7 @@ where
             let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
             if saturated {
                 self.settle_first();
-                self.rebase(consumer, &scores, &mut probabilities);
+                consumer.rebase(&mut self.state, &scores, &mut probabilities);
             }
             self.state.scale = self.state.query_scale * next_key_scale;
             self.settle_first();
@@ -198,40 +192,6 @@ where
         wgmma::settle(&mut self.state.output);
     }
 
-    /// See [`Consumer::rebase`].
-    #[inline(always)]
-    unsafe fn rebase<const HEAD_DIM: u32>(
-        &mut self,
-        consumer: &Consumer<HEAD_DIM, REGISTERS>,
-        scores: &ChunkScores<i32, 32>,
-        probabilities: &mut E4m3Probabilities,
-    ) {
-        // SAFETY: forwarded contract.
-        let rescale = unsafe { consumer.rebase(&mut self.state, scores, probabilities) };
-        for row in 0..2 {
-            self.row_sums[row] *= rescale[row];
-        }
-    }
-
-    /// Takes the row sums out of the accumulator, in f32.
-    #[inline(always)]
-    fn empty_row_sums(&mut self) {
-        let outputs = State::<REGISTERS>::OUTPUTS;
-        for row in 0..2 {
-            self.row_sums[row] += self.state.output[outputs + 2 * row];
-        }
-        self.state.output[outputs..].fill(0.0);
-        wgmma::settle(&mut self.state.output);
-    }
-
-    /// Keeps the row sums of the segment of `tile`, and begins the next one's.
-    #[inline(always)]
-    unsafe fn keep_row_sums<const HEAD_DIM: u32>(&mut self, consumer: &Consumer<HEAD_DIM, REGISTERS>, tile: u32) {
-        // SAFETY: forwarded contract.
-        unsafe { consumer.keep_row_sums(self.row_sums, tile) };
-        self.row_sums = [0.0; 2];
-    }
-
     /// Multiplies the pending probabilities, so that there are none.
     #[inline(always)]
     unsafe fn multiply_pending<const HEAD_DIM: u32>(&mut self, consumer: &Consumer<HEAD_DIM, REGISTERS>) {
@@ -243,7 +203,7 @@ where
             wgmma::commit();
             wgmma::wait::<0>();
             wgmma::settle(&mut self.state.output);
-            self.empty_row_sums();
+            self.state.empty_row_sums();
             warpgroup.release_tiles(self.pending_position);
         }
         (self.pending, self.pending_position) = (Probabilities::ZERO, warpgroup.position);

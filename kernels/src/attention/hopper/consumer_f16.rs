@@ -67,7 +67,7 @@ unsafe fn attend<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, con
             while tile < tiles.end {
                 let [whole_end, end] = if M::MODIFIES { [tile, tiles.end] } else { tiles.runs(tile, tiles.end) };
                 while tile < whole_end {
-                    state.step::<HalfProducts<E>, S, HEAD_DIM>(warpgroup, item, [tile, tiles.end], None);
+                    state.step::<HalfProducts<E>, HEAD_DIM>(warpgroup, [tile, tiles.end], None);
                     tile += 1;
                 }
                 let visible = VisibleKeys::new(params, item.sequence, first_row, warpgroup.lane);
@@ -76,7 +76,7 @@ unsafe fn attend<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, con
                         state.step_modified::<HalfProducts<E>, M, S, HEAD_DIM>(warpgroup, item, tile, visible);
                     } else {
                         let tiles = [tile, tiles.end];
-                        state.step::<HalfProducts<E>, S, HEAD_DIM>(warpgroup, item, tiles, Some(visible));
+                        state.step::<HalfProducts<E>, HEAD_DIM>(warpgroup, tiles, Some(visible));
                     }
                     tile += 1;
                 }

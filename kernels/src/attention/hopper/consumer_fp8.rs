@@ -52,8 +52,11 @@ pub struct Consumer<'a, const HEAD_DIM: u32, const REGISTERS: usize> {
 pub struct State<const REGISTERS: usize> {
     /// Of a chunk.
     pub scores: Scores,
-    /// Output since the last flush, in code units; the last four are row sums of the current tile.
+    /// Output since the last flush, in code units; the last four are row sums since they were emptied, two of each row, of which only the
+    /// first are.
     pub output: [f32; REGISTERS],
+    /// Row sums of the segment that were emptied, of the lane's two rows.
+    row_sums: [f32; 2],
     /// The references.
     pub softmax: OnlineSoftmax,
     /// What the flushed sums must still be multiplied by.
@@ -75,6 +78,17 @@ where
     #[inline(always)]
     pub fn chunk_scores(&self, visible: Visible) -> ChunkScores<i32, 32> {
         ChunkScores { scores: self.scores, scale: self.scale, visible }
+    }
+
+    /// Takes the row sums out of the accumulator, in f32. No product is in flight.
+    #[inline(always)]
+    pub fn empty_row_sums(&mut self) {
+        for (row, sum) in self.row_sums.iter_mut().enumerate() {
+            let accumulator = &mut self.output[Self::OUTPUTS + 2 * row];
+            *sum += *accumulator;
+            *accumulator = 0.0;
+        }
+        wgmma::settle(&mut self.output);
     }
 
     /// The output += probabilities · value for 64 keys.
@@ -147,6 +161,7 @@ where
             State {
                 scores: [0; 32],
                 output: [0.0; REGISTERS],
+                row_sums: [0.0; 2],
                 softmax: OnlineSoftmax::new(),
                 rescale: [1.0; 2],
                 query_scale: self.warpgroup.query_scale(item),
@@ -166,10 +181,9 @@ where
         let visible = VisibleKeys::new(self.warpgroup.params, item.sequence, first_row, self.warpgroup.lane);
         // SAFETY: forwarded contract.
         unsafe {
-            let key_scale = self.warpgroup.key_scale(item, tile);
             self.warpgroup.wait_tiles(self.warpgroup.position);
             self.warpgroup.query_key(&mut state.scores, self.warpgroup.key_chunk(self.warpgroup.position, 0));
-            state.scale = state.query_scale * key_scale;
+            state.scale = state.query_scale * self.warpgroup.key_scale(self.warpgroup.position);
         }
         let first = Visible::Some(visible.of_chunk(tile * KEY_TILE));
         state.softmax.raise_reference::<E4m3Probabilities, _>(&state.chunk_scores(first));
@@ -199,7 +213,7 @@ where
                     let end = min((tile | last) + 1, tiles.end);
                     let [whole_end, masked_end] = if M::MODIFIES { [tile, end] } else { tiles.runs(tile, end) };
                     while tile < whole_end {
-                        self.step(&mut state, item, [tile, tiles.end], None);
+                        self.step(&mut state, [tile, tiles.end], None);
                         tile += 1;
                     }
                     if tile < masked_end {
@@ -210,7 +224,7 @@ where
                             if M::MODIFIES {
                                 self.step_modified::<M, S>(&mut state, item, tile, visible);
                             } else {
-                                self.step(&mut state, item, [tile, tiles.end], Some(visible));
+                                self.step(&mut state, [tile, tiles.end], Some(visible));
                             }
                             tile += 1;
                         }
@@ -218,7 +232,8 @@ where
                     if tile < end {
                         continue;
                     }
-                    self.empty_row_sums(&mut state.output, tile - 1);
+                    state.empty_row_sums();
+                    self.keep_row_sums(&mut state, tile - 1);
                     if tile == tiles.end {
                         break;
                     }
@@ -260,15 +275,13 @@ where
     /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last,
     /// before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
-    unsafe fn step<S: Sequences>(
+    unsafe fn step(
         &mut self,
         state: &mut State<REGISTERS>,
-        item: WorkItem<S>,
         [tile, end]: [u32; 2],
         mask: Option<VisibleKeys>,
     ) {
         let current = self.warpgroup.position;
-        let next_tile = min(tile + 1, end - 1);
         let first_key = tile * KEY_TILE;
         let visible = |first_key: u32| match mask {
             Some(mask) => Visible::Some(mask.of_chunk(first_key)),
@@ -279,8 +292,6 @@ where
 
         // SAFETY: see `attend`.
         unsafe {
-            let next_key_scale = self.warpgroup.key_scale(item, next_tile);
-
             // chunk A; nothing is in flight
             let scores = state.chunk_scores(first);
             let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
@@ -297,8 +308,9 @@ where
 
             // chunk B; P·V of chunk A is in flight (ptxas moves its wait above the exponentials, which is faster than after)
             self.warpgroup.position.advance();
-            let next = self.warpgroup.position.only_if(next_tile > tile, current);
+            let next = self.warpgroup.position.only_if(tile + 1 < end, current);
             self.warpgroup.wait_tiles(next);
+            let next_key_scale = self.warpgroup.key_scale(next);
             let scores = state.chunk_scores(second);
             let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
             wgmma::wait::<0>();
@@ -307,8 +319,7 @@ where
                 self.rebase(state, &scores, &mut probabilities);
             }
             // those of chunk B of the tile before, and of chunk A
-            self.empty_row_sums(&mut state.output, tile);
-            wgmma::settle(&mut state.output);
+            state.empty_row_sums();
             wgmma::fence();
             self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(next, 0));
             state.multiply_value(&probabilities, self.warpgroup.value_chunk(current, 1));
@@ -340,7 +351,7 @@ where
             }
             let position = self.warpgroup.position;
             self.warpgroup.wait_tiles(position);
-            state.scale = state.query_scale * self.warpgroup.key_scale(item, tile);
+            state.scale = state.query_scale * self.warpgroup.key_scale(position);
             // not unrolled: modifiers are much code
             for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
                 wgmma::fence();
@@ -361,13 +372,13 @@ where
                 wgmma::wait::<0>();
                 wgmma::settle(&mut state.output);
             }
-            self.empty_row_sums(&mut state.output, tile);
+            state.empty_row_sums();
             self.warpgroup.release_tiles(position);
             self.warpgroup.position.advance();
         }
     }
 
-    /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities. Returns what was multiplied by.
+    /// Rare: takes the true row maxima, rescales what is accumulated, and redoes the chunk's probabilities.
     ///
     /// # Safety
     ///
@@ -378,7 +389,7 @@ where
         state: &mut State<REGISTERS>,
         scores: &ChunkScores<S, 32>,
         probabilities: &mut E4m3Probabilities,
-    ) -> [f32; 2] {
+    ) {
         let rescale;
         (*probabilities, rescale) = state.softmax.rebase(scores);
         for (index, value) in state.output.iter_mut().enumerate() {
@@ -386,13 +397,13 @@ where
         }
         for row in 0..2 {
             state.rescale[row] *= rescale[row];
+            state.row_sums[row] *= rescale[row];
             // SAFETY: the lane's own region.
             unsafe {
                 let at = self.current_row_sum(row);
                 shared::store_f32(at, shared::load_f32(at) * rescale[row]);
             }
         }
-        rescale
     }
 
     #[inline(always)]
@@ -413,28 +424,22 @@ where
         }
     }
 
-    /// Takes the row sums out of the accumulator, and adds them to those since the last flush.
-    #[inline(always)]
-    unsafe fn empty_row_sums(&self, output: &mut [f32; REGISTERS], tile: u32) {
-        // SAFETY: forwarded contract.
-        unsafe { self.keep_row_sums([0, 1].map(|row| output[State::<REGISTERS>::OUTPUTS + 2 * row]), tile) };
-        output[State::<REGISTERS>::OUTPUTS..].fill(0.0);
-    }
-
-    /// Adds row sums to those since the last flush, in f32. The lane that keeps them is that of the segment of `tile`.
+    /// Adds the segment's row sums to those since the last flush, and begins the next segment's. The lane that keeps them is that of the
+    /// segment of `tile`.
     ///
     /// # Safety
     ///
     /// See [`new_state`](Self::new_state).
     #[inline(always)]
-    pub unsafe fn keep_row_sums(&self, row_sums: [f32; 2], tile: u32) {
+    pub unsafe fn keep_row_sums(&self, state: &mut State<REGISTERS>, tile: u32) {
         let segment = tile / SEGMENT_TILES;
         let keeps = (segment ^ self.warpgroup.lane).is_multiple_of(SEGMENTS_PER_FLUSH);
-        for (row, sum) in row_sums.into_iter().enumerate() {
+        for (row, sum) in state.row_sums.into_iter().enumerate() {
             let at = self.current_row_sum(row);
             // SAFETY: the lane's own region.
             unsafe { shared::store_f32(at, shared::load_f32(at) + if keeps { sum } else { 0.0 }) };
         }
+        state.row_sums = [0.0; 2];
     }
 
     /// Makes the accumulators of tiles `start .. end` the sums over all tiles before `end`: adds the value means of the segments,

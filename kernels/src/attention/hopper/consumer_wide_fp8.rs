@@ -95,7 +95,7 @@ where
                     let [whole_end, masked_end] = tiles.runs(tile, end);
                     while tile < whole_end {
                         let tiles = [tile, tiles.end];
-                        state.step::<E4m3Products, S, HEAD_DIM>(&mut self.warpgroup, item, tiles, None);
+                        state.step::<E4m3Products, HEAD_DIM>(&mut self.warpgroup, tiles, None);
                         tile += 1;
                     }
                     if tile < masked_end {
@@ -104,7 +104,7 @@ where
                         let visible = VisibleKeys::new(params, item.sequence, first_row, self.warpgroup.lane);
                         while tile < masked_end {
                             let tiles = [tile, tiles.end];
-                            state.step::<E4m3Products, S, HEAD_DIM>(&mut self.warpgroup, item, tiles, Some(visible));
+                            state.step::<E4m3Products, HEAD_DIM>(&mut self.warpgroup, tiles, Some(visible));
                             tile += 1;
                         }
                     }

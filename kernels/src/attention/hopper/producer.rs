@@ -2,6 +2,7 @@
 
 use core::cmp::min;
 
+use sage_layout::kernel::AttentionShared;
 use sage_layout::mask_tile::HIDDEN;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{key_tile_bytes, query_tile_bytes, stored_head_dim};
@@ -74,11 +75,14 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
                     if turn < tiles.count() && is_shown(tiles.first + turn) {
                         let full = signals.of(Signal::TilesFull(position.stage));
                         signals.of(Signal::TilesEmpty(position.stage)).wait(position.phase ^ 1);
-                        full.arrive_expect_bytes(key_bytes + memory.value_bytes);
+                        full.arrive_expect_bytes(key_bytes + AttentionShared::KEY_SCALES_BYTES + memory.value_bytes);
                         let tile = (first_tile + turn) as u64;
                         let key = base + memory.key + position.stage * key_bytes;
                         let value = base + memory.value + position.stage * memory.value_stride;
                         bulk_to_shared(key, params.key + tile * key_bytes as u64, key_bytes, full);
+                        let bytes = AttentionShared::KEY_SCALES_BYTES;
+                        let scales = base + memory.key_scales + position.stage * bytes;
+                        bulk_to_shared(scales, params.key_scale + tile * bytes as u64, bytes, full);
                         let source = params.value + tile * memory.value_tile_bytes as u64;
                         bulk_to_shared(value, source, memory.value_bytes, full);
                         position.advance();

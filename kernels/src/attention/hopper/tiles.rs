@@ -3,7 +3,6 @@
 //! The pipeline is that of [`consumer_fp8`](super::consumer_fp8). Without columns of ones the products take fewer tensor-core cycles, and
 //! the sums tell what is too large.
 
-use core::cmp::min;
 use core::marker::PhantomData;
 
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, VALUE_ROW_BYTES};
@@ -117,7 +116,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
         // SAFETY: forwarded contract.
         unsafe {
             warpgroup.wait_tiles(warpgroup.position);
-            self.scale = self.query_scale * warpgroup.key_scale(item, tile);
+            self.scale = self.query_scale * warpgroup.key_scale(warpgroup.position);
             warpgroup.query_key(&mut self.scores, warpgroup.key_chunk(warpgroup.position, 0));
             let first_row = warpgroup.first_row(item);
             let visible = VisibleKeys::new(warpgroup.params, item.sequence, first_row, warpgroup.lane);
@@ -133,17 +132,15 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
     ///
     /// See [`Warpgroup::next_item`].
     #[inline(always)]
-    pub unsafe fn step<P: Products, S: Sequences, const HEAD_DIM: u32>(
+    pub unsafe fn step<P: Products, const HEAD_DIM: u32>(
         &mut self,
         warpgroup: &mut Warpgroup<HEAD_DIM>,
-        item: WorkItem<S>,
         [tile, end]: [u32; 2],
         mask: Option<VisibleKeys>,
     ) where
         [f32; REGISTERS]: ValueAccumulator<P::Operands>,
     {
         let current = warpgroup.position;
-        let next_tile = min(tile + 1, end - 1);
         let first_key = tile * KEY_TILE;
         let visible = |first_key: u32| match mask {
             Some(mask) => Visible::Some(mask.of_chunk(first_key)),
@@ -172,7 +169,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
 
             // chunk B; P·V of chunk A is in flight until the exponentials are done
             warpgroup.position.advance();
-            let next = warpgroup.position.only_if(next_tile > tile, current);
+            let next = warpgroup.position.only_if(tile + 1 < end, current);
             warpgroup.wait_tiles(next);
             let scores = self.chunk_scores(second);
             let (mut probabilities, saturated) = self.softmax.probabilities(&scores);
@@ -190,7 +187,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
             self.multiply_value::<P>(&probabilities, value.advance(P::CHUNK_STRIDE));
             wgmma::commit();
             // now, when registers are free
-            let next_key_scale = warpgroup.key_scale(item, next_tile);
+            let next_key_scale = warpgroup.key_scale(next);
             wgmma::wait::<0>();
             wgmma::settle(&mut self.scores);
             wgmma::settle(&mut self.output);
@@ -225,7 +222,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
             let position = warpgroup.position;
             let value = P::values(warpgroup.value_tile(position));
             warpgroup.wait_tiles(position);
-            self.scale = self.query_scale * warpgroup.key_scale(item, tile);
+            self.scale = self.query_scale * warpgroup.key_scale(position);
             // not unrolled: modifiers are much code
             for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
                 wgmma::fence();

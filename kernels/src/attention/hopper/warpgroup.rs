@@ -198,18 +198,16 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         unsafe { global::load_f32(self.params.query_scale + 4 * place) }
     }
 
-    /// The lane's scale of key tile `tile` of the item's head.
+    /// The lane's scale of a slot's key tile.
     ///
     /// # Safety
     ///
-    /// See [`next_item`](Self::next_item).
+    /// The slot's tiles are there.
     #[inline(always)]
-    pub unsafe fn key_scale<S: Sequences>(&self, item: WorkItem<S>, tile: u32) -> f32 {
-        // there are under 2²⁸ tiles: 32 bits hold the index of a scale, and are one register
-        let tile = item.sequence.first_key_tile(item.key_head, S::key_places(self.params)) as u32 + tile;
-        let place = tile * KEY_SCALES_PER_TILE + self.lane % 4;
-        // SAFETY: scales hold a row for each key tile.
-        unsafe { global::load_f32(self.params.key_scale + 4 * place as u64) }
+    pub unsafe fn key_scale(&self, position: Position) -> f32 {
+        let scales = self.base + self.memory.key_scales + position.stage * AttentionShared::KEY_SCALES_BYTES;
+        // SAFETY: forwarded contract.
+        unsafe { shared::load_f32(scales + 4 * (self.lane % KEY_SCALES_PER_TILE)) }
     }
 
     /// A tile with a query or key a row.
