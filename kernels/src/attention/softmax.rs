@@ -41,6 +41,10 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 /// Octaves between a fresh row maximum's probability and saturation.
 const HEADROOM: f32 = 4.0;
 
+/// Of the eight registers of a chunk's probabilities, two for each group of 16 keys, those of which half is interpolated: all but one. With
+/// one less, or with one more pair, kernels are slower.
+const INTERPOLATED: [[bool; 2]; 4] = [[true, true], [true, true], [true, true], [false, true]];
+
 impl Probabilities for E4m3Probabilities {
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;
     const ZERO: Self = [[0; 4]; 2];
@@ -51,8 +55,8 @@ impl Probabilities for E4m3Probabilities {
             let [low, high] = [2 * row, 2 * row + 4];
             let powers = |first| [exponents.power(first), exponents.power(first + 1)];
             self[group / 2][group % 2 * 2 + row] = match exponents.interpolated_powers(high) {
-                Some(high) => convert::e4m3x4_of_f32_and_f16(powers(low), high),
-                None => {
+                Some(high) if INTERPOLATED[group][row] => convert::e4m3x4_of_f32_and_f16(powers(low), high),
+                _ => {
                     let ([a, b], [c, d]) = (powers(low), powers(high));
                     convert::e4m3x4([a, b, c, d])
                 }
