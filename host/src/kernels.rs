@@ -1,7 +1,7 @@
 //! The kernels of a call: which, in which order, with which parameters.
 //!
 //! ```text
-//! counters = 0 ─► Prepare (f32, rotations) ─► Quantize ─► Attention ─► output, log_sum_exp
+//! counters = 0 ─► Prepare (f32, some rotations) ─► Quantize ─► Attention ─► output, log_sum_exp
 //! ```
 //!
 //! Which attention kernel that is, the options and the GPU decide (`sage_layout::dispatch`).
@@ -11,15 +11,15 @@ use crate::gpu::GpuBuffers;
 use crate::options::{CausalAlign, Mask, QkMode, RotaryTables, ScoreStrides};
 use crate::plan::{AttentionPlan, Places, Resolved, modifies_scores};
 use crate::quantized::Operand;
-use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout};
+use crate::tensor::{DType, Lengths, SequenceLengths, Strides, TensorLayout, has_whole_chunks};
 use crate::workspace::{BufferAddresses, Region, Values};
 use sage_layout::architecture::ComputeCapability;
-use sage_layout::dispatch::{self, Modes};
+use sage_layout::dispatch::{self, Choice, Modes};
 use sage_layout::int4_tile;
 use sage_layout::kernel::{ElementType, Family, Kernel};
 use sage_layout::params::{
-    Address, AttentionParams, MaskTilesParams, Modifiers, Params, PrepareParams, QuantizeParams, ScoreView,
-    SequencesParams, TensorView,
+    Address, AttentionParams, MaskTilesParams, Modifiers, Params, PrepareParams, QuantizeParams, RotaryParams,
+    ScoreView, SequencesParams, TensorView,
 };
 use sage_layout::scale;
 use sage_layout::schedule::{Order, TilesPerHead, counter};
@@ -55,6 +55,21 @@ pub(crate) fn modes(resolved: &Resolved) -> Modes {
         ragged: resolved.is_ragged(),
         modified_scores: modifies_scores(options),
     }
+}
+
+/// The kernels that run a plan on a GPU, best first; none if there are none.
+pub(crate) fn choices(gpu: ComputeCapability, plan: &AttentionPlan) -> impl Iterator<Item = Choice> {
+    let resolved = plan.resolved;
+    let (head_dim, dtype) = (resolved.attended_head_dim(), resolved.problem.dtype);
+    dispatch::choices(gpu, modes(&resolved), head_dim, dtype.into())
+        .map(move |choice| Choice { quantize: quantizer(&resolved, choice.attention.family()), ..choice })
+}
+
+/// The quantizer that goes with an attention family.
+fn quantizer(resolved: &Resolved, attention: Family) -> Kernel {
+    let family = attention.quantizer(resolved.is_ragged(), resolved.turns_in_quantizer());
+    let kernel = Kernel::find(family, resolved.padded_head_dim, ElementType::from(resolved.problem.dtype).rounded());
+    kernel.expect("the kernel table has every family for every head dimension and element type")
 }
 
 /// The error that a device has no kernels for a plan.
@@ -101,10 +116,8 @@ impl Call<'_> {
         }
         let [query, key, value] = self.inputs();
 
-        let family = self.attention.quantizer(resolved.is_ragged());
-        let kernel = Kernel::find(family, resolved.padded_head_dim, ElementType::from(problem.dtype).rounded());
-        let kernel = kernel.expect("the kernel table has every family for every head dimension and element type");
-        let resident = self.multiprocessors * kernel.min_blocks();
+        let quantizer = quantizer(resolved, self.attention);
+        let resident = self.multiprocessors * quantizer.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
         let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
         let tiles = TilesPerHead {
@@ -123,6 +136,8 @@ impl Call<'_> {
             query,
             key,
             value,
+            query_rotary: self.quantizer_rotary(Operand::Query),
+            key_rotary: self.quantizer_rotary(Operand::Key),
             query_codes: self.address(workspace.query_codes),
             query_scales: self.address(workspace.query_scales),
             query_mean: self.address_if(workspace.query_mean),
@@ -168,7 +183,7 @@ impl Call<'_> {
         };
         // a ragged batch's table is an item too
         let items = order.items + u32::from(resolved.is_ragged());
-        launch(family, [items.min(resident), 1, 1], params.into())
+        launch(quantizer.family(), [items.min(resident), 1, 1], params.into())
     }
 
     /// The attention kernel.
@@ -383,41 +398,49 @@ impl Call<'_> {
     fn prepare(&self, operand: Operand, prepared: Region) -> PrepareParams {
         let (resolved, buffers) = (&self.plan.resolved, self.buffers);
         let (address, shape, strides) = self.tensors()[operand as usize];
-        let plain = PrepareParams {
-            source: view(address, shape, strides),
-            prepared: self.address(prepared),
-            rotary_cos: 0,
-            rotary_sin: 0,
-            starts: 0,
-            sequences: 0,
-            tiles: tile::key_tiles(shape[2] as u32),
-            row: resolved.prepared_row(operand).expect("an operand with a region to be prepared to") as u32,
-            rotary_dim: 0,
-            rotary_pairs: 0,
-            first_position: 0,
-            positions: 0,
-            hadamard: (resolved.options.hadamard && operand != Operand::Value).into(),
-        };
-        let (Some(rotary), Some(RotaryTables { cos, sin })) = (resolved.options.rotary, buffers.rotary) else {
-            return plain;
-        };
-        let (first_position, starts) = match (operand, buffers.lengths) {
-            (Operand::Query, SequenceLengths::Packed { cu_seqlens_q, .. }) => (rotary.query_offset, cu_seqlens_q),
-            (Operand::Key, SequenceLengths::Packed { cu_seqlens_k, .. }) => (rotary.key_offset, cu_seqlens_k),
-            (Operand::Query, _) => (rotary.query_offset, 0),
-            (Operand::Key, _) => (rotary.key_offset, 0),
-            (Operand::Value, _) => return plain,
+        let starts = match (operand, buffers.lengths) {
+            (Operand::Query, SequenceLengths::Packed { cu_seqlens_q, .. }) => cu_seqlens_q,
+            (Operand::Key, SequenceLengths::Packed { cu_seqlens_k, .. }) => cu_seqlens_k,
+            _ => 0,
         };
         PrepareParams {
-            rotary_cos: cos,
-            rotary_sin: sin,
+            source: view(address, shape, strides),
+            prepared: self.address(prepared),
+            rotary: self.rotary(operand),
             starts,
             sequences: resolved.problem.batch as u32,
-            rotary_dim: rotary.dim as u32,
-            rotary_pairs: rotary.pairs as u32,
+            tiles: tile::key_tiles(shape[2] as u32),
+            row: resolved.prepared_row(operand).expect("an operand with a region to be prepared to") as u32,
+            hadamard: (resolved.options.hadamard && operand != Operand::Value).into(),
+        }
+    }
+
+    /// How an operand is turned.
+    fn rotary(&self, operand: Operand) -> RotaryParams {
+        let options = &self.plan.resolved.options;
+        let (Some(rotary), Some(RotaryTables { cos, sin })) = (options.rotary, self.buffers.rotary) else {
+            return RotaryParams::default();
+        };
+        let first_position = match operand {
+            Operand::Query => rotary.query_offset,
+            Operand::Key => rotary.key_offset,
+            Operand::Value => return RotaryParams::default(),
+        };
+        RotaryParams {
+            cos,
+            sin,
+            dim: rotary.dim as u32,
+            pairs: rotary.pairs as u32,
             first_position: first_position as u32,
             positions: rotary.positions as u32,
-            ..plain
+        }
+    }
+
+    /// The same, if the quantizer does it.
+    fn quantizer_rotary(&self, operand: Operand) -> RotaryParams {
+        match self.plan.resolved.turns_in_quantizer() {
+            true => self.rotary(operand),
+            false => RotaryParams::default(),
         }
     }
 
@@ -449,24 +472,70 @@ impl Call<'_> {
     }
 }
 
-/// A tensor whose address is a multiple of 16 bytes: so are the rows if the strides are multiples of 8 elements.
-pub(crate) fn view(address: Address, [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
-    let whole_chunks = [strides.batch, strides.head, strides.token, head_dim as i64].iter().all(|n| n % 8 == 0);
+/// A tensor whose address is a multiple of 16 bytes.
+pub(crate) fn view(address: Address, shape @ [_, heads, tokens, head_dim]: [usize; 4], strides: Strides) -> TensorView {
     TensorView {
         address,
         strides,
         heads: heads as u32,
         tokens: tokens as u32,
         head_dim: head_dim as u32,
-        vectorized: whole_chunks.into(),
+        vectorized: has_whole_chunks(shape, strides).into(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{AttentionOptions, PvMode};
+    use crate::options::{AttentionOptions, PvMode, Rotary, RotaryPairs};
     use crate::tensor::{AttentionProblem, TensorLayout};
+
+    /// Queries and keys are rotated once: before the quantizer, or by it.
+    #[test]
+    fn the_quantizer_turns_what_is_not_prepared() {
+        let rotary = |dim, pairs| Rotary { dim, pairs, positions: 100, query_offset: 0, key_offset: 0 };
+        let [interleaved, half_split] = RotaryPairs::ALL;
+        let mut turned = 0;
+        for (rotary, hadamard) in [
+            (None, false),
+            (None, true),
+            (Some(rotary(48, half_split)), false),
+            (Some(rotary(48, half_split)), true),
+            (Some(rotary(40, half_split)), false),
+            (Some(rotary(40, interleaved)), false),
+            (Some(rotary(12, interleaved)), false),
+        ] {
+            for modes in dispatch::all_modes() {
+                for dtype in [DType::F16, DType::Bf16, DType::F32] {
+                    let problem = AttentionProblem::new(TensorLayout::Hnd, dtype, [1, 1, 100, 64]);
+                    let options = AttentionOptions {
+                        qk_mode: modes.query_key,
+                        smooth_q: modes.smooth_query,
+                        pv_mode: modes.value,
+                        pv_accum: modes.accumulator,
+                        soft_cap: modes.modified_scores.then_some(30.0),
+                        rotary,
+                        hadamard,
+                        ..Default::default()
+                    };
+                    let problem = if modes.ragged { problem.with_padded_keys() } else { problem };
+                    // bfloat16 has no sums in f16
+                    let Ok(plan) = AttentionPlan::new(problem, options) else { continue };
+                    let is_prepared =
+                        [Operand::Query, Operand::Key].map(|operand| plan.resolved.prepared_row(operand).is_some());
+                    for choice in dispatch::GPUS.into_iter().flat_map(|(gpu, _)| choices(gpu, &plan)) {
+                        let turns = choice.quantize.family() == Family::QuantizeRotated;
+                        let is_needed = dtype == DType::F32 || hadamard || rotary.is_some() && !turns;
+                        assert_eq!(is_prepared, [is_needed; 2], "{choice:?}, {problem:?}, {options:?}");
+                        assert!(!turns || rotary.is_some());
+                        assert!(choice.quantize.exists_for(choice.architecture.ptx()), "{choice:?}");
+                        turned += usize::from(turns);
+                    }
+                }
+            }
+        }
+        assert_ne!(turned, 0);
+    }
 
     #[test]
     fn the_error_says_what_other_element_types_have() {

@@ -3,7 +3,7 @@
 use crate::error::{Error, Unsupported};
 use crate::options::{AttentionOptions, CausalAlign, Mask, PvAccum, PvMode, QkMode, Rotary, ScoreStrides};
 use crate::quantized::Operand;
-use crate::tensor::{AttentionProblem, DType, Lengths, Strides, extent};
+use crate::tensor::{AttentionProblem, DType, Lengths, Strides, extent, has_whole_chunks};
 use crate::workspace::Workspace;
 use sage_layout::visibility::Band;
 use sage_layout::{int4_tile, sequence, tile};
@@ -71,18 +71,31 @@ impl Resolved {
         modifies_scores(&self.options)
     }
 
+    /// Whether the quantizer turns queries and keys itself: of equally long sequences, from 16 bits to INT8, without a Hadamard rotation,
+    /// and without smoothed queries, which need turned keys in memory; pairs and tensors must be of chunks that its threads have whole.
+    pub(crate) fn turns_in_quantizer(&self) -> bool {
+        let AttentionOptions { rotary, hadamard, qk_mode, smooth_q, .. } = self.options;
+        let has_whole_chunks = |operand| {
+            let (shape, strides) = self.problem.operand(operand);
+            has_whole_chunks(shape, strides)
+        };
+        rotary.is_some_and(|rotary| rotary.pairs.are_whole_chunks(rotary.dim as u32))
+            && Operand::ALL.into_iter().all(has_whole_chunks)
+            && !self.is_ragged()
+            && self.problem.dtype != DType::F32
+            && (qk_mode, smooth_q, hadamard) == (QkMode::Int8, false, false)
+    }
+
     /// Channels of the rows that an operand is prepared to, before it is quantized: with what pads them, to whole chunks of eight; all of
     /// the kernels' after a Hadamard rotation. `None` if it is quantized as it is.
     pub(crate) fn prepared_row(&self, operand: Operand) -> Option<usize> {
         let AttentionOptions { rotary, hadamard, .. } = self.options;
         let ([.., head_dim], _) = self.problem.operand(operand);
-        let may_rotate = operand != Operand::Value;
-        match may_rotate && hadamard {
-            true => Some(self.padded_head_dim as usize),
-            false if self.problem.dtype == DType::F32 || may_rotate && rotary.is_some() => {
-                Some(head_dim.next_multiple_of(8))
-            }
-            false => None,
+        let is_rotated = operand != Operand::Value && (hadamard || rotary.is_some() && !self.turns_in_quantizer());
+        match (is_rotated, self.problem.dtype) {
+            (true, _) if hadamard => Some(self.padded_head_dim as usize),
+            (true, _) | (false, DType::F32) => Some(head_dim.next_multiple_of(8)),
+            (false, _) => None,
         }
     }
 

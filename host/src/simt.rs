@@ -9,7 +9,7 @@ use crate::plan::AttentionPlan;
 use crate::quantized::Operand;
 use crate::tensor::{AttentionProblem, extent};
 use sage_layout::architecture::ComputeCapability;
-use sage_layout::dispatch::{self, Choice};
+use sage_layout::dispatch::Choice;
 use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::Params;
 use sage_layout::tile::{KEY_TILE, VALUE_ROW_BYTES, value_tile_bytes};
@@ -37,8 +37,7 @@ pub(crate) const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
 
 /// The kernels of a plan on a GPU.
 pub(crate) fn choice(gpu: ComputeCapability, plan: &AttentionPlan) -> Option<Choice> {
-    let (head_dim, dtype) = (plan.resolved.attended_head_dim(), plan.resolved.problem.dtype);
-    dispatch::choices(gpu, kernels::modes(&plan.resolved), head_dim, dtype.into()).next()
+    kernels::choices(gpu, plan).next()
 }
 
 /// How a device executes: under the schedule that the environment names, or else in order.

@@ -402,6 +402,11 @@ pub(crate) fn with_channels(Strides { batch, head, token }: Strides, from: usize
     Strides { batch, head, token }
 }
 
+/// Whether a tensor's rows are whole chunks of eight channels, and begin at multiples of that: of 16 bytes, as addresses do.
+pub(crate) fn has_whole_chunks([.., head_dim]: [usize; 4], Strides { batch, head, token }: Strides) -> bool {
+    [batch, head, token, head_dim as i64].iter().all(|elements| elements % 8 == 0)
+}
+
 /// How far a tensor with these sizes and strides reaches: the index after its last element, if 64 bits hold its
 /// distance in bytes, four an element.
 ///

@@ -19,6 +19,8 @@ pub trait Element {
     fn to_f32(bits: u16) -> f32;
     /// Two elements, rounded to nearest even, the first in the low half.
     fn pack(values: [f32; 2]) -> u32;
+    /// Two elements, as near as can be; the first in the low half. What is beyond ±65504 becomes that in f16.
+    fn pack_nearest(values: [f32; 2]) -> u32;
     /// The smaller of two elements, and of two others; a number rather than NaN.
     fn min(a: u32, b: u32) -> u32;
     /// The larger of two elements, and of two others; a number rather than NaN.
@@ -58,6 +60,12 @@ impl Element for F16 {
     #[inline(always)]
     fn pack(values: [f32; 2]) -> u32 {
         convert::f16x2(values)
+    }
+
+    #[inline(always)]
+    fn pack_nearest(values: [f32; 2]) -> u32 {
+        const LARGEST_PAIR: u32 = F16::INFINITY_PAIR - 0x0001_0001;
+        Self::max_nan(Self::min_nan(Self::pack(values), LARGEST_PAIR), LARGEST_PAIR | 0x8000_8000)
     }
 
     #[inline(always)]
@@ -103,6 +111,11 @@ impl Element for Bf16 {
     }
 
     #[inline(always)]
+    fn pack_nearest(values: [f32; 2]) -> u32 {
+        Self::pack(values)
+    }
+
+    #[inline(always)]
     fn min(a: u32, b: u32) -> u32 {
         math::min_bf16x2(a, b)
     }
@@ -125,5 +138,28 @@ impl Element for Bf16 {
     #[inline(always)]
     fn m16n8k16_f32(sum: &mut [f32; 4], a: &[u32; 4], b: &[u32; 2]) {
         mma::m16n8k16_f32_bf16(sum, a, b);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_f16_cannot_hold() {
+        for (value, expected) in [
+            (1.0, 0x3c00),
+            (-0.0, 0x8000),
+            (65519.996, 0x7bff),
+            (65520.0, 0x7bff),
+            (-1e30, 0xfbff),
+            (f32::INFINITY, 0x7bff),
+            (f32::NEG_INFINITY, 0xfbff),
+            (1.0 + 1.5 / 1024.0, 0x3c02),
+            (1e-7, 0x0002),
+        ] {
+            assert_eq!(F16::pack_nearest([0.0, value]), expected << 16, "{value}");
+        }
+        assert!(F16::unpack(F16::pack_nearest([f32::NAN, 1.0]))[0].is_nan());
     }
 }

@@ -44,6 +44,9 @@ macro_rules! params {
     (QuantizeRagged) => {
         QuantizeParams
     };
+    (QuantizeRotated) => {
+        QuantizeParams
+    };
     (CacheAppend) => {
         CacheAppendParams
     };
@@ -76,6 +79,9 @@ macro_rules! params {
         Params::Quantize($params)
     };
     (QuantizeRagged, $params:ident) => {
+        Params::Quantize($params)
+    };
+    (QuantizeRotated, $params:ident) => {
         Params::Quantize($params)
     };
     (CacheAppend, $params:ident) => {
@@ -112,13 +118,16 @@ macro_rules! program {
         mask_tiles::mask_tiles
     };
     (Quantize, $head_dim:literal, $element:ident) => {
-        quantize::quantize::<$element, Uniform, $head_dim, false>
+        quantize::quantize::<$element, Uniform, $head_dim, false, false>
+    };
+    (QuantizeRotated, $head_dim:literal, $element:ident) => {
+        quantize::quantize::<$element, Uniform, $head_dim, false, true>
     };
     (QuantizeRagged, $head_dim:literal, $element:ident) => {
-        quantize::quantize::<$element, Ragged, $head_dim, false>
+        quantize::quantize::<$element, Ragged, $head_dim, false, false>
     };
     (QuantizeSmoothed, $head_dim:literal, $element:ident) => {
-        quantize::quantize::<$element, Uniform, $head_dim, true>
+        quantize::quantize::<$element, Uniform, $head_dim, true, false>
     };
     (CacheAppend, $head_dim:literal, $element:ident) => {
         cache::append::append::<$element, $head_dim>

@@ -24,6 +24,7 @@ pub mod element;
 pub mod entry;
 pub mod prepare;
 pub mod quantize;
+pub mod rotary;
 pub mod sequences;
 
 #[cfg(target_arch = "nvptx64")]

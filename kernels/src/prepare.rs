@@ -12,8 +12,9 @@ use sage_layout::tile::KEY_TILE;
 use simt::global::CachePolicy;
 use simt::{global, math, thread, warp};
 
-use crate::element::{Bf16, Element, F16};
+use crate::element::{Element, F16};
 use crate::quantize::CHUNK;
+use crate::rotary::{Turns, first_turn, pairs_of};
 
 /// IEEE binary32.
 pub struct F32;
@@ -59,7 +60,7 @@ impl Source for F32 {
 
     #[inline(always)]
     fn round_pair(values: [f32; 2]) -> u32 {
-        round_f16_pair(values)
+        F16::pack_nearest(values)
     }
 }
 
@@ -79,27 +80,7 @@ unsafe fn load_words<const AGAIN: bool>(address: u64) -> [u32; 4] {
     }
 }
 
-/// Elements of 16 bits, which stay what they are.
-trait Narrow: Element {
-    /// See [`Source::round_pair`].
-    fn round_pair(values: [f32; 2]) -> u32;
-}
-
-impl Narrow for F16 {
-    #[inline(always)]
-    fn round_pair(values: [f32; 2]) -> u32 {
-        round_f16_pair(values)
-    }
-}
-
-impl Narrow for Bf16 {
-    #[inline(always)]
-    fn round_pair(values: [f32; 2]) -> u32 {
-        Self::pack(values)
-    }
-}
-
-impl<E: Narrow> Source for E {
+impl<E: Element> Source for E {
     const BYTES: i64 = 2;
 
     #[inline(always)]
@@ -118,15 +99,8 @@ impl<E: Narrow> Source for E {
 
     #[inline(always)]
     fn round_pair(values: [f32; 2]) -> u32 {
-        <E as Narrow>::round_pair(values)
+        E::pack_nearest(values)
     }
-}
-
-/// Two f16, as near as can be; what is beyond ±65504 becomes that.
-#[inline(always)]
-fn round_f16_pair(values: [f32; 2]) -> u32 {
-    const LARGEST_PAIR: u32 = F16::INFINITY_PAIR - 0x0001_0001;
-    F16::max_nan(F16::min_nan(F16::pack(values), LARGEST_PAIR), LARGEST_PAIR | 0x8000_8000)
 }
 
 /// A CTA: 128 tokens of a head. Threads own chunks of eight channels, as in the quantizer; those of a row are lanes of one warp.
@@ -160,7 +134,7 @@ pub unsafe fn prepare<E: Source, const HEAD_DIM: u32>(params: &PrepareParams) {
         // SAFETY: the row is one of the tensor's, or has no channels; the place is this thread's own.
         unsafe {
             let mut values = row.load::<E, false>(channel, |index| channel + index, source.vectorized != 0);
-            if params.rotary_cos != 0 {
+            if params.rotary.cos != 0 {
                 values = row.rotate::<E>(values, token);
             }
             if params.hadamard != 0 {
@@ -226,82 +200,64 @@ impl Row<'_> {
     /// As the parameters say; the token is the row's.
     #[inline(always)]
     unsafe fn rotate<E: Source>(&self, values: [f32; CHUNK], token: u32) -> [f32; CHUNK] {
-        let params = self.params;
-        let (dim, half) = (params.rotary_dim, params.rotary_dim / 2);
-        let is_split = params.rotary_pairs == RotaryPairs::HalfSplit as u32;
-        let pairs = if is_split { RotaryPairs::HalfSplit } else { RotaryPairs::Interleaved };
-        // then a chunk's partners are a chunk, and its cosines are
-        let whole = params.source.vectorized != 0 && half.is_multiple_of(CHUNK as u32);
-        let partner = |channel: u32| {
-            let (pair, is_first) = pairs.pair_of(channel, dim);
+        let (rotary, pairs) = (&self.params.rotary, pairs_of(&self.params.rotary));
+        let dim = rotary.dim;
+        let whole = self.params.source.vectorized != 0 && pairs.are_whole_chunks(dim);
+        let pair = |index: usize| pairs.pair_of(self.channel + index as u32, dim);
+        let partner = |index: u32| {
+            let (pair, is_first) = pairs.pair_of(self.channel + index, dim);
             pairs.channels_of(pair, dim)[is_first as usize]
         };
+        let is_turned = |index: usize| self.channel + (index as u32) < dim;
         // SAFETY: forwarded contract; tables have the positions.
         unsafe {
-            let partners = match is_split {
-                true => {
-                    let channels = min(self.channels, dim);
-                    let row = Row { channels, ..*self };
-                    row.load::<E, true>(partner(self.channel), |index| partner(self.channel + index), whole)
+            let mut partners = match pairs {
+                RotaryPairs::HalfSplit => {
+                    let row = Row { channels: min(self.channels, dim), ..*self };
+                    row.load::<E, true>(partner(0), partner, whole)
                 }
-                false => {
+                RotaryPairs::Interleaved => {
                     let [a, b, c, d, e, f, g, h] = values;
                     [b, a, d, c, f, e, h, g]
                 }
             };
-            let place = self.position(token) as u64 * half as u64;
-            let [cos, sin] = [params.rotary_cos, params.rotary_sin].map(|table| {
-                let table = table + 4 * place;
-                let mut turns = [0.0; CHUNK];
-                if whole {
-                    if self.channel < dim {
-                        let (pair, _) = pairs.pair_of(self.channel, dim);
-                        let at = table + 4 * pair as u64;
-                        turns = match is_split {
-                            true => F32::load_chunk::<true>(at),
-                            false => {
-                                let [a, b, c, d] = load_words::<true>(at).map(f32::from_bits);
-                                [a, a, b, b, c, c, d, d]
-                            }
-                        };
-                    }
-                } else {
-                    for index in 0..CHUNK {
-                        let channel = self.channel + index as u32;
-                        let (pair, _) = pairs.pair_of(channel, dim);
-                        turns[index] = global::load_f32_if(channel < dim, table + 4 * pair as u64);
-                    }
+            let mut turns = Turns { cos: [0.0; CHUNK], sin: [0.0; CHUNK] };
+            let token = self.token_of_sequence(token);
+            if !whole {
+                let first = first_turn(rotary, token);
+                for index in 0..CHUNK {
+                    let load =
+                        |table| global::load_f32_if(is_turned(index), table + 4 * (first + pair(index).0 as u64));
+                    [turns.cos[index], turns.sin[index]] = [rotary.cos, rotary.sin].map(load);
                 }
-                turns
-            });
-            let mut turned = values;
+            } else if is_turned(0) {
+                turns = Turns::of_chunk(rotary, token, self.channel);
+            }
             for index in 0..CHUNK {
-                let channel = self.channel + index as u32;
-                let (_, is_first) = pairs.pair_of(channel, dim);
-                let sin = if is_first { -sin[index] } else { sin[index] };
-                let sum = values[index] * cos[index] + partners[index] * sin;
-                turned[index] = if channel < dim { sum } else { values[index] };
+                partners[index] = if pair(index).1 { -partners[index] } else { partners[index] };
+            }
+            let mut turned = turns.turn(values, partners);
+            for index in 0..CHUNK {
+                turned[index] = if is_turned(index) { turned[index] } else { values[index] };
             }
             turned
         }
     }
 
-    /// A token's position in its sequence, if the tables have it.
+    /// A token's index in its sequence.
     ///
     /// # Safety
     ///
     /// As the parameters say.
     #[inline(always)]
-    unsafe fn position(&self, token: u32) -> u32 {
+    unsafe fn token_of_sequence(&self, token: u32) -> u32 {
         let params = self.params;
-        let mut start = 0;
-        if params.starts != 0 {
-            // SAFETY: there is a start of every sequence.
-            let start_of = |sequence: u32| unsafe { global::load_u32(params.starts + 4 * sequence as u64) };
-            let sequence = last_at(token, params.sequences, start_of);
-            start = start_of(sequence);
+        if params.starts == 0 {
+            return token;
         }
-        min(token.wrapping_sub(start).wrapping_add(params.first_position), params.positions - 1)
+        // SAFETY: there is a start of every sequence.
+        let start_of = |sequence: u32| unsafe { global::load_u32(params.starts + 4 * sequence as u64) };
+        token.wrapping_sub(start_of(last_at(token, params.sequences, start_of)))
     }
 }
 
@@ -329,27 +285,4 @@ fn hadamard<const HEAD_DIM: u32>(mut values: [f32; CHUNK], chunk: u32) -> [f32; 
         distance *= 2;
     }
     values.map(|value| value * hadamard_scale(HEAD_DIM))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_f16_cannot_hold() {
-        for (value, expected) in [
-            (1.0, 0x3c00),
-            (-0.0, 0x8000),
-            (65519.996, 0x7bff),
-            (65520.0, 0x7bff),
-            (-1e30, 0xfbff),
-            (f32::INFINITY, 0x7bff),
-            (f32::NEG_INFINITY, 0xfbff),
-            (1.0 + 1.5 / 1024.0, 0x3c02),
-            (1e-7, 0x0002),
-        ] {
-            assert_eq!(round_f16_pair([0.0, value]), expected << 16, "{value}");
-        }
-        assert!(F16::unpack(round_f16_pair([f32::NAN, 1.0]))[0].is_nan());
-    }
 }

@@ -2,7 +2,7 @@
 
 use sage_kernels::entry::launch;
 use sage_layout::kernel::Kernel;
-use sage_layout::params::{QuantizeParams, SequencesParams, Strides, TensorView};
+use sage_layout::params::{QuantizeParams, RotaryParams, SequencesParams, Strides, TensorView};
 use sage_layout::schedule::{Order, TilesPerHead, counter};
 use simt::host::{Kind, Memory, Options, Schedule};
 
@@ -34,6 +34,8 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         query,
         key,
         value,
+        query_rotary: RotaryParams::default(),
+        key_rotary: RotaryParams::default(),
         query_codes: allocate("query_codes", 192 * 64),
         query_scales: allocate("query_scales", 96 * 4),
         query_mean: 0,

@@ -291,12 +291,21 @@ fn enqueueing_is_a_memset_and_two_launches_on_the_callers_stream() {
     }
 }
 
-/// Queries and keys that are rotated are a launch each, before all else.
+/// The quantizer turns queries and keys of pairs of whole chunks itself. Other rotations are a launch for each, before all else.
 #[test]
-fn rotations_are_two_launches_more() {
+fn rotations_are_two_launches_more_or_none() {
     const STREAM: usize = 0x5000;
-    let rotary = Rotary { dim: 128, pairs: RotaryPairs::HalfSplit, positions: 1000, query_offset: 0, key_offset: 0 };
-    for (rotary, hadamard) in [(Some(rotary), false), (None, true), (Some(rotary), true)] {
+    let rotary = |dim, pairs| Some(Rotary { dim, pairs, positions: 1000, query_offset: 0, key_offset: 0 });
+    let [interleaved, half_split] = RotaryPairs::ALL;
+    for (rotary, hadamard, prepared_operands) in [
+        (rotary(128, half_split), false, 0),
+        (rotary(32, half_split), false, 0),
+        (rotary(40, interleaved), false, 0),
+        (rotary(40, half_split), false, 2),
+        (rotary(42, interleaved), false, 2),
+        (rotary(128, half_split), true, 2),
+        (None, true, 2),
+    ] {
         let Some(prepared) = prepare(0, AttentionOptions { rotary, hadamard, ..Default::default() }) else { return };
         let tables = rotary.map(|_| RotaryTables { cos: 8 << 20, sin: 9 << 20 });
         let buffers = GpuBuffers { rotary: tables, ..buffers(&prepared) };
@@ -304,8 +313,9 @@ fn rotations_are_two_launches_more() {
         let calls = calls(|| unsafe { prepared.enqueue(STREAM as *mut c_void, &buffers).expect("a valid call") });
         let is_launch = |call: &Call| matches!(call, Call::Launch { .. });
         let launches: Vec<_> = calls.into_iter().filter(is_launch).collect();
-        let expected = [PREPARE, PREPARE, QUANTIZE, ATTENTION];
-        assert_eq!(launches, expected.map(|function| Call::Launch { stream: STREAM, function }));
+        let prepare = std::iter::repeat_n(PREPARE, prepared_operands);
+        let expected = prepare.chain([QUANTIZE, ATTENTION]).map(|function| Call::Launch { stream: STREAM, function });
+        assert_eq!(launches, expected.collect::<Vec<_>>(), "{rotary:?}, {hadamard}");
     }
 }
 

@@ -15,12 +15,14 @@ use sage_tests::varlen::Batch;
 use sage_tests::with_element;
 use sageattention::simt::{Options, Schedule};
 use sageattention::{
-    AttentionOptions, AttentionProblem, CallInputs, ComputeCapability, DType, Device, Element, PvAccum, PvMode, QkMode,
-    Rotary, RotaryPairs, RotaryTables, SequenceLengths, TensorLayout, attention_with, testing,
+    AttentionOptions, AttentionPlan, AttentionProblem, CallInputs, ComputeCapability, DType, Device, Element, PvAccum,
+    PvMode, QkMode, QuantGranularity, Rotary, RotaryPairs, RotaryTables, SequenceLengths, TensorLayout, attention_with,
+    testing,
 };
 
 const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
 const AMPERE: ComputeCapability = ComputeCapability::new(8, 0);
+const TURING: ComputeCapability = ComputeCapability::new(7, 5);
 
 /// All channels, in tables that have just the positions.
 fn rotary(problem: &AttentionProblem, pairs: RotaryPairs, offset: usize) -> Rotary {
@@ -206,6 +208,104 @@ fn kernels_make_the_same_codes() {
             with_element!(dtype, T => check::<T>(HOPPER, &problem, &options, index as u64));
         }
     }
+}
+
+/// Queries and keys that are prepared before they are quantized.
+fn prepared(problem: &AttentionProblem, options: &AttentionOptions) -> [bool; 2] {
+    let plan = AttentionPlan::new(*problem, *options).expect("a valid plan");
+    let regions = plan.workspace_regions();
+    ["prepared_query", "prepared_key"].map(|name| regions.iter().any(|(region, _)| *region == name))
+}
+
+/// What the quantizer turns itself: the CPU's codes to the bit, of every schedule.
+#[test]
+fn the_quantizer_turns_under_every_schedule() {
+    for (index, (head_dim, dim)) in [(64, 64), (128, 128), (256, 256), (128, 48), (72, 64)].into_iter().enumerate() {
+        for (turn, pairs) in RotaryPairs::ALL.into_iter().enumerate() {
+            let dtype = [DType::F16, DType::Bf16][(index + turn) % 2];
+            let problem = AttentionProblem::cross(TensorLayout::Nhd, dtype, [1, 2, 70, head_dim], [1, 300]);
+            let rotary = Rotary { dim, pairs, positions: 302, query_offset: 231, key_offset: 2 };
+            let options = AttentionOptions { rotary: Some(rotary), return_lse: true, ..Default::default() };
+            assert_eq!(prepared(&problem, &options), [false; 2]);
+            for schedule in Schedule::with((0..2).map(Schedule::Random)) {
+                with_element!(dtype, T => {
+                    let inputs = Inputs::<T>::random(&problem, index as u64);
+                    simt::check(HOPPER, &problem, &options, &Options::new(schedule), &inputs);
+                });
+            }
+        }
+    }
+}
+
+/// Of every granularity, with and without the keys' mean, with channels that pad, by kernels of several generations of GPUs.
+#[test]
+fn the_quantizer_turns_in_every_mode() {
+    for (index, gpu) in [HOPPER, AMPERE, TURING].into_iter().enumerate() {
+        for (turn, granularity) in QuantGranularity::ALL.into_iter().enumerate() {
+            for (pairs, smooth_k) in RotaryPairs::ALL.into_iter().flat_map(|pairs| [true, false].map(|k| (pairs, k))) {
+                let (head_dim, dim) = [(72, 48), (128, 16), (80, 64)][turn];
+                let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [2, 4, 65, head_dim], [2, 129]);
+                let rotary = Some(Rotary { dim, ..rotary(&problem, pairs, index) });
+                let options = AttentionOptions { granularity, smooth_k, rotary, ..sixteen_bits() };
+                assert_eq!(prepared(&problem, &options), [false; 2]);
+                check::<f16>(gpu, &problem, &options, turn as u64);
+            }
+        }
+    }
+}
+
+/// Queries and keys that 16 bits can't hold once they are turned.
+#[test]
+fn the_quantizer_turns_large_elements() {
+    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 1, 70, 64]);
+    let mut inputs = Inputs::<f16>::random(&problem, 3);
+    for tensor in [&mut inputs.query, &mut inputs.key] {
+        tensor[64..192].fill(f16::MAX);
+    }
+    for pairs in RotaryPairs::ALL {
+        let rotary = Some(rotary(&problem, pairs, 0));
+        let options = AttentionOptions { rotary, softmax_scale: Some(1e-10), ..sixteen_bits() };
+        simt::check(HOPPER, &problem, &options, &Options::new(Schedule::InOrder), &inputs);
+    }
+}
+
+/// What the quantizer does not turn.
+#[test]
+fn what_is_prepared() {
+    let problem = |dtype| AttentionProblem::new(TensorLayout::Hnd, dtype, [1, 2, 100, 128]);
+    let with = |dim, pairs, more| {
+        let rotary = Some(Rotary { dim, pairs, positions: 100, query_offset: 0, key_offset: 0 });
+        AttentionOptions { rotary, ..more }
+    };
+    let [interleaved, half_split] = RotaryPairs::ALL;
+    let plain = sixteen_bits();
+    for dtype in [DType::F16, DType::Bf16] {
+        for (dim, pairs, more, expected) in [
+            (128, half_split, plain, false),
+            (16, half_split, plain, false),
+            (8, half_split, plain, true),
+            (8, interleaved, plain, false),
+            (20, interleaved, plain, true),
+            (128, half_split, AttentionOptions { hadamard: true, ..plain }, true),
+            (128, half_split, AttentionOptions { smooth_q: true, ..plain }, true),
+            (128, half_split, AttentionOptions { qk_mode: QkMode::Int4, ..plain }, true),
+        ] {
+            let options = with(dim, pairs, more);
+            assert_eq!(prepared(&problem(dtype), &options), [expected; 2], "{dtype}, {options:?}");
+        }
+    }
+    assert_eq!(prepared(&problem(DType::F32), &with(128, half_split, plain)), [true; 2]);
+    assert_eq!(prepared(&problem(DType::F16), &plain), [false; 2]);
+    // rows that are no whole chunks, or do not begin at one, of any tensor
+    let odd = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 2, 100, 92]);
+    assert_eq!(prepared(&odd, &with(64, half_split, plain)), [true; 2]);
+    assert_eq!(prepared(&problem(DType::F16).with_value_head_dim(92), &with(64, half_split, plain)), [true; 2]);
+    let mut apart = problem(DType::F16);
+    apart.query_strides.token += 4;
+    apart.query_strides.head *= 2;
+    assert_eq!(prepared(&apart, &with(64, half_split, plain)), [true; 2]);
+    let batch = Batch::packed(DType::F16, &[[30, 30], [30, 40]], [1, 1, 64]);
+    assert_eq!(prepared(&batch.problem, &with(64, half_split, plain)), [true; 2]);
 }
 
 /// Biases of smoothed queries are made of the keys as they were prepared.

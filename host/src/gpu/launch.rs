@@ -11,7 +11,7 @@ use crate::quantized::Operand;
 use crate::tensor::{DType, SequenceLengths, Strides, extent};
 use crate::workspace::{self, BufferAddresses};
 use sage_layout::architecture::Architecture;
-use sage_layout::dispatch::{self, Choice};
+use sage_layout::dispatch::Choice;
 use sage_layout::kernel::Family;
 use sage_layout::params::Params;
 use std::ffi::c_void;
@@ -146,9 +146,7 @@ impl AttentionPlan {
     #[doc(hidden)]
     pub fn prepare_for(&self, gpu: &'static Gpu, architecture: Option<Architecture>) -> Result<PreparedPlan, Error> {
         let _span = tracing::debug_span!("prepare", gpu = gpu.ordinal()).entered();
-        let (head_dim, dtype) = (self.resolved.attended_head_dim(), self.resolved.problem.dtype);
-        let modes = kernels::modes(&self.resolved);
-        let choices = dispatch::choices(gpu.capability(), modes, head_dim, dtype.into());
+        let choices = kernels::choices(gpu.capability(), self);
         let is_wanted = |choice: &Choice| architecture.is_none_or(|architecture| choice.architecture == architecture);
         let mut first_error = None;
         for Choice { architecture, prepare, mask_tiles, quantize, attention } in choices.filter(is_wanted) {

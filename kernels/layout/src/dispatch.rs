@@ -183,11 +183,11 @@ pub fn is_used(architecture: Architecture) -> bool {
 pub struct Choice {
     /// The architecture that they are compiled for.
     pub architecture: Architecture,
-    /// What rounds f32 for the quantizer, and rotates queries and keys.
+    /// What rounds f32 for the quantizer, and rotates queries and keys that it does not.
     pub prepare: Kernel,
     /// What looks through a boolean mask, if there is one, before attention.
     pub mask_tiles: Option<Kernel>,
-    /// The quantizer.
+    /// The quantizer; that of [`choices`] does not rotate queries and keys.
     pub quantize: Kernel,
     /// The attention kernel.
     pub attention: Kernel,
@@ -212,7 +212,7 @@ pub fn choices(
             architecture,
             prepare: Kernel::find(Family::Prepare, head_dim, element)?,
             mask_tiles: family.modifies_scores().then_some(Kernel::MaskTilesD64F16),
-            quantize: kernel(family.quantizer(modes.ragged))?,
+            quantize: kernel(family.quantizer(modes.ragged, false))?,
             attention: kernel(family)?,
         })
     })
@@ -305,14 +305,16 @@ mod tests {
                         choices(gpu, modes, head_dim, element)
                     {
                         assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
-                        for kernel in [quantize, attention] {
+                        let family = attention.family();
+                        let rotates = Kernel::find(family.quantizer(modes.ragged, true), head_dim, element);
+                        for kernel in [quantize, rotates.expect("a kernel"), attention] {
                             // at least its PTX
                             assert!(kernel.exists_for(architecture.ptx()), "{kernel:?} {architecture:?}");
                             assert_eq!((kernel.head_dim(), kernel.element()), (head_dim, element));
                         }
                         assert_eq!(prepare, Kernel::find(Family::Prepare, head_dim, element).expect("a kernel"));
-                        assert_eq!(quantize.family(), attention.family().quantizer(modes.ragged));
-                        assert!(families(architecture).any(|found| found == (attention.family(), modes)));
+                        assert_eq!(quantize.family(), family.quantizer(modes.ragged, false));
+                        assert!(families(architecture).any(|found| found == (family, modes)));
                     }
                 }
             }

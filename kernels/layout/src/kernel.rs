@@ -57,12 +57,12 @@ macro_rules! define_family {
             /// Whether its kernels are among those of an architecture.
             ///
             /// What takes smoothed queries has no machine code of GPUs newer than Ada, whose INT4 has no tensor cores, and what is about a
-            /// cache none of Ampere's smaller GPUs; the quantizer of ragged batches, and what modifies scores with `mma.sync`, have none of
-            /// either. Their drivers compile the PTX.
+            /// cache none of Ampere's smaller GPUs; the quantizers that rotate and those of ragged batches, and what modifies scores with
+            /// `mma.sync`, have none of either. Their drivers compile the PTX.
             pub fn exists_for(self, architecture: Architecture) -> bool {
                 use Architecture::{Sm86, Sm100, Sm120};
                 let only_ptx = match (self, architecture) {
-                    (Self::QuantizeRagged | Self::MaskTiles, Sm86 | Sm100 | Sm120) => true,
+                    (Self::QuantizeRotated | Self::QuantizeRagged | Self::MaskTiles, Sm86 | Sm100 | Sm120) => true,
                     (_, Sm86 | Sm100 | Sm120) if self.modifies_scores() => true,
                     (_, Sm100 | Sm120) => self.smooths_queries(),
                     (_, Sm86) => self.is_about_a_cache(),
@@ -81,6 +81,8 @@ define_family! {
     Quantize: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// The same, with smoothed queries, or queries and keys in INT4.
     QuantizeSmoothed: [Architecture::Sm80, Architecture::Sm89];
+    /// [`Quantize`](Self::Quantize) with queries and keys rotated.
+    QuantizeRotated: [Architecture::Sm75, Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// [`Quantize`](Self::Quantize) for sequences of different lengths.
     QuantizeRagged: [Architecture::Sm80, Architecture::Sm89, Architecture::Sm90a];
     /// Attention on INT8 queries and keys and e4m3 values, for Hopper.
@@ -159,7 +161,7 @@ define_family! {
 impl Family {
     /// Whether its kernels quantize, before those of attention.
     pub const fn quantizes(self) -> bool {
-        matches!(self, Self::Quantize | Self::QuantizeSmoothed | Self::QuantizeRagged)
+        matches!(self, Self::Quantize | Self::QuantizeRotated | Self::QuantizeSmoothed | Self::QuantizeRagged)
     }
 
     /// Whether its kernels do attention.
@@ -167,12 +169,14 @@ impl Family {
         !self.quantizes() && !self.is_about_a_cache() && !matches!(self, Self::Prepare | Self::MaskTiles)
     }
 
-    /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`.
-    pub const fn quantizer(self, ragged: bool) -> Self {
-        match (self.smooths_queries(), ragged) {
-            (true, _) => Self::QuantizeSmoothed,
-            (false, true) => Self::QuantizeRagged,
-            (false, false) => Self::Quantize,
+    /// The quantizer that goes with an attention family, for sequences of different lengths if `ragged`, and with queries and keys rotated
+    /// if `rotated`; of sequences of different lengths and of smoothed queries there is none that rotates.
+    pub const fn quantizer(self, ragged: bool, rotated: bool) -> Self {
+        match (self.smooths_queries(), ragged, rotated) {
+            (true, ..) => Self::QuantizeSmoothed,
+            (false, true, _) => Self::QuantizeRagged,
+            (false, false, true) => Self::QuantizeRotated,
+            (false, false, false) => Self::Quantize,
         }
     }
 
@@ -269,6 +273,12 @@ macro_rules! for_each_kernel {
             QuantizeD128Bf16 = "sage_quantize_d128_bf16": Quantize, 128, Bf16;
             QuantizeD256F16 = "sage_quantize_d256_f16": Quantize, 256, F16;
             QuantizeD256Bf16 = "sage_quantize_d256_bf16": Quantize, 256, Bf16;
+            QuantizeRotatedD64F16 = "sage_quantize_rotated_d64_f16": QuantizeRotated, 64, F16;
+            QuantizeRotatedD64Bf16 = "sage_quantize_rotated_d64_bf16": QuantizeRotated, 64, Bf16;
+            QuantizeRotatedD128F16 = "sage_quantize_rotated_d128_f16": QuantizeRotated, 128, F16;
+            QuantizeRotatedD128Bf16 = "sage_quantize_rotated_d128_bf16": QuantizeRotated, 128, Bf16;
+            QuantizeRotatedD256F16 = "sage_quantize_rotated_d256_f16": QuantizeRotated, 256, F16;
+            QuantizeRotatedD256Bf16 = "sage_quantize_rotated_d256_bf16": QuantizeRotated, 256, Bf16;
             QuantizeSmoothedD64F16 = "sage_quantize_smoothed_d64_f16": QuantizeSmoothed, 64, F16;
             QuantizeSmoothedD64Bf16 = "sage_quantize_smoothed_d64_bf16": QuantizeSmoothed, 64, Bf16;
             QuantizeSmoothedD128F16 = "sage_quantize_smoothed_d128_f16": QuantizeSmoothed, 128, F16;
@@ -506,7 +516,7 @@ impl Kernel {
         let is_used = match (self.family(), architecture) {
             (Family::QuantizeRagged, Architecture::Sm90a) => self.head_dim() <= 128,
             // those of Turing have f16 alone
-            (Family::Quantize | Family::Prepare, Architecture::Sm75) => {
+            (Family::Quantize | Family::QuantizeRotated | Family::Prepare, Architecture::Sm75) => {
                 self.head_dim() <= 128 && !matches!(self.element(), ElementType::Bf16)
             }
             (_, Architecture::Sm100 | Architecture::Sm120) => self.head_dim() <= 128,
@@ -550,8 +560,8 @@ impl Kernel {
     pub const fn min_blocks(self) -> u32 {
         match self.family() {
             // 1024 threads with 64 registers: near copy bandwidth takes that many loads in flight
-            // it needs more: 80
-            Family::QuantizeRagged => 768 / self.threads(),
+            // they need more: 80
+            Family::QuantizeRotated | Family::QuantizeRagged => 768 / self.threads(),
             family if family.quantizes() || matches!(family, Family::Prepare) => 1024 / self.threads(),
             family if family.is_persistent() => 1,
             // how many run together, shared memory decides
@@ -620,7 +630,7 @@ impl Kernel {
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
             Family::Prepare | Family::MaskTiles => 0,
-            Family::Quantize => 27,
+            Family::Quantize | Family::QuantizeRotated => 27,
             Family::QuantizeSmoothed => 29,
             Family::QuantizeRagged => 31,
             // the output waits for queries, through whose memory it goes

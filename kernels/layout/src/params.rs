@@ -78,6 +78,24 @@ pub struct SequencesParams {
     pub cta_places: u32,
 }
 
+/// Rotary embedding of queries or keys before they are quantized ([`rotation`](crate::rotation)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RotaryParams {
+    /// f32 `[positions][dim / 2]`: cosines; 0 for no rotary embedding. A multiple of 16 bytes, as the next.
+    pub cos: Address,
+    /// The same shape: sines.
+    pub sin: Address,
+    /// Channels that are turned, even, at most the tensor's.
+    pub dim: u32,
+    /// Their [`RotaryPairs`](crate::rotation::RotaryPairs) as a number.
+    pub pairs: u32,
+    /// Position of a sequence's first token.
+    pub first_position: u32,
+    /// Positions that the tables have. Others are taken as the last one.
+    pub positions: u32,
+}
+
 /// `Prepare`: grid (batch · heads · tiles). A CTA prepares 128 tokens of a head.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -86,11 +104,8 @@ pub struct PrepareParams {
     pub source: TensorView,
     /// 16 bits `[batch · heads][tokens][row]`: rounded to nearest even, f16 of f16 and f32, and beyond ±65504 that; bf16 of bf16.
     pub prepared: Address,
-    /// f32 `[positions][rotary_dim / 2]`: cosines; 0 for no rotary embedding ([`rotation`](crate::rotation)). A multiple of 16 bytes,
-    /// as the next.
-    pub rotary_cos: Address,
-    /// The same shape: sines.
-    pub rotary_sin: Address,
+    /// Of queries or keys.
+    pub rotary: RotaryParams,
     /// i32 `[sequences + 1]` of the caller: where each packed sequence begins. 0 if every batch is one.
     pub starts: Address,
     /// Packed sequences.
@@ -99,14 +114,6 @@ pub struct PrepareParams {
     pub tiles: u32,
     /// Channels with what pads them, zeros, to a multiple of eight; of a Hadamard rotation, the kernel's head dimension.
     pub row: u32,
-    /// Channels that are turned, even, at most the source's.
-    pub rotary_dim: u32,
-    /// Their [`RotaryPairs`](crate::rotation::RotaryPairs) as a number.
-    pub rotary_pairs: u32,
-    /// Position of a sequence's first token.
-    pub first_position: u32,
-    /// Positions that the tables have. Others are taken as the last one.
-    pub positions: u32,
     /// 1 for a Hadamard rotation, else 0.
     pub hadamard: u32,
 }
@@ -124,6 +131,11 @@ pub struct QuantizeParams {
     pub key: TensorView,
     /// Values.
     pub value: TensorView,
+    /// Of the queries, for `QuantizeRotated`, as the next. Pairs are of whole chunks
+    /// ([`RotaryPairs::are_whole_chunks`](crate::rotation::RotaryPairs::are_whole_chunks)), and all three tensors vectorized.
+    pub query_rotary: RotaryParams,
+    /// Of the keys.
+    pub key_rotary: RotaryParams,
     /// `[batch · heads][query tiles]` of 64 rows of codes, swizzled: INT8, or INT4 as in [`int4_tile`](crate::int4_tile).
     pub query_codes: Address,
     /// f32 `[batch · heads][query tiles][QUERY_SCALES_PER_TILE]`: scales times `score_scale`.
@@ -513,12 +525,13 @@ const _: () = {
     assert!(size_of::<Strides>() == 24 && align_of::<Strides>() == 8);
     assert!(size_of::<TensorView>() == 48 && align_of::<TensorView>() == 8);
     assert!(offset_of!(TensorView, heads) == 32 && offset_of!(TensorView, vectorized) == 44);
-    assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 80);
+    assert!(size_of::<RotaryParams>() == 32 && align_of::<RotaryParams>() == 8 && offset_of!(RotaryParams, dim) == 16);
+    assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 96);
     assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 408 && offset_of!(QuantizeParams, query_codes) == 144);
-    assert!(offset_of!(QuantizeParams, order) == 248 && offset_of!(QuantizeParams, heads_per_key_head) == 288);
-    assert!(offset_of!(QuantizeParams, sequences) == 336);
+    assert!(size_of::<QuantizeParams>() == 472 && offset_of!(QuantizeParams, query_codes) == 208);
+    assert!(offset_of!(QuantizeParams, order) == 312 && offset_of!(QuantizeParams, heads_per_key_head) == 352);
+    assert!(offset_of!(QuantizeParams, sequences) == 400);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
     assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 144 && offset_of!(Modifiers, bias) == 16);
     assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 136);

@@ -34,6 +34,15 @@ impl RotaryPairs {
         }
     }
 
+    /// Whether a chunk of eight channels, if it is turned at all, is turned with another chunk, or each of its channels with a neighbour in
+    /// it; `dim` channels are pairs.
+    pub const fn are_whole_chunks(self, dim: u32) -> bool {
+        match self {
+            Self::Interleaved => dim.is_multiple_of(8),
+            Self::HalfSplit => dim.is_multiple_of(16),
+        }
+    }
+
     /// The channels of a pair.
     #[inline(always)]
     pub const fn channels_of(self, pair: u32, dim: u32) -> [u32; 2] {
@@ -67,6 +76,24 @@ mod tests {
                     assert!(pair < dim / 2);
                     assert_eq!(pairs.channels_of(pair, dim)[usize::from(!is_first)], channel);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_chunks_are_turned_with_whole_chunks() {
+        for pairs in RotaryPairs::ALL {
+            for dim in (2..=256).step_by(2) {
+                let partner = |channel| {
+                    let (pair, is_first) = pairs.pair_of(channel, dim);
+                    pairs.channels_of(pair, dim)[usize::from(is_first)]
+                };
+                let is_whole = |first: u32| {
+                    let mut channels = first..first + 8;
+                    let is_in_another = channels.clone().all(|channel| partner(channel) % 8 == channel % 8);
+                    first + 8 <= dim && (is_in_another || channels.all(|channel| partner(channel) == channel ^ 1))
+                };
+                assert_eq!(pairs.are_whole_chunks(dim), (0..dim).step_by(8).all(is_whole), "{pairs:?} {dim}");
             }
         }
     }

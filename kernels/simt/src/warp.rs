@@ -26,6 +26,13 @@ pub fn shuffle_xor(value: f32, mask: u32) -> f32 {
     arch::warp::shuffle_xor(value, mask)
 }
 
+/// The `value` of a lane, modulo 32 (`shfl.sync.idx`).
+#[inline(always)]
+#[track_caller]
+pub fn shuffle(value: u32, lane: u32) -> u32 {
+    arch::warp::shuffle(value, lane)
+}
+
 /// The first lane's `value` (`shfl.sync.idx`). Tells the compiler that a value is the same in all lanes, so that it and
 /// what follows from it can live in uniform registers.
 #[inline(always)]

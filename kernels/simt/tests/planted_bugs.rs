@@ -150,6 +150,15 @@ planted! {
         }
     };
 
+    /// A lane leaves before the others take its value.
+    lane_returns_before_a_shuffle, 32, [Divergence], |mistake, _| {
+        let lane = thread::thread_idx_x();
+        if mistake && lane == 7 {
+            return;
+        }
+        assert_eq!(warp::shuffle(lane, lane + 7), (lane + 7) % 32);
+    };
+
     /// A lane leaves before the others vote.
     lane_returns_before_a_vote, 32, [Divergence], |mistake, _| {
         if mistake && thread::thread_idx_x() == 7 {

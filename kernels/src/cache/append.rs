@@ -34,7 +34,7 @@ pub unsafe fn append<E: Element, const HEAD_DIM: u32>(params: &CacheAppendParams
     let (keys, values_of_token, mean, before) = unsafe {
         let load = |tensor: &TensorView| {
             let offset = batch as i64 * tensor.strides.batch + head as i64 * tensor.strides.head;
-            Head::new(tensor, offset).load_chunks::<1, false>(tensor, tensor.tokens, first, |_| 0, chunk)[0]
+            Head::new(tensor, offset).load_chunks::<1, false, false>(tensor, tensor.tokens, first, |_| 0, chunk)[0]
         };
         let mut mean = [0.0; CHUNK];
         for index in 0..CHUNK {

@@ -52,14 +52,16 @@ pub trait Find: Sequences {
     unsafe fn find(params: &QuantizeParams, item: Item) -> Option<(Self, u32)>;
 }
 
-/// A CTA: items until none is left. `SMOOTHED` says whether queries may be smoothed, and codes be INT4; `S`, whether lengths
-/// may differ.
+/// A CTA: items until none is left. `S` says whether lengths may differ; `SMOOTHED`, whether queries may be smoothed, and codes be INT4;
+/// `ROTATED`, whether queries and keys may be rotated: then all tensors are vectorized.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED: bool>(params: &QuantizeParams) {
+pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED: bool, const ROTATED: bool>(
+    params: &QuantizeParams,
+) {
     const KEY_STATISTICS: u32 = Work::KeyStatistics as u32;
     const VALUE_STATISTICS: u32 = Work::ValueStatistics as u32;
     const QUERY: u32 = Work::Query as u32;
@@ -74,14 +76,16 @@ pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED:
             // every item claims the next one
             match work {
                 VALUE_STATISTICS if params.value_scale != 0 => {
-                    statistics::value_statistics::<E, S, HEAD_DIM>(params, part)
+                    statistics::value_statistics::<E, S, HEAD_DIM, ROTATED>(params, part)
                 }
-                KEY_STATISTICS => statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, true>(params, part),
-                VALUE_STATISTICS => statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, false>(params, part),
-                QUERY => query_key::quantize_query::<E, S, HEAD_DIM, SMOOTHED>(params, part),
-                KEY => query_key::quantize_key::<E, S, HEAD_DIM, SMOOTHED>(params, part),
-                VALUE if params.value_scale != 0 => value::quantize_value::<E, S, HEAD_DIM>(params, part),
-                VALUE => value::tile_value::<E, S, HEAD_DIM>(params, part),
+                KEY_STATISTICS => statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, ROTATED, true>(params, part),
+                VALUE_STATISTICS => {
+                    statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, ROTATED, false>(params, part)
+                }
+                QUERY => query_key::quantize_query::<E, S, HEAD_DIM, SMOOTHED, ROTATED>(params, part),
+                KEY => query_key::quantize_key::<E, S, HEAD_DIM, SMOOTHED, ROTATED>(params, part),
+                VALUE if params.value_scale != 0 => value::quantize_value::<E, S, HEAD_DIM, ROTATED>(params, part),
+                VALUE => value::tile_value::<E, S, HEAD_DIM, ROTATED>(params, part),
                 _ => return,
             }
         }
@@ -117,13 +121,13 @@ impl Head {
     }
 
     /// Eight channels, from channel `8 · chunk`, of the `N` tokens at `first + offset(…)`; zeros from token `tokens` on.
-    /// `AGAIN` says whether they will be loaded once more.
+    /// `AGAIN` says whether they will be loaded once more; `VECTORIZED`, whether the tensor is known to be that.
     ///
     /// # Safety
     ///
-    /// `tensor` must be the one that this head is of, and readable for `tokens` tokens.
+    /// `tensor` must be the one that this head is of, and readable for `tokens` tokens; vectorized, if `VECTORIZED`.
     #[inline(always)]
-    pub unsafe fn load_chunks<const N: usize, const AGAIN: bool>(
+    pub unsafe fn load_chunks<const N: usize, const AGAIN: bool, const VECTORIZED: bool>(
         self,
         tensor: &TensorView,
         tokens: u32,
@@ -141,7 +145,7 @@ impl Head {
         };
         let mut chunks = [Chunk::ZERO; N];
         let last_time = CachePolicy::evict_first();
-        if tensor.vectorized != 0 {
+        if VECTORIZED || tensor.vectorized != 0 {
             for index in 0..N {
                 if first + offset(index) < tokens && channel < tensor.head_dim {
                     // SAFETY: the chunk is inside the tensor, and rows are aligned to 16 bytes and whole chunks long.
@@ -172,7 +176,7 @@ impl Head {
 
 /// A chunk as it is in memory: pairs of 16-bit elements. Zero bits are zeros in both formats.
 #[derive(Clone, Copy)]
-pub struct Chunk([u32; CHUNK / 2]);
+pub struct Chunk(pub [u32; CHUNK / 2]);
 
 impl Chunk {
     const ZERO: Self = Self([0; CHUNK / 2]);
@@ -180,7 +184,19 @@ impl Chunk {
     /// The same chunk, whose values are converted anew: sixteen bytes take four registers, eight values eight.
     #[inline(always)]
     fn again(&self) -> Self {
-        Self(self.0.map(math::opaque))
+        self.map(math::opaque)
+    }
+
+    /// A chunk of values, each as near as can be.
+    #[inline(always)]
+    pub fn of_values<E: Element>([a, b, c, d, e, f, g, h]: [f32; CHUNK]) -> Self {
+        Self([[a, b], [c, d], [e, f], [g, h]].map(E::pack_nearest))
+    }
+
+    /// What becomes of each pair.
+    #[inline(always)]
+    pub fn map(self, pair: impl FnMut(u32) -> u32) -> Self {
+        Self(self.0.map(pair))
     }
 
     /// The elements' values.

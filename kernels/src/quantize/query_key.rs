@@ -20,6 +20,7 @@ use simt::{convert, global, math, shared, thread, warp};
 use super::schedule::{claim, wait_for_statistics};
 use super::{CHUNK, Chunk, Head, Part, code_row_bytes, load_channels, thread_of_item};
 use crate::element::Element;
+use crate::rotary::turn_rows;
 use crate::sequences::Sequences;
 
 /// Tokens of a query tile that a thread holds.
@@ -139,7 +140,7 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
     let mut sum = [0.0f32; CHUNK];
     // SAFETY: the input is readable.
     let rows = unsafe {
-        head.load_chunks::<BLOCK_QUERIES, true>(
+        head.load_chunks::<BLOCK_QUERIES, true, false>(
             input,
             input.tokens,
             first + lane,
@@ -192,7 +193,13 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_query<E: Element, S: Sequences, const HEAD_DIM: u32, const SMOOTHED: bool>(
+pub unsafe fn quantize_query<
+    E: Element,
+    S: Sequences,
+    const HEAD_DIM: u32,
+    const SMOOTHED: bool,
+    const ROTATED: bool,
+>(
     params: &QuantizeParams,
     part: Part<S>,
 ) {
@@ -209,7 +216,7 @@ pub unsafe fn quantize_query<E: Element, S: Sequences, const HEAD_DIM: u32, cons
 
     // a tile of nothing but padding has no mean
     let mut mean = [0.0; CHUNK];
-    const { assert!(!(SMOOTHED && S::RAGGED)) };
+    const { assert!(!(SMOOTHED && (S::RAGGED || ROTATED))) };
     if SMOOTHED && params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens {
         // SAFETY: forwarded contract; the item before was finished before this one was shared.
         mean = unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
@@ -218,9 +225,15 @@ pub unsafe fn quantize_query<E: Element, S: Sequences, const HEAD_DIM: u32, cons
     // all bits of what a token has, none of what pads the tile
     let present = |index: usize| if first + offset(index) < tokens { u32::MAX } else { 0 };
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<QUERIES, false>(input, tokens, first, offset, chunk) };
+    let mut rows = unsafe { head.load_chunks::<QUERIES, false, ROTATED>(input, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
-    unsafe { claim::<HEAD_DIM>(params) };
+    unsafe {
+        claim::<HEAD_DIM>(params);
+        if ROTATED {
+            let token = |index| first + offset(index);
+            rows = turn_rows::<E, QUERIES>(&params.query_rotary, rows, token, tokens, chunk);
+        }
+    }
 
     // shared memory: [warp of the attention kernel][row of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
@@ -307,7 +320,7 @@ pub fn key_head_of(head: u32, heads_per_key_head: u32) -> u32 {
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_key<E: Element, S: Sequences, const HEAD_DIM: u32, const SMOOTHED: bool>(
+pub unsafe fn quantize_key<E: Element, S: Sequences, const HEAD_DIM: u32, const SMOOTHED: bool, const ROTATED: bool>(
     params: &QuantizeParams,
     part: Part<S>,
 ) {
@@ -322,9 +335,15 @@ pub unsafe fn quantize_key<E: Element, S: Sequences, const HEAD_DIM: u32, const 
 
     let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the input is readable.
-    let rows = unsafe { head.load_chunks::<KEYS, false>(input, tokens, first, offset, chunk) };
+    let mut rows = unsafe { head.load_chunks::<KEYS, false, ROTATED>(input, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
-    unsafe { claim::<HEAD_DIM>(params) };
+    unsafe {
+        claim::<HEAD_DIM>(params);
+        if ROTATED {
+            let token = |index| first + offset(index);
+            rows = turn_rows::<E, KEYS>(&params.key_rotary, rows, token, tokens, chunk);
+        }
+    }
     let mut mean = [0.0; CHUNK];
     if params.key_mean != 0 {
         // SAFETY: the mean holds a row for each head, written before it is published.

@@ -7,7 +7,7 @@
 use core::cmp::min;
 
 use sage_layout::kernel::threads_per_row;
-use sage_layout::params::{QuantizeParams, TensorView};
+use sage_layout::params::{QuantizeParams, RotaryParams, TensorView};
 use sage_layout::scale::value_scale;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::{Row, TOKEN_LANES, row_offset};
@@ -17,6 +17,7 @@ use simt::{global, math, shared, thread};
 use super::schedule::{claim, is_last, publish_statistics, segments_counter, tiles_counter};
 use super::{CHUNK, Head, Part, code_row_bytes, thread_of_item};
 use crate::element::Element;
+use crate::rotary::turn_rows;
 use crate::sequences::Sequences;
 
 /// Tokens of a tile that a thread holds.
@@ -35,6 +36,7 @@ pub unsafe fn mean_statistics<
     S: Sequences,
     const HEAD_DIM: u32,
     const SMOOTHED: bool,
+    const ROTATED: bool,
     const OF_KEYS: bool,
 >(
     params: &QuantizeParams,
@@ -47,11 +49,12 @@ pub unsafe fn mean_statistics<
     } else {
         (Tensor::Value, &params.value, params.value_mean, params.value_tiles, value_tile_bytes(HEAD_DIM))
     };
+    let rotary = if OF_KEYS && ROTATED { Some(&params.key_rotary) } else { None };
     let rows = Rows::<HEAD_DIM>::new(params, codes, tile_bytes, part);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, S, HEAD_DIM, false>(params, tensor, part, &rows);
+        tile_statistics::<E, S, HEAD_DIM, ROTATED, false>(params, tensor, rotary, part, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, kind, head, sequence, segment), rows.tiles_of(segment)) {
             return;
         }
@@ -83,7 +86,10 @@ pub unsafe fn mean_statistics<
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32>(params: &QuantizeParams, part: Part<S>) {
+pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool>(
+    params: &QuantizeParams,
+    part: Part<S>,
+) {
     let Part { head, tile, sequence } = part;
     let rows = Rows::<HEAD_DIM>::new(params, params.value_tiles, key_tile_bytes(HEAD_DIM), part);
     let (segment, channel) = (tile / SEGMENT_TILES, thread_of_item());
@@ -93,7 +99,7 @@ pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32>(pa
     let row_place = || 4 * (sequence.row(head, &params.sequences) as u64 * HEAD_DIM as u64 + channel as u64);
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, S, HEAD_DIM, true>(params, &params.value, part, &rows);
+        tile_statistics::<E, S, HEAD_DIM, ROTATED, true>(params, &params.value, None, part, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Value, head, sequence, segment), rows.tiles_of(segment)) {
             return;
         }
@@ -207,15 +213,16 @@ unsafe fn fold_rows<const N: usize>(
     }
 }
 
-/// Sums of every channel over one tile of one head, and with `RANGE` minima and maxima.
+/// Sums of every channel over one tile of one head of a tensor, turned if it is to be; with `RANGE`, minima and maxima.
 ///
 /// # Safety
 ///
 /// As the kernel table and the parameters say; the rows must be those of the tensor's head.
 #[inline(always)]
-unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const RANGE: bool>(
+unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool, const RANGE: bool>(
     params: &QuantizeParams,
     tensor: &TensorView,
+    rotary: Option<&RotaryParams>,
     part: Part<S>,
     rows: &Rows<HEAD_DIM>,
 ) {
@@ -228,9 +235,14 @@ unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const R
 
     let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the tensor is readable.
-    let chunks = unsafe { head.load_chunks::<TOKENS, true>(tensor, tokens, first, offset, chunk) };
+    let mut chunks = unsafe { head.load_chunks::<TOKENS, true, ROTATED>(tensor, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
-    unsafe { claim::<HEAD_DIM>(params) };
+    unsafe {
+        claim::<HEAD_DIM>(params);
+        if let Some(rotary) = rotary {
+            chunks = turn_rows::<E, TOKENS>(rotary, chunks, |index| first + offset(index), tokens, chunk);
+        }
+    }
     let mut sum = [0.0f32; CHUNK];
     let mut smallest = [E::INFINITY_PAIR; CHUNK / 2];
     let mut largest = [E::NEGATIVE_INFINITY_PAIR; CHUNK / 2];

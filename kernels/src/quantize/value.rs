@@ -35,7 +35,10 @@ const CHANNELS: usize = 4;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32>(params: &QuantizeParams, part: Part<S>) {
+pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool>(
+    params: &QuantizeParams,
+    part: Part<S>,
+) {
     let Part { head: head_index, tile, sequence } = part;
     let input = &params.value;
     let head = Head::new(input, sequence.key_offset(input, head_index));
@@ -48,8 +51,9 @@ pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32>(para
     let first = tile * KEY_TILE + token_at(4 * word);
     let offset = |index: usize| token_at((index / 4) as u32 * 4 * TOKEN_LANES + index as u32 % 4);
     // SAFETY: the input is readable.
-    let rows =
-        unsafe { head.load_chunks::<{ 4 * WORDS }, false>(input, sequence.keys(input.tokens), first, offset, chunk) };
+    let rows = unsafe {
+        head.load_chunks::<{ 4 * WORDS }, false, ROTATED>(input, sequence.keys(input.tokens), first, offset, chunk)
+    };
     // SAFETY: statistics come before; all threads of the CTA are here.
     unsafe {
         claim::<HEAD_DIM>(params);
@@ -138,7 +142,10 @@ const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32>(params: &QuantizeParams, part: Part<S>) {
+pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool>(
+    params: &QuantizeParams,
+    part: Part<S>,
+) {
     let Part { head: head_index, tile, sequence } = part;
     let input = &params.value;
     let head = Head::new(input, sequence.key_offset(input, head_index));
@@ -151,7 +158,8 @@ pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32>(params: 
     let first_key = group * TOKENS as u32;
     let first = tile * KEY_TILE + first_key;
     // SAFETY: the input is readable. What pads the tile is zero.
-    let mut rows = unsafe { head.load_chunks::<TOKENS, false>(input, tokens, first, |index| index as u32, chunk) };
+    let mut rows =
+        unsafe { head.load_chunks::<TOKENS, false, ROTATED>(input, tokens, first, |index| index as u32, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     if params.value_mean != 0 {

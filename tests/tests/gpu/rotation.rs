@@ -1,11 +1,14 @@
 //! Rotary embedding and Hadamard rotation: codes as the CPU's, and attention near it.
 
 use half::f16;
-use sage_tests::gpu::{Call, NAN_POISON, assert_near, gpu};
-use sage_tests::tensor::{Inputs, attend_varlen};
+use sage_tests::gpu::{Call, NAN_POISON, assert_near, attend_with, gpu};
+use sage_tests::tensor::{Inputs, attend, attend_varlen};
 use sage_tests::varlen::Batch;
 use sage_tests::with_element;
-use sageattention::{AttentionOptions, AttentionProblem, DType, Error, PvMode, QkMode, Rotary, RotaryPairs};
+use sageattention::{
+    Architecture, AttentionOptions, AttentionProblem, DType, Error, PvMode, QkMode, QuantGranularity, Rotary,
+    RotaryPairs,
+};
 
 use crate::{DTYPES, LAYOUTS, codes, compare, pick, with_lse};
 
@@ -32,15 +35,64 @@ fn near_the_cpu() {
 fn codes_are_the_cpus() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for (index, (head_dim, dim)) in DIMENSIONS.into_iter().enumerate() {
-        for (turn, dtype) in DTYPES.into_iter().enumerate() {
+        for dtype in DTYPES {
             let problem = AttentionProblem::cross(pick(&LAYOUTS, index), dtype, [2, 4, 200, head_dim], [2, 333]);
-            let pairs = pick(&RotaryPairs::ALL, index + turn);
-            let rotary = Some(Rotary { dim, pairs, positions: 340, query_offset: 133, key_offset: 0 });
-            let options = AttentionOptions { rotary, hadamard: turn == index % 3, ..with_lse() };
-            with_element!(dtype, T => codes::compare::<T>(gpu, &problem, &options)?);
+            for (pairs, hadamard) in RotaryPairs::ALL.into_iter().flat_map(|pairs| [false, true].map(|h| (pairs, h))) {
+                let rotary = Some(Rotary { dim, pairs, positions: 340, query_offset: 133, key_offset: 5 });
+                let options = AttentionOptions { rotary, hadamard, ..with_lse() };
+                with_element!(dtype, T => codes::compare::<T>(gpu, &problem, &options)?);
+            }
         }
     }
     Ok(())
+}
+
+/// Many items a CTA, so that some wait for statistics of turned keys; every granularity, with and without the keys' mean.
+#[test]
+fn codes_of_many_tiles_are_the_cpus() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, head_dim) in [64, 128, 256].into_iter().enumerate() {
+        for (granularity, smooth_k) in QuantGranularity::ALL.into_iter().flat_map(|g| [true, false].map(|k| (g, k))) {
+            for pairs in RotaryPairs::ALL {
+                let problem =
+                    AttentionProblem::cross(pick(&LAYOUTS, index), DType::F16, [2, 8, 1030, head_dim], [4, 5000]);
+                let rotary = Some(Rotary { dim: head_dim, pairs, positions: 5003, query_offset: 3970, key_offset: 3 });
+                let options = AttentionOptions { granularity, smooth_k, rotary, ..with_lse() };
+                codes::compare::<f16>(gpu, &problem, &options)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The quantizers that turn, as older GPUs have them.
+#[test]
+fn kernels_of_older_gpus() {
+    let Some(gpu) = gpu() else { return };
+    for (head_dim, dim) in [(64, 64), (128, 128), (104, 48), (256, 256)] {
+        for (architecture, pv_mode, dtype) in [
+            (Architecture::Sm89, PvMode::Fp8, DType::F16),
+            (Architecture::Sm89, PvMode::Fp8, DType::Bf16),
+            (Architecture::Sm80, PvMode::F16, DType::F16),
+            (Architecture::Sm80, PvMode::F16, DType::Bf16),
+            (Architecture::Sm75, PvMode::F16, DType::F16),
+        ] {
+            if head_dim > 128 && architecture == Architecture::Sm75 {
+                continue;
+            }
+            let problem = AttentionProblem::cross(LAYOUTS[0], dtype, [2, 4, 300, head_dim], [2, 777]);
+            for pairs in RotaryPairs::ALL {
+                let rotary = Some(Rotary { dim, pairs, positions: 800, query_offset: 477, key_offset: 23 });
+                let options = AttentionOptions { rotary, pv_mode, ..with_lse() };
+                with_element!(dtype, T => {
+                    let inputs = Inputs::<T>::random(&problem, 1);
+                    let result = attend_with(gpu, Some(architecture), &problem, &options, &inputs);
+                    let what = format_args!("{architecture:?}\n{problem:?}\n{options:?}");
+                    assert_near(&result, &attend(&problem, &options, &inputs), head_dim, pv_mode, what);
+                });
+            }
+        }
+    }
 }
 
 /// INT4 and smoothed queries, whose biases are made of the keys as they were prepared.
@@ -59,9 +111,9 @@ fn other_codes() {
 fn sequences_of_different_lengths() -> Result<(), Error> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let batch = Batch::packed(DType::F16, &[[300, 500], [0, 0], [1, 40], [70, 0], [33, 200]], [4, 2, 128]);
-    for pairs in RotaryPairs::ALL {
+    for (pairs, hadamard) in RotaryPairs::ALL.into_iter().flat_map(|pairs| [false, true].map(|h| (pairs, h))) {
         let rotary = Some(Rotary { dim: 128, pairs, positions: 510, query_offset: 9, key_offset: 2 });
-        let options = AttentionOptions { rotary, hadamard: true, ..with_lse() };
+        let options = AttentionOptions { rotary, hadamard, ..with_lse() };
         let inputs = Inputs::<f16>::random(&batch.problem, 4);
         let lengths = batch.slices();
         let mut call = Call::with_lengths(gpu, None, &batch.problem, &options, lengths, &inputs, NAN_POISON)?;

@@ -13,7 +13,7 @@ pub enum Operation {
     SyncWarp,
     VoteAny,
     ShuffleXor,
-    Broadcast,
+    Shuffle,
     SetRegisters { count: u32, more: bool },
     Fence,
     Commit,
@@ -30,7 +30,7 @@ impl Operation {
             Self::SyncWarp => "bar.warp.sync",
             Self::VoteAny => "vote.sync.any",
             Self::ShuffleXor => "shfl.sync.bfly",
-            Self::Broadcast => "shfl.sync.idx",
+            Self::Shuffle => "shfl.sync.idx",
             Self::SetRegisters { more: true, .. } => "setmaxnreg.inc",
             Self::SetRegisters { more: false, .. } => "setmaxnreg.dec",
             Self::Fence => "wgmma.fence",
@@ -141,7 +141,7 @@ impl Cta {
         match operation {
             Operation::SyncWarp => self.meet(first as u32..first as u32 + 32),
             Operation::VoteAny => results = [inputs.iter().any(|input| input[0] != 0) as u64; 32],
-            Operation::Broadcast => results = [inputs[0][0]; 32],
+            Operation::Shuffle => results = std::array::from_fn(|lane| inputs[(inputs[lane][1] & 31) as usize][0]),
             Operation::ShuffleXor => {
                 results = std::array::from_fn(|lane| inputs[lane ^ (inputs[lane][1] & 31) as usize][0]);
             }
@@ -212,6 +212,11 @@ pub fn shuffle_xor(value: f32, mask: u32) -> f32 {
 }
 
 #[track_caller]
+pub fn shuffle(value: u32, lane: u32) -> u32 {
+    collective(Operation::Shuffle, [value as u64, lane as u64, 0, 0], Location::caller()) as u32
+}
+
+#[track_caller]
 pub fn broadcast(value: u32) -> u32 {
-    collective(Operation::Broadcast, [value as u64, 0, 0, 0], Location::caller()) as u32
+    shuffle(value, 0)
 }

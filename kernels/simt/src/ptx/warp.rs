@@ -27,6 +27,11 @@ pub fn shuffle_xor(value: f32, mask: u32) -> f32 {
 }
 
 #[inline(always)]
+pub fn shuffle(value: u32, lane: u32) -> u32 {
+    shfl_sync_idx(ALL_LANES, value, lane, 31)
+}
+
+#[inline(always)]
 pub fn broadcast(value: u32) -> u32 {
     shfl_sync_idx(ALL_LANES, value, 0, 31)
 }

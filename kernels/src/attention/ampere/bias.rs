@@ -83,8 +83,13 @@ impl<'a, S: Sequences> Biases<'a, S> {
             // SAFETY: the caller's keys are readable; means hold a row for each block and each key head.
             unsafe {
                 let offset = |index: usize| index as u32 * KEY_DISTANCE;
-                let keys =
-                    keys_of_head.load_chunks::<KEYS, true>(&params.keys, params.keys.tokens, first, offset, piece);
+                let keys = keys_of_head.load_chunks::<KEYS, true, false>(
+                    &params.keys,
+                    params.keys.tokens,
+                    first,
+                    offset,
+                    piece,
+                );
                 let query_mean = load_piece(query_mean, piece);
                 let key_mean = if params.key_mean != 0 { load_piece(key_mean, piece) } else { [0.0; CHUNK] };
                 for index in 0..KEYS {
