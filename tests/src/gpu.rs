@@ -20,14 +20,23 @@ pub fn gpu() -> Option<&'static Gpu> {
     Gpu::open(0).map_err(|reason| skip("GPU tests", &reason.to_string())).ok()
 }
 
+/// GPU 1; or `None` where there is none, after one line that says why.
+pub fn other_gpu() -> Option<&'static Gpu> {
+    Gpu::open(1).map_err(|reason| say_skipped("tests of several GPUs", &reason.to_string())).ok()
+}
+
 /// Says, once, that some tests are skipped, and why.
 ///
 /// # Panics
 ///
 /// With `SAGE_REQUIRE_GPU=1`.
 pub fn skip(tests: &'static str, reason: &str) {
-    static SAID: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     assert!(std::env::var_os("SAGE_REQUIRE_GPU").is_none_or(|value| value != "1"), "SAGE_REQUIRE_GPU=1, but {reason}");
+    say_skipped(tests, reason);
+}
+
+fn say_skipped(tests: &'static str, reason: &str) {
+    static SAID: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if !said.contains(&tests) {
         said.push(tests);
@@ -214,8 +223,13 @@ impl<T: Element> Call<T> {
 
     /// Puts the call on its stream.
     pub fn enqueue(&mut self) -> Result<(), Error> {
-        // SAFETY: the stream and the buffers are this call's own and live as long as it; freeing them waits.
-        unsafe { self.prepared.enqueue(self.stream.raw(), &self.buffers()) }
+        self.enqueue_with(&self.buffers())
+    }
+
+    /// The same with some buffers that an error must be the answer to, and else its own.
+    pub fn enqueue_with(&mut self, buffers: &GpuBuffers) -> Result<(), Error> {
+        // SAFETY: the stream and the buffers are this call's own and live as long as it; freeing them waits. With others, nothing is launched.
+        unsafe { self.prepared.enqueue(self.stream.raw(), buffers) }
     }
 
     /// Puts only the attention kernel on the stream, for the operands of an earlier [`enqueue`](Self::enqueue), with its

@@ -15,6 +15,7 @@ mod mma;
 mod properties;
 mod quantized;
 mod rotation;
+mod several;
 mod shapes;
 mod streams;
 mod varlen;
