@@ -59,10 +59,9 @@ pub(crate) fn modes(resolved: &Resolved) -> Modes {
 
 /// The kernels that run a plan on a GPU, best first; none if there are none.
 pub(crate) fn choices(gpu: ComputeCapability, plan: &AttentionPlan) -> impl Iterator<Item = Choice> {
-    let resolved = plan.resolved;
+    let resolved = &plan.resolved;
     let (head_dim, dtype) = (resolved.attended_head_dim(), resolved.problem.dtype);
-    dispatch::choices(gpu, modes(&resolved), head_dim, dtype.into())
-        .map(move |choice| Choice { quantize: quantizer(&resolved, choice.attention.family()), ..choice })
+    dispatch::choices(gpu, modes(resolved), resolved.turns_in_quantizer(), head_dim, dtype.into())
 }
 
 /// The quantizer that goes with an attention family.

@@ -1,7 +1,7 @@
 //! SageAttention's GPU programs, in plain Rust.
 //!
 //! ```text
-//! q,k,v (f32, or q,k to be rotated) ─ prepare ─► f16/bf16
+//! q,k,v (f32, or some that are to be rotated) ─ prepare ─► f16/bf16
 //! q,k,v (f16/bf16, any outer strides) ─ quantize, items in the order of sage_layout::schedule:
 //!    ├─ quantize/statistics ─► channel mean of k, segment means and scale of v
 //!    ├─ quantize/query_key  ─► q8 + scales, (k − mean)8 + scales    tile-major, swizzled

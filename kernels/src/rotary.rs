@@ -18,7 +18,7 @@ pub fn pairs_of(rotary: &RotaryParams) -> RotaryPairs {
     }
 }
 
-/// Rotary embedding, if there is one, of a thread's chunk of rows, rounded to the elements that they have: the `index`-th row is the
+/// Rotary embedding of a thread's chunk of rows, rounded to the elements that they have: the `index`-th row is the
 /// sequence's token `token(index)`, zeros from token `tokens` on. Pairs are of whole chunks. All lanes of the warp call it.
 ///
 /// # Safety
@@ -32,9 +32,6 @@ pub unsafe fn turn_rows<E: Element, const N: usize>(
     tokens: u32,
     chunk: u32,
 ) -> [Chunk; N] {
-    if rotary.cos == 0 {
-        return rows;
-    }
     // opaque, or what follows from them is kept in registers from one item to the next
     let [dim, positions] = [rotary.dim, rotary.positions].map(math::opaque);
     let rotary = &RotaryParams { dim, positions, ..*rotary };

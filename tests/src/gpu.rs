@@ -223,12 +223,17 @@ impl<T: Element> Call<T> {
 
     /// Puts the call on its stream.
     pub fn enqueue(&mut self) -> Result<(), Error> {
-        self.enqueue_with(&self.buffers())
+        // SAFETY: the buffers are this call's own and live as long as it; freeing them waits.
+        unsafe { self.enqueue_with(&self.buffers()) }
     }
 
-    /// The same with some buffers that an error must be the answer to, and else its own.
-    pub fn enqueue_with(&mut self, buffers: &GpuBuffers) -> Result<(), Error> {
-        // SAFETY: the stream and the buffers are this call's own and live as long as it; freeing them waits. With others, nothing is launched.
+    /// The same with these buffers.
+    ///
+    /// # Safety
+    ///
+    /// As for [`PreparedPlan::enqueue`].
+    pub unsafe fn enqueue_with(&mut self, buffers: &GpuBuffers) -> Result<(), Error> {
+        // SAFETY: forwarded contract; the stream is this call's own.
         unsafe { self.prepared.enqueue(self.stream.raw(), buffers) }
     }
 

@@ -153,6 +153,27 @@ impl<T: Element> Inputs<T> {
         inputs
     }
 
+    /// Normal, with queries and keys multiplied by these: of scores, one unit of the integers may be many octaves.
+    pub fn scaled(problem: &AttentionProblem, seed: u64, [of_queries, of_keys]: [f32; 2]) -> Self {
+        let mut random = Random(seed);
+        Self {
+            query: tensor(problem.query_strides, query_shape(problem), |_| of_queries * random.normal()),
+            key: tensor(problem.key_strides, key_shape(problem), |_| of_keys * random.normal()),
+            value: tensor(problem.value_strides, problem.value_shape(), |_| random.normal()),
+        }
+    }
+
+    /// Normal, but for one key, whose channels are all of this size: those that share its scale become zeros.
+    pub fn with_huge_key(problem: &AttentionProblem, seed: u64, size: f32) -> Self {
+        let mut inputs = Self::scaled(problem, seed, [1.0; 2]);
+        let mut random = Random(seed + 1);
+        inputs.key = tensor(problem.key_strides, key_shape(problem), |[_, _, token, _]| {
+            let normal = random.normal();
+            if token == 70 { size * normal.signum() } else { normal }
+        });
+        inputs
+    }
+
     /// Normal queries, keys and values, with offsets by channel of these standard deviations on keys and on values.
     pub fn with_offsets(problem: &AttentionProblem, seed: u64, [of_keys, of_values]: [f32; 2]) -> Self {
         let mut random = Random(seed);

@@ -266,6 +266,24 @@ fn outliers() {
     }
 }
 
+/// Scores of which one unit of the integers is many octaves, so that a row is the values of its largest; and a scale that belongs to one key. (Log-sum-exps
+/// are that large, too.)
+#[test]
+fn huge_scores() {
+    for head_dim in [64, 96, 128] {
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [1, 2, 70, head_dim], [2, 300]);
+        for options in modes() {
+            let options = AttentionOptions { smooth_k: false, return_lse: false, ..options };
+            let scaled = [[20.0, 20.0], [300.0, 300.0], [10_000.0, 1.0]];
+            let inputs = scaled.map(|factors| Inputs::<f16>::scaled(&problem, 18, factors));
+            let with_huge_key = [100.0, 3000.0, 60_000.0].map(|size| Inputs::with_huge_key(&problem, 19, size));
+            for inputs in inputs.iter().chain(&with_huge_key) {
+                simt::check(HOPPER, &problem, &options, &in_order(), inputs);
+            }
+        }
+    }
+}
+
 /// More keys than one flush: sums of four segments are flushed, and follow the references that are replaced afterwards.
 #[test]
 fn flushed_segments() {

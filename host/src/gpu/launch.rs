@@ -84,8 +84,8 @@ impl GpuBuffers {
     }
 }
 
-/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, one more for each tensor that is f32 or to be
-/// rotated, and one for a boolean mask.
+/// A plan whose kernels are loaded on a GPU: enqueueing it is a memset and two launches, one more for each tensor that is prepared,
+/// which is f32 or rotated other than by the quantizer, and one for a boolean mask.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedPlan {
     plan: AttentionPlan,

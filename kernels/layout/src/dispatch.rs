@@ -187,7 +187,7 @@ pub struct Choice {
     pub prepare: Kernel,
     /// What looks through a boolean mask, if there is one, before attention.
     pub mask_tiles: Option<Kernel>,
-    /// The quantizer; that of [`choices`] does not rotate queries and keys.
+    /// The quantizer.
     pub quantize: Kernel,
     /// The attention kernel.
     pub attention: Kernel,
@@ -195,9 +195,11 @@ pub struct Choice {
 
 /// The kernels that run a call of so many channels on a GPU, best first; none if there are none. Each is the smallest of its family that
 /// has as many: so operands are stored as the quantizer's padded head dimension says, of which attention may leave some channels alone.
+/// `rotated`, the quantizer rotates queries and keys.
 pub fn choices(
     gpu: ComputeCapability,
     modes: Modes,
+    rotated: bool,
     head_dim: u32,
     element: ElementType,
 ) -> impl Iterator<Item = Choice> {
@@ -212,7 +214,7 @@ pub fn choices(
             architecture,
             prepare: Kernel::find(Family::Prepare, head_dim, element)?,
             mask_tiles: family.modifies_scores().then_some(Kernel::MaskTilesD64F16),
-            quantize: kernel(family.quantizer(modes.ragged, false))?,
+            quantize: kernel(family.quantizer(modes.ragged, rotated))?,
             attention: kernel(family)?,
         })
     })
@@ -220,7 +222,7 @@ pub fn choices(
 
 /// The modes that some kernel has on a GPU, each once.
 pub fn modes(gpu: ComputeCapability, head_dim: u32, element: ElementType) -> impl Iterator<Item = Modes> {
-    let is_served = move |modes: &Modes| choices(gpu, *modes, head_dim, element).next().is_some();
+    let is_served = move |modes: &Modes| choices(gpu, *modes, false, head_dim, element).next().is_some();
     all_modes().filter(is_served)
 }
 
@@ -302,7 +304,7 @@ mod tests {
             for modes in all_modes() {
                 for (head_dim, element) in PADDED_HEAD_DIMS.map(|head_dim| (head_dim, ElementType::F16)) {
                     for Choice { architecture, prepare, quantize, attention, .. } in
-                        choices(gpu, modes, head_dim, element)
+                        choices(gpu, modes, false, head_dim, element)
                     {
                         assert!(architecture.runs_on(gpu), "{architecture:?} {gpu}");
                         let family = attention.family();
@@ -328,7 +330,7 @@ mod tests {
                 FAMILIES.iter().filter(|(served, _)| *served == family).map(|(_, modes)| *modes).collect();
             assert!(!modes.is_empty(), "{family:?} has no modes");
             let is_chosen = |architecture: &Architecture| {
-                let first = |modes| choices(architecture.capabilities()[0], modes, 128, ElementType::F16).next();
+                let first = |modes| choices(architecture.capabilities()[0], modes, false, 128, ElementType::F16).next();
                 modes.iter().any(|&modes| first(modes).is_some_and(|choice| choice.attention.family() == family))
             };
             assert!(family.architectures().iter().any(is_chosen), "{family:?}");
@@ -337,9 +339,9 @@ mod tests {
 
     #[test]
     fn hopper_runs_its_own_kernels_first() {
-        let first = choices(HOPPER, FP8, 128, ElementType::Bf16).next().expect("the Hopper kernel");
+        let first = choices(HOPPER, FP8, false, 128, ElementType::Bf16).next().expect("the Hopper kernel");
         assert_eq!((first.architecture, first.attention), (Architecture::Sm90a, Kernel::AttentionD128Bf16));
-        assert!(choices(HOPPER, FP8, 257, ElementType::Bf16).next().is_none(), "no such head dimension");
+        assert!(choices(HOPPER, FP8, false, 257, ElementType::Bf16).next().is_none(), "no such head dimension");
     }
 
     #[test]
@@ -352,7 +354,7 @@ mod tests {
             (FP8.with_modified_scores(), &[64, 128, 256]),
         ] {
             for head_dim in 1..=MAX_HEAD_DIM {
-                let found = choices(HOPPER, modes, head_dim, ElementType::F16).next();
+                let found = choices(HOPPER, modes, false, head_dim, ElementType::F16).next();
                 let expected = native.iter().copied().find(|&native| native >= head_dim);
                 assert_eq!(found.map(|choice| choice.attention.head_dim()), expected, "{modes}, {head_dim}");
             }
@@ -365,9 +367,9 @@ mod tests {
         for (gpu, modes) in capabilities().flat_map(|gpu| all_modes().map(move |modes| (gpu, modes))) {
             for head_dim in [1, 64, 65, 96, 97, 128, 129, 192, 193, 256] {
                 let stored = stored_head_dim(head_dim);
-                let stored_choices = choices(gpu, modes, stored, ElementType::F16);
+                let stored_choices = choices(gpu, modes, false, stored, ElementType::F16);
                 assert!(
-                    choices(gpu, modes, head_dim, ElementType::F16)
+                    choices(gpu, modes, false, head_dim, ElementType::F16)
                         .map(|choice| Choice {
                             attention: {
                                 assert_eq!(stored_head_dim(choice.attention.head_dim()), stored);
@@ -400,7 +402,8 @@ mod tests {
     /// Of sequences of different lengths too, up to 128 channels.
     #[test]
     fn hopper_takes_ragged_batches_with_its_own_kernels() {
-        let first = |head_dim| choices(HOPPER, FP8.ragged(), head_dim, ElementType::F16).next().expect("a kernel");
+        let first =
+            |head_dim| choices(HOPPER, FP8.ragged(), false, head_dim, ElementType::F16).next().expect("a kernel");
         let Choice { quantize, attention, .. } = first(64);
         assert_eq!((quantize, attention), (Kernel::QuantizeRaggedD64F16, Kernel::AttentionRaggedD64F16));
         let Choice { architecture, quantize, attention, .. } = first(256);
@@ -412,7 +415,7 @@ mod tests {
     #[test]
     fn hopper_modifies_scores_with_its_own_kernels() {
         let first = |modes: Modes, head_dim| {
-            let choice = choices(HOPPER, modes.with_modified_scores(), head_dim, ElementType::Bf16).next();
+            let choice = choices(HOPPER, modes.with_modified_scores(), false, head_dim, ElementType::Bf16).next();
             choice.map(|choice| choice.attention.family())
         };
         let half = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F32);
@@ -447,7 +450,7 @@ mod tests {
         for (gpu, modes) in capabilities().flat_map(|gpu| all_modes().map(move |modes| (gpu, modes))) {
             for head_dim in PADDED_HEAD_DIMS {
                 let [f16, f32] =
-                    [ElementType::F16, ElementType::F32].map(|element| choices(gpu, modes, head_dim, element));
+                    [ElementType::F16, ElementType::F32].map(|element| choices(gpu, modes, false, head_dim, element));
                 assert!(f32.eq(f16.map(|choice| {
                     let prepare = Kernel::find(Family::Prepare, head_dim, ElementType::F32).expect("a kernel");
                     assert!(prepare.family().exists_for(choice.architecture));
@@ -469,7 +472,7 @@ mod tests {
     fn later_gpus_run_turings_ptx_last() {
         for gpu in capabilities().filter(|gpu| gpu.major > 7) {
             let half = Modes::new(QkMode::Int8, PvMode::F16, PvAccum::F16);
-            let last = choices(gpu, half, 64, ElementType::F16).last().expect("PTX of Turing");
+            let last = choices(gpu, half, false, 64, ElementType::F16).last().expect("PTX of Turing");
             assert_eq!((last.architecture, last.attention), (Architecture::Sm75, Kernel::TuringF16F16D64F16), "{gpu}");
         }
     }

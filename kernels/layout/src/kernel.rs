@@ -753,7 +753,7 @@ impl AttentionShared {
         let warpgroups = consumer_warpgroups(head_dim);
         let shared = Self::with_tiles(head_dim, stages, value_bytes, value_stride);
         let end = shared.region + warpgroups * 4 * region_stride;
-        Self { region_stride, output_channels: head_dim, ..shared }.with_signals(end)
+        Self { region_stride, output_channels: head_dim, ..shared }.with_rest(end)
     }
 
     /// Tiles leave no room for the output. It goes through the queries that the warp has read, in parts.
@@ -761,7 +761,7 @@ impl AttentionShared {
         let shared = Self::with_tiles(head_dim, stages, value_bytes, value_bytes);
         let end = shared.region;
         let region_stride = WARP_ROWS * stored_head_dim(head_dim);
-        Self { region: shared.query, region_stride, output_channels: 64, ..shared }.with_signals(end)
+        Self { region: shared.query, region_stride, output_channels: 64, ..shared }.with_rest(end)
     }
 
     const fn with_tiles(head_dim: u32, stages: u32, value_bytes: u32, value_stride: u32) -> Self {
@@ -791,13 +791,21 @@ impl AttentionShared {
         }
     }
 
-    /// What else there is, from `key_scales` on.
-    const fn with_signals(self, key_scales: u32) -> Self {
+    /// The rest, which begins with the keys' scales.
+    const fn with_rest(self, key_scales: u32) -> Self {
         let barriers = key_scales + self.stages * Self::KEY_SCALES_BYTES;
         let items = barriers + 8 * (2 * self.warpgroups + 2 * self.stages);
         let ragged_items = (items + 4 * self.warpgroups).next_multiple_of(16);
         let own_items = ragged_items + 16 * self.warpgroups;
-        Self { barriers, items, ragged_items, own_items, bytes: own_items + 4 * self.warpgroups * 16, key_scales, ..self }
+        Self {
+            barriers,
+            items,
+            ragged_items,
+            own_items,
+            bytes: own_items + 4 * self.warpgroups * 16,
+            key_scales,
+            ..self
+        }
     }
 
     /// Queries of a CTA.

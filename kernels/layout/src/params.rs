@@ -298,7 +298,7 @@ pub struct AttentionParams {
     pub value: Address,
     /// Query scales.
     pub query_scale: Address,
-    /// Key scales.
+    /// Key scales. A multiple of 16 bytes.
     pub key_scale: Address,
     /// Value scales; 0 for `AttentionF16`.
     pub value_scale: Address,

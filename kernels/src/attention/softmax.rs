@@ -41,8 +41,7 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 /// Octaves between a fresh row maximum's probability and saturation.
 const HEADROOM: f32 = 4.0;
 
-/// Of the eight registers of a chunk's probabilities, two for each group of 16 keys, those of which half is interpolated: all but one. With
-/// one less, or with one more pair, kernels are slower.
+/// Of the eight registers of a chunk's probabilities, two for each group of 16 keys, those of which half is interpolated.
 const INTERPOLATED: [[bool; 2]; 4] = [[true, true], [true, true], [true, true], [false, true]];
 
 impl Probabilities for E4m3Probabilities {
@@ -54,9 +53,10 @@ impl Probabilities for E4m3Probabilities {
         for row in 0..2 {
             let [low, high] = [2 * row, 2 * row + 4];
             let powers = |first| [exponents.power(first), exponents.power(first + 1)];
-            self[group / 2][group % 2 * 2 + row] = match exponents.interpolated_powers(high) {
-                Some(high) if INTERPOLATED[group][row] => convert::e4m3x4_of_f32_and_f16(powers(low), high),
-                _ => {
+            let interpolated = if INTERPOLATED[group][row] { exponents.interpolated_powers(high) } else { None };
+            self[group / 2][group % 2 * 2 + row] = match interpolated {
+                Some(high) => convert::e4m3x4_of_f32_and_f16(powers(low), high),
+                None => {
                     let ([a, b], [c, d]) = (powers(low), powers(high));
                     convert::e4m3x4([a, b, c, d])
                 }
@@ -282,6 +282,8 @@ pub struct Exponents<S> {
     visible: Visible,
     /// The first of the registers.
     first: usize,
+    /// Whether some powers may be interpolated. There is no bias then.
+    may_interpolate: bool,
 }
 
 impl<S: Score> Exponents<S> {
@@ -308,10 +310,10 @@ impl<S: Score> Exponents<S> {
         core::array::from_fn(|index| self.power(index))
     }
 
-    /// The same of two adjacent ones, in f16, by [`interpolation`]; of integers without a bias alone.
+    /// The same of two adjacent ones, in f16, by [`interpolation`], if they may be and scores are integers.
     #[inline(always)]
     fn interpolated_powers(&self, first: usize) -> Option<u32> {
-        if self.bias.is_some() {
+        if !self.may_interpolate {
             return None;
         }
         let scale = interpolation::scale(self.scale);
@@ -339,7 +341,7 @@ impl RowMaxima {
     /// Takes in a chunk's accumulator registers from `first` on, an even one.
     #[inline(always)]
     pub fn include<S: Score>(&mut self, scores: &[S], first: usize, visible: Visible) {
-        // as f32, which the exponentials take: of integers and f32, one kind is kept in registers
+        // as f32, which most exponentials take: of integers and f32, one kind is kept in registers
         for (element, &score) in (first..).zip(scores) {
             let largest = &mut self.0[element / 2 % 2];
             *largest = largest.max(if visible.shows(element) { score.to_f32() } else { f32::NEG_INFINITY });
@@ -374,7 +376,7 @@ impl OnlineSoftmax {
     ///
     #[inline(always)]
     pub fn probabilities<P: Probabilities, S: Score>(&self, scores: &ChunkScores<S, 32>) -> (P, bool) {
-        let probabilities: P = self.exponentials(scores);
+        let probabilities: P = self.exponentials(scores, true);
         (probabilities, warp::any(probabilities.saturated()))
     }
 
@@ -383,7 +385,8 @@ impl OnlineSoftmax {
     #[inline(always)]
     pub fn rebase<P: Probabilities, S: Score>(&mut self, scores: &ChunkScores<S, 32>) -> (P, [f32; 2]) {
         let rescale = self.raise_reference::<P, S>(scores);
-        (self.exponentials(scores), rescale)
+        // nobody looks at these for saturation, which interpolated ones of huge scores may still show
+        (self.exponentials(scores, false), rescale)
     }
 
     /// Takes the true row maxima of `scores` into the reference. Returns what everything accumulated so far must be
@@ -412,12 +415,15 @@ impl OnlineSoftmax {
 
     /// `2^(score · scale + offset)`.
     #[inline(always)]
-    fn exponentials<P: Probabilities, S: Score>(&self, scores: &ChunkScores<S, 32>) -> P {
+    fn exponentials<P: Probabilities, S: Score>(&self, scores: &ChunkScores<S, 32>, may_interpolate: bool) -> P {
         let ChunkScores { scores, scale, visible } = *scores;
         let mut probabilities = P::ZERO;
         for group in 0..4 {
-            let scores = core::array::from_fn(|index| scores[8 * group + index]);
-            self.exponentials_of_group(&scores, group, scale, None, visible, &mut probabilities);
+            let first = 8 * group;
+            let scores = core::array::from_fn(|index| scores[first + index]);
+            let offset = self.offset;
+            let exponents = Exponents { scores, scale, offset, bias: None, visible, first, may_interpolate };
+            probabilities.set(group, &exponents);
         }
         probabilities
     }
@@ -433,7 +439,8 @@ impl OnlineSoftmax {
         visible: Visible,
         probabilities: &mut P,
     ) {
-        let exponents = Exponents { scores: *scores, scale, offset: self.offset, bias, visible, first: 8 * group };
+        let (scores, offset, first) = (*scores, self.offset, 8 * group);
+        let exponents = Exponents { scores, scale, offset, bias, visible, first, may_interpolate: false };
         probabilities.set(group, &exponents);
     }
 

@@ -86,7 +86,7 @@ pub unsafe fn mean_statistics<
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool>(
+pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const VECTORIZED: bool>(
     params: &QuantizeParams,
     part: Part<S>,
 ) {
@@ -99,7 +99,7 @@ pub unsafe fn value_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, co
     let row_place = || 4 * (sequence.row(head, &params.sequences) as u64 * HEAD_DIM as u64 + channel as u64);
     // SAFETY: forwarded contract; the rows are written before the counters tell of them, by one thread each.
     unsafe {
-        tile_statistics::<E, S, HEAD_DIM, ROTATED, true>(params, &params.value, None, part, &rows);
+        tile_statistics::<E, S, HEAD_DIM, VECTORIZED, true>(params, &params.value, None, part, &rows);
         if !is_last::<HEAD_DIM>(tiles_counter(params, Tensor::Value, head, sequence, segment), rows.tiles_of(segment)) {
             return;
         }
@@ -219,7 +219,7 @@ unsafe fn fold_rows<const N: usize>(
 ///
 /// As the kernel table and the parameters say; the rows must be those of the tensor's head.
 #[inline(always)]
-unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool, const RANGE: bool>(
+unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const VECTORIZED: bool, const RANGE: bool>(
     params: &QuantizeParams,
     tensor: &TensorView,
     rotary: Option<&RotaryParams>,
@@ -235,7 +235,7 @@ unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const R
 
     let (first, offset) = (tile * KEY_TILE + lane, |index: usize| index as u32 * TOKEN_LANES);
     // SAFETY: the tensor is readable.
-    let mut chunks = unsafe { head.load_chunks::<TOKENS, true, ROTATED>(tensor, tokens, first, offset, chunk) };
+    let mut chunks = unsafe { head.load_chunks::<TOKENS, true, VECTORIZED>(tensor, tokens, first, offset, chunk) };
     // SAFETY: forwarded contract.
     unsafe {
         claim::<HEAD_DIM>(params);

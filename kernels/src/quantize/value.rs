@@ -35,7 +35,7 @@ const CHANNELS: usize = 4;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool>(
+pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32, const VECTORIZED: bool>(
     params: &QuantizeParams,
     part: Part<S>,
 ) {
@@ -52,7 +52,7 @@ pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32, cons
     let offset = |index: usize| token_at((index / 4) as u32 * 4 * TOKEN_LANES + index as u32 % 4);
     // SAFETY: the input is readable.
     let rows = unsafe {
-        head.load_chunks::<{ 4 * WORDS }, false, ROTATED>(input, sequence.keys(input.tokens), first, offset, chunk)
+        head.load_chunks::<{ 4 * WORDS }, false, VECTORIZED>(input, sequence.keys(input.tokens), first, offset, chunk)
     };
     // SAFETY: statistics come before; all threads of the CTA are here.
     unsafe {
@@ -142,7 +142,7 @@ const TOKENS: usize = (CHUNK_BYTES / 2) as usize;
 ///
 /// As the kernel table and the parameters say.
 #[inline(always)]
-pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32, const ROTATED: bool>(
+pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32, const VECTORIZED: bool>(
     params: &QuantizeParams,
     part: Part<S>,
 ) {
@@ -159,7 +159,7 @@ pub unsafe fn tile_value<E: Element, S: Sequences, const HEAD_DIM: u32, const RO
     let first = tile * KEY_TILE + first_key;
     // SAFETY: the input is readable. What pads the tile is zero.
     let mut rows =
-        unsafe { head.load_chunks::<TOKENS, false, ROTATED>(input, tokens, first, |index| index as u32, chunk) };
+        unsafe { head.load_chunks::<TOKENS, false, VECTORIZED>(input, tokens, first, |index| index as u32, chunk) };
     // SAFETY: forwarded contract.
     unsafe { claim::<HEAD_DIM>(params) };
     if params.value_mean != 0 {

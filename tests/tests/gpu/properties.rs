@@ -181,6 +181,33 @@ fn outliers() {
     }
 }
 
+/// Scores of which one unit of the integers is many octaves, so that a row is the values of its largest; and a scale that belongs to one key. (Log-sum-exps
+/// are that large, too.)
+#[test]
+fn huge_scores() {
+    let Some(gpu) = gpu() else { return };
+    for head_dim in [64, 96, 128, 192, 256] {
+        let problem = AttentionProblem::cross(LAYOUTS[0], DTYPES[0], [1, 4, 200, head_dim], [4, 700]);
+        let scaled = [[20.0, 20.0], [300.0, 300.0], [10_000.0, 1.0]];
+        let inputs = scaled.map(|factors| Inputs::<f16>::scaled(&problem, 44, factors));
+        let with_huge_key = [100.0, 3000.0, 60_000.0].map(|size| Inputs::with_huge_key(&problem, 45, size));
+        for inputs in inputs.iter().chain(&with_huge_key) {
+            for options in modes() {
+                let options = AttentionOptions { smooth_k: false, return_lse: false, ..options };
+                let result = attend(gpu, &problem, &options, inputs);
+                let expected = sage_tests::tensor::attend(&problem, &options, inputs);
+                sage_tests::gpu::assert_near(
+                    &result,
+                    &expected,
+                    head_dim,
+                    options.pv_mode,
+                    format_args!("{options:?}"),
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn shared_key_heads_equal_repeated_ones() {
     let Some(gpu) = gpu() else { return };

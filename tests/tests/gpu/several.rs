@@ -58,8 +58,8 @@ fn memory_of_another() -> Result<(), Error> {
     let (Some(first), Some(second)) = (gpu(), other_gpu()) else { return Ok(()) };
     let inputs = Inputs::<f16>::random(&problem(), 42);
     let mut here = Call::new(first, &problem(), &with_lse(), &inputs)?;
-    let there = Call::new(second, &problem(), &with_lse(), &inputs)?.buffers();
-    let near = here.buffers();
+    let other = Call::new(second, &problem(), &with_lse(), &inputs)?;
+    let (near, there) = (here.buffers(), other.buffers());
     let wrong = [
         ("query", there.query, GpuBuffers { query: there.query, ..near }),
         ("key", there.key, GpuBuffers { key: there.key, ..near }),
@@ -68,7 +68,8 @@ fn memory_of_another() -> Result<(), Error> {
     ];
     for (argument, address, buffers) in wrong {
         let error = Error::WrongGpu { argument, address, got: second.ordinal(), expected: first.ordinal() };
-        assert_eq!(here.enqueue_with(&buffers), Err(error));
+        // SAFETY: both calls' buffers are alive.
+        assert_eq!(unsafe { here.enqueue_with(&buffers) }, Err(error));
     }
     here.enqueue()?;
     assert!(here.outputs()? == attend(first, &problem(), &with_lse(), &inputs));

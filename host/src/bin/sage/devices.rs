@@ -48,7 +48,7 @@ fn support(gpu: ComputeCapability, names: &str) -> [String; 8] {
     let mut modes: Vec<_> = dispatch::modes(gpu, HEAD_DIM, ElementType::F16).collect();
     modes.sort_by_key(|modes| *modes != default);
     let kernels = modes.iter().filter_map(|modes| {
-        let architecture = dispatch::choices(gpu, *modes, HEAD_DIM, ElementType::F16).next()?.architecture;
+        let architecture = dispatch::choices(gpu, *modes, false, HEAD_DIM, ElementType::F16).next()?.architecture;
         let ptx = if architecture.has_code_for(gpu) { "" } else { "PTX of " };
         Some(format!("{ptx}{}", architecture.name()))
     });

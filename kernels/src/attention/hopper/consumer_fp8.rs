@@ -17,6 +17,7 @@ use core::cmp::min;
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
+use sage_layout::scale::INT8_MAX;
 use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{math, shared, warp};
@@ -26,6 +27,7 @@ use super::pipeline::Signals;
 use super::units;
 use super::warpgroup::Warpgroup;
 use crate::attention::epilogue::{self, RowEnds};
+use crate::attention::interpolation::ZERO_SCORE;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::modifier::{ChunkScores, Modifier, Score};
 use crate::attention::schedule::WorkItem;
@@ -43,7 +45,7 @@ pub struct Consumer<'a, const HEAD_DIM: u32, const REGISTERS: usize> {
     /// What it does as any other.
     pub warpgroup: Warpgroup<'a, HEAD_DIM>,
     /// The warp's f32 sums: `REGISTERS` a lane. Registers `0 .. N` hold the flushed output, `N` and `N + 2` the flushed row
-    /// sums, `N + 1` and `N + 3` those since the last flush, where `N = REGISTERS − 4`. Of the latter, the four lanes that
+    /// sums, `N + 1` and `N + 3` those of segments since the last flush, where `N = REGISTERS − 4`. Of the latter, the four lanes that
     /// share rows hold those of a segment each.
     region: u32,
 }
@@ -52,8 +54,7 @@ pub struct Consumer<'a, const HEAD_DIM: u32, const REGISTERS: usize> {
 pub struct State<const REGISTERS: usize> {
     /// Of a chunk.
     pub scores: Scores,
-    /// Output since the last flush, in code units; the last four are row sums since they were emptied, two of each row, of which only the
-    /// first are.
+    /// Output since the last flush, in code units; the last four are row sums in two columns, of which the first is emptied and read.
     pub output: [f32; REGISTERS],
     /// Row sums of the segment that were emptied, of the lane's two rows.
     row_sums: [f32; 2],
@@ -142,6 +143,7 @@ where
     /// At the beginning, for consumer warpgroup `warpgroup`'s threads.
     #[inline(always)]
     pub fn new(params: &'a AttentionParams, base: u32, signals: Signals, warpgroup: u32) -> Self {
+        const { assert!(HEAD_DIM * (INT8_MAX * INT8_MAX) as u32 <= ZERO_SCORE, "scores can be interpolated") };
         let memory = const { AttentionShared::fp8(HEAD_DIM) };
         let warpgroup = Warpgroup::new(params, memory, base, signals, warpgroup);
         let region = warpgroup.region() + 4 * warpgroup.lane;
@@ -195,7 +197,7 @@ where
         let params = self.warpgroup.params;
         let tiles = item.warpgroup_key_tiles(params, self.warpgroup.index);
         let first_row = self.warpgroup.first_row(item);
-        // the last of the tiles between two emptyings of the row sums: of a segment, or of a part that divides it
+        // the last of the tiles after which row sums are kept: of a segment, or of a part that divides it
         let last = min(params.tiles_per_flush, SEGMENT_TILES).wrapping_sub(1);
         let mut flushed = tiles.first & !last;
 
@@ -275,12 +277,7 @@ where
     /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last,
     /// before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
-    unsafe fn step(
-        &mut self,
-        state: &mut State<REGISTERS>,
-        [tile, end]: [u32; 2],
-        mask: Option<VisibleKeys>,
-    ) {
+    unsafe fn step(&mut self, state: &mut State<REGISTERS>, [tile, end]: [u32; 2], mask: Option<VisibleKeys>) {
         let current = self.warpgroup.position;
         let first_key = tile * KEY_TILE;
         let visible = |first_key: u32| match mask {
@@ -473,7 +470,7 @@ where
             }
             if was_flushed {
                 for (index, sum) in state.output.iter_mut().enumerate() {
-                    // the two columns of row sums are equal, and the second's place is another's
+                    // the second column of row sums is nobody's, and its place another's
                     let at = self.register(if index < State::<REGISTERS>::OUTPUTS { index } else { index & !1 });
                     *sum = math::fma(shared::load_f32(at), state.rescale[index / 2 % 2], *sum);
                 }
