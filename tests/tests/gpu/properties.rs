@@ -196,13 +196,7 @@ fn huge_scores() {
                 let options = AttentionOptions { smooth_k: false, return_lse: false, ..options };
                 let result = attend(gpu, &problem, &options, inputs);
                 let expected = sage_tests::tensor::attend(&problem, &options, inputs);
-                sage_tests::gpu::assert_near(
-                    &result,
-                    &expected,
-                    head_dim,
-                    options.pv_mode,
-                    format_args!("{options:?}"),
-                );
+                assert_near(&result, &expected, head_dim, options.pv_mode, format_args!("{options:?}"));
             }
         }
     }
