@@ -181,8 +181,8 @@ fn outliers() {
     }
 }
 
-/// Scores of which one unit of the integers is many octaves, so that a row is the values of its largest; and a scale that belongs to one key. (Log-sum-exps
-/// are that large, too.)
+/// Scores of which one unit of the integers is up to ten octaves, so that a row is the values of its largest; and a scale that belongs to
+/// one key. Log-sum-exps would be as large, and as little exact.
 #[test]
 fn huge_scores() {
     let Some(gpu) = gpu() else { return };

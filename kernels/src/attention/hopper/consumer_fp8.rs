@@ -351,11 +351,7 @@ where
             state.scale = state.query_scale * self.warpgroup.key_scale(position);
             // not unrolled: modifiers are much code
             for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
-                wgmma::fence();
-                self.warpgroup.multiply_query_key(&mut state.scores, self.warpgroup.key_chunk(position, chunk));
-                wgmma::commit();
-                wgmma::wait::<0>();
-                wgmma::settle(&mut state.scores);
+                self.warpgroup.query_key(&mut state.scores, self.warpgroup.key_chunk(position, chunk));
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = state.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
                 let scores = M::apply(self.warpgroup.place(item, shown), first_key, 0, scores);

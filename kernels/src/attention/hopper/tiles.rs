@@ -225,11 +225,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
             self.scale = self.query_scale * warpgroup.key_scale(position);
             // not unrolled: modifiers are much code
             for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
-                wgmma::fence();
-                warpgroup.multiply_query_key(&mut self.scores, warpgroup.key_chunk(position, chunk));
-                wgmma::commit();
-                wgmma::wait::<0>();
-                wgmma::settle(&mut self.scores);
+                warpgroup.query_key(&mut self.scores, warpgroup.key_chunk(position, chunk));
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = self.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
                 let scores = M::apply(warpgroup.place(item, shown), first_key, 0, scores);
