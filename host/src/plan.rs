@@ -91,11 +91,12 @@ impl Resolved {
     pub(crate) fn prepared_row(&self, operand: Operand) -> Option<usize> {
         let AttentionOptions { rotary, hadamard, .. } = self.options;
         let ([.., head_dim], _) = self.problem.operand(operand);
-        let is_rotated = operand != Operand::Value && (hadamard || rotary.is_some() && !self.turns_in_quantizer());
-        match (is_rotated, self.problem.dtype) {
-            (true, _) if hadamard => Some(self.padded_head_dim as usize),
-            (true, _) | (false, DType::F32) => Some(head_dim.next_multiple_of(8)),
-            (false, _) => None,
+        let may_rotate = operand != Operand::Value;
+        let is_turned = may_rotate && rotary.is_some() && !self.turns_in_quantizer();
+        match may_rotate && hadamard {
+            true => Some(self.padded_head_dim as usize),
+            false if self.problem.dtype == DType::F32 || is_turned => Some(head_dim.next_multiple_of(8)),
+            false => None,
         }
     }
 
