@@ -5,7 +5,7 @@
 
 use crate::architecture::Architecture;
 use crate::cache;
-use crate::scale::KEY_SCALES_PER_TILE;
+use crate::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE};
 use crate::sequence::Sequence;
 use crate::tile::{
     KEY_CHUNK, MMA_QUERIES, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, consumer_warpgroups, key_tile_bytes,
@@ -700,12 +700,12 @@ pub struct AttentionShared {
     pub output_channels: u32,
     /// Ring of the key tiles' scales.
     pub key_scales: u32,
+    /// The query tiles' scales.
+    pub query_scales: u32,
     /// mbarriers, 8 bytes each.
     pub barriers: u32,
-    /// The item that each consumer warpgroup's queries belong to: u32.
+    /// The item that each consumer warpgroup's queries belong to: first query, head, key head and sequence, 16 bytes each.
     pub items: u32,
-    /// The same of a ragged batch: head, first query and sequence, 16 bytes each.
-    pub ragged_items: u32,
     /// In a ragged batch, what a consumer warp needs at its item's end: 16 bytes each.
     pub own_items: u32,
     /// All of it.
@@ -718,6 +718,9 @@ impl AttentionShared {
 
     /// Bytes of a key tile's scales.
     pub const KEY_SCALES_BYTES: u32 = 4 * KEY_SCALES_PER_TILE;
+
+    /// Bytes of a query tile's scales.
+    pub const QUERY_SCALES_BYTES: u32 = 4 * QUERY_SCALES_PER_TILE;
 
     /// Bytes after each row of the output in a warp's region, against bank conflicts.
     pub const OUTPUT_PADDING: u32 = 16;
@@ -783,9 +786,9 @@ impl AttentionShared {
             region_stride: none,
             output_channels: none,
             key_scales: none,
+            query_scales: none,
             barriers: none,
             items: none,
-            ragged_items: none,
             own_items: none,
             bytes: none,
         }
@@ -793,17 +796,17 @@ impl AttentionShared {
 
     /// The rest, which begins with the keys' scales.
     const fn with_rest(self, key_scales: u32) -> Self {
-        let barriers = key_scales + self.stages * Self::KEY_SCALES_BYTES;
-        let items = barriers + 8 * (2 * self.warpgroups + 2 * self.stages);
-        let ragged_items = (items + 4 * self.warpgroups).next_multiple_of(16);
-        let own_items = ragged_items + 16 * self.warpgroups;
+        let query_scales = key_scales + self.stages * Self::KEY_SCALES_BYTES;
+        let barriers = query_scales + self.warpgroups * Self::QUERY_SCALES_BYTES;
+        let items = barriers + 16 * (self.warpgroups + self.stages);
+        let own_items = items + 16 * self.warpgroups;
         Self {
             barriers,
             items,
-            ragged_items,
             own_items,
             bytes: own_items + 4 * self.warpgroups * 16,
             key_scales,
+            query_scales,
             ..self
         }
     }

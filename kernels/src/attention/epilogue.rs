@@ -71,8 +71,9 @@ pub unsafe fn store_rows<E: Element, S: Sequences, const HEAD_DIM: u32>(
     } else {
         // the kernel's head dimension is at least the output's
         let existing = if end == HEAD_DIM { output.head_dim } else { end.min(output.head_dim) }.saturating_sub(first);
-        let mut row = 0;
-        while row < WARP_ROWS && in_output(row) {
+        // opaque, so that it is not unrolled: it is rare, and was a third of the kernels' code
+        let (mut row, rows) = (0, math::opaque(WARP_ROWS));
+        while row < rows && in_output(row) {
             let mut channel = lane;
             while channel < existing {
                 // SAFETY: as above; the element is inside the output.

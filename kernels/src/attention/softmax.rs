@@ -42,7 +42,7 @@ const LOG2_E4M3_MAX: f32 = 8.807_355;
 const HEADROOM: f32 = 4.0;
 
 /// Of the eight registers of a chunk's probabilities, two for each group of 16 keys, those of which half is interpolated.
-const INTERPOLATED: [[bool; 2]; 4] = [[true, true], [true, true], [true, true], [false, true]];
+const INTERPOLATED: [[bool; 2]; 4] = [[true, false], [true, true], [true, true], [true, true]];
 
 impl Probabilities for E4m3Probabilities {
     const CEILING: f32 = LOG2_E4M3_MAX - HEADROOM;

@@ -62,7 +62,7 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
 
     // SAFETY: forwarded contract.
     unsafe {
-        let state = consumer.new_state(item);
+        let state = consumer.new_state();
         consumer.warpgroup.release_tiles_before::<Unmodified, S>(item);
         let mut ahead = Ahead::<REGISTERS> {
             state,
@@ -71,7 +71,7 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
             pending_position: consumer.warpgroup.position,
         };
         if tiles.count() > 0 {
-            consumer.begin(&mut ahead.state, item, tiles.first);
+            consumer.begin(&mut ahead.state, item, tiles);
             let mut tile = tiles.first;
             loop {
                 // with the first tile of a segment, the row sums of the one before are complete

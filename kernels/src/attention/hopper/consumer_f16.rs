@@ -57,10 +57,10 @@ unsafe fn attend<E: Element, M: Modifier, S: Sequences, const HEAD_DIM: u32, con
 
     // SAFETY: forwarded contract.
     unsafe {
-        let mut state = State::<REGISTERS, 1>::new(warpgroup, item);
+        let mut state = State::<REGISTERS, 1>::new(warpgroup);
         warpgroup.release_tiles_before::<M, S>(item);
         if tiles.count() > 0 && !M::MODIFIES {
-            state.begin::<HalfProducts<E>, S, HEAD_DIM>(warpgroup, item, tiles.first);
+            state.begin::<HalfProducts<E>, S, HEAD_DIM>(warpgroup, item, tiles);
         }
         if tiles.count() > 0 {
             let mut tile = tiles.first;

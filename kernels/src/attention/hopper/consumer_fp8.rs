@@ -30,7 +30,7 @@ use crate::attention::epilogue::{self, RowEnds};
 use crate::attention::interpolation::ZERO_SCORE;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::modifier::{ChunkScores, Modifier, Score};
-use crate::attention::schedule::WorkItem;
+use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{E4m3Probabilities, OnlineSoftmax, Scores, Visible};
 use crate::element::Element;
 use crate::sequences::Sequences;
@@ -156,7 +156,7 @@ where
     ///
     /// For all methods: see [`Warpgroup::next_item`]; the regions are used by nobody else, and registers of products in flight are settled.
     #[inline(always)]
-    pub unsafe fn new_state<S: Sequences>(&self, item: WorkItem<S>) -> State<REGISTERS> {
+    pub unsafe fn new_state(&self) -> State<REGISTERS> {
         // SAFETY: forwarded contract.
         unsafe {
             self.clear_row_sums();
@@ -166,7 +166,7 @@ where
                 row_sums: [0.0; 2],
                 softmax: OnlineSoftmax::new(),
                 rescale: [1.0; 2],
-                query_scale: self.warpgroup.query_scale(item),
+                query_scale: self.warpgroup.query_scale(),
                 scale: 0.0,
             }
         }
@@ -176,19 +176,17 @@ where
     ///
     /// # Safety
     ///
-    /// See [`new_state`](Self::new_state); `tile` is the warpgroup's first.
+    /// See [`new_state`](Self::new_state); `tiles` are the warpgroup's.
     #[inline(always)]
-    pub unsafe fn begin<S: Sequences>(&self, state: &mut State<REGISTERS>, item: WorkItem<S>, tile: u32) {
-        let first_row = self.warpgroup.first_row(item);
-        let visible = VisibleKeys::new(self.warpgroup.params, item.sequence, first_row, self.warpgroup.lane);
+    pub unsafe fn begin<S: Sequences>(&self, state: &mut State<REGISTERS>, item: WorkItem<S>, tiles: KeyTiles) {
         // SAFETY: forwarded contract.
         unsafe {
             self.warpgroup.wait_tiles(self.warpgroup.position);
             self.warpgroup.query_key(&mut state.scores, self.warpgroup.key_chunk(self.warpgroup.position, 0));
             state.scale = state.query_scale * self.warpgroup.key_scale(self.warpgroup.position);
         }
-        let first = Visible::Some(visible.of_chunk(tile * KEY_TILE));
-        state.softmax.raise_reference::<E4m3Probabilities, _>(&state.chunk_scores(first));
+        let visible = self.warpgroup.first_visible(item, tiles);
+        state.softmax.raise_reference::<E4m3Probabilities, _>(&state.chunk_scores(visible));
     }
 
     /// One item, from its scores to its output.
@@ -204,10 +202,10 @@ where
         // SAFETY: for all methods that refer to here: shared memory is read after the signal that it is full and before
         // the signal that it is empty; regions are the lane's own; registers in flight are settled before use.
         unsafe {
-            let mut state = self.new_state(item);
+            let mut state = self.new_state();
             self.warpgroup.release_tiles_before::<M, S>(item);
             if tiles.count() > 0 && !M::MODIFIES {
-                self.begin(&mut state, item, tiles.first);
+                self.begin(&mut state, item, tiles);
             }
             if tiles.count() > 0 {
                 let mut tile = tiles.first;
@@ -268,9 +266,12 @@ where
         unsafe {
             let item = self.warpgroup.again(item);
             let first_row = self.warpgroup.first_row(item);
+            // before the means, so that nobody waits for both
+            let lane = self.warpgroup.lane_at_the_end::<S>();
+            let scales = units::scales::<S, HEAD_DIM, REGISTERS>(self.warpgroup.params, item, lane);
             self.warpgroup.release_item::<M, S>(item);
             self.collect(state, item, tiles, was_flushed);
-            self.finish::<E, S>(state, item, first_row);
+            self.finish::<E, S>(state, item, first_row, &scales);
         }
     }
 
@@ -495,7 +496,13 @@ where
 
     /// Divides by the row sums, scales, and writes output and log-sum-exp.
     #[inline(always)]
-    unsafe fn finish<E: Element, S: Sequences>(&self, state: &State<REGISTERS>, item: WorkItem<S>, first_row: u32) {
+    unsafe fn finish<E: Element, S: Sequences>(
+        &self,
+        state: &State<REGISTERS>,
+        item: WorkItem<S>,
+        first_row: u32,
+        scales: &[f32; REGISTERS],
+    ) {
         let Warpgroup { params, .. } = self.warpgroup;
         let lane = self.warpgroup.lane_at_the_end::<S>();
         if first_row >= item.sequence.queries(params.output.tokens) {
@@ -507,7 +514,7 @@ where
             let row_sum = [0, 1].map(|row| state.output[State::<REGISTERS>::OUTPUTS + 2 * row]);
             let denominators = ends.denominators(&state.softmax, row_sum);
             let inverse = epilogue::inverse(denominators);
-            let output = units::scaled::<S, HEAD_DIM, REGISTERS>(params, item, lane, inverse, &state.output);
+            let output = units::scaled::<HEAD_DIM, REGISTERS>(scales, inverse, &state.output);
             // other lanes' flushed sums lie where the rows are put together
             warp::sync_warp();
             self.warpgroup.store_output::<E, S>(item, first_row, lane, |index| output[index]);

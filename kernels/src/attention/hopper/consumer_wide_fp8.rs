@@ -84,11 +84,11 @@ where
 
         // SAFETY: forwarded contract.
         unsafe {
-            let mut state = State::<REGISTERS, SUMS>::new(&self.warpgroup, item);
+            let mut state = State::<REGISTERS, SUMS>::new(&self.warpgroup);
             state.row_sums[RESCALE] = [1.0; 2];
             self.warpgroup.release_tiles_before::<Unmodified, S>(item);
             if tiles.count() > 0 {
-                state.begin::<E4m3Products, S, HEAD_DIM>(&self.warpgroup, item, tiles.first);
+                state.begin::<E4m3Products, S, HEAD_DIM>(&self.warpgroup, item, tiles);
                 let mut tile = tiles.first;
                 loop {
                     let end = min((tile | last) + 1, tiles.end);
@@ -212,7 +212,8 @@ where
             let ends = RowEnds::new(params, item, first_row, lane);
             let denominators = ends.denominators(&state.softmax, row_sum);
             let inverse = epilogue::inverse(denominators);
-            let output = units::scaled::<S, HEAD_DIM, REGISTERS>(params, item, lane, inverse, &state.output);
+            let scales = units::scales::<S, HEAD_DIM, REGISTERS>(params, item, lane);
+            let output = units::scaled::<HEAD_DIM, REGISTERS>(&scales, inverse, &state.output);
             self.warpgroup.store_output::<E, S>(item, first_row, lane, |index| output[index]);
             ends.store(params, &state.softmax, denominators);
         }

@@ -18,7 +18,7 @@ use crate::sequences::Sequences;
 /// Key and value tiles of an item that are fetched before its queries: their slots come free first.
 const TILES_BEFORE_QUERY: u32 = 2;
 
-/// What is announced after the last item.
+/// In place of the first query of what is announced after the last item.
 pub const NO_ITEM: u32 = u32::MAX;
 
 /// Claims items, announces them to the consumers, and copies their queries, keys and values into shared memory.
@@ -37,13 +37,10 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
     // SAFETY: a place is written after all its readers released it (a fresh barrier counts as released: the phase
     // before its first is over), and the sources are whole tiles of the operands.
     unsafe {
-        // the item's word is written before the arrival that the warpgroup waits for
-        let announce = |index: u32, words: [u32; 4], warpgroup: u32, phase: u32, bytes: u32| {
+        // the item's words are written before the arrival that the warpgroup waits for
+        let announce = |words: [u32; 4], warpgroup: u32, phase: u32, bytes: u32| {
             signals.of(Signal::QueryEmpty(warpgroup)).wait(phase ^ 1);
-            match S::RAGGED {
-                true => shared::store_u32x4(base + memory.ragged_items + 16 * warpgroup, words),
-                false => shared::store_u32(base + memory.items + 4 * warpgroup, index),
-            }
+            shared::store_u32x4(base + memory.items + 16 * warpgroup, words);
             let full = signals.of(Signal::QueryFull(warpgroup));
             full.arrive_expect_bytes(bytes);
             full
@@ -62,12 +59,17 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
                     if turn == query_turn {
                         let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(params));
                         for warpgroup in 0..warpgroups {
-                            let words = [item.head, item.first_query, item.sequence.index(), 0];
-                            let full = announce(index, words, warpgroup, query_phase, query_bytes);
+                            // opaque, or an address of each of its places is kept
+                            let warpgroup = math::opaque(warpgroup);
+                            let words = [item.first_query, item.head, item.key_head, item.sequence.index()];
+                            let bytes = AttentionShared::QUERY_SCALES_BYTES;
+                            let full = announce(words, warpgroup, query_phase, query_bytes + bytes);
                             let tile = first_tile as u32 + item.query_tile(params, memory.queries(), warpgroup);
-                            let source = tile as u64 * query_bytes as u64;
                             let query = base + memory.query + warpgroup * query_bytes;
-                            bulk_to_shared(query, params.query + source, query_bytes, full);
+                            let source = params.query + tile as u64 * query_bytes as u64;
+                            bulk_to_shared(query, source, query_bytes, full);
+                            let scales = base + memory.query_scales + warpgroup * bytes;
+                            bulk_to_shared(scales, params.query_scale + tile as u64 * bytes as u64, bytes, full);
                         }
                         query_phase ^= 1;
                     }
@@ -92,7 +94,7 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
             index = schedule::claim(params);
         }
         for warpgroup in 0..warpgroups {
-            announce(NO_ITEM, [NO_ITEM; 4], warpgroup, query_phase, 0);
+            announce([NO_ITEM; 4], warpgroup, query_phase, 0);
         }
     }
 }

@@ -13,7 +13,7 @@ use simt::wgmma::{self, Descriptor, ValueAccumulator};
 use super::warpgroup::Warpgroup;
 use crate::attention::mask::VisibleKeys;
 use crate::attention::modifier::{ChunkScores, Modifier, Score};
-use crate::attention::schedule::WorkItem;
+use crate::attention::schedule::{KeyTiles, WorkItem};
 use crate::attention::softmax::{HalfProbabilities, OnlineSoftmax, Operands, Scores, SummedE4m3Probabilities, Visible};
 use crate::element::Element;
 use crate::sequences::Sequences;
@@ -83,14 +83,14 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
     ///
     /// See [`Warpgroup::next_item`].
     #[inline(always)]
-    pub unsafe fn new<S: Sequences, const HEAD_DIM: u32>(warpgroup: &Warpgroup<HEAD_DIM>, item: WorkItem<S>) -> Self {
+    pub unsafe fn new<const HEAD_DIM: u32>(warpgroup: &Warpgroup<HEAD_DIM>) -> Self {
         Self {
             scores: [0; 32],
             output: [0.0; REGISTERS],
             row_sums: [[0.0; 2]; SUMS],
             softmax: OnlineSoftmax::new(),
             // SAFETY: forwarded contract.
-            query_scale: unsafe { warpgroup.query_scale(item) },
+            query_scale: unsafe { warpgroup.query_scale() },
             scale: 0.0,
         }
     }
@@ -105,23 +105,21 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
     ///
     /// # Safety
     ///
-    /// See [`Warpgroup::next_item`]; `tile` is the warpgroup's first.
+    /// See [`Warpgroup::next_item`]; `tiles` are the warpgroup's.
     #[inline(always)]
     pub unsafe fn begin<P: Products, S: Sequences, const HEAD_DIM: u32>(
         &mut self,
         warpgroup: &Warpgroup<HEAD_DIM>,
         item: WorkItem<S>,
-        tile: u32,
+        tiles: KeyTiles,
     ) {
         // SAFETY: forwarded contract.
         unsafe {
             warpgroup.wait_tiles(warpgroup.position);
             self.scale = self.query_scale * warpgroup.key_scale(warpgroup.position);
             warpgroup.query_key(&mut self.scores, warpgroup.key_chunk(warpgroup.position, 0));
-            let first_row = warpgroup.first_row(item);
-            let visible = VisibleKeys::new(warpgroup.params, item.sequence, first_row, warpgroup.lane);
-            let first = Visible::Some(visible.of_chunk(tile * KEY_TILE));
-            self.softmax.raise_reference::<P::Probabilities, _>(&self.chunk_scores(first));
+            let visible = warpgroup.first_visible(item, tiles);
+            self.softmax.raise_reference::<P::Probabilities, _>(&self.chunk_scores(visible));
         }
     }
 

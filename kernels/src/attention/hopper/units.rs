@@ -34,33 +34,43 @@ pub unsafe fn add_means<S: Sequences, const HEAD_DIM: u32>(
     }
 }
 
-/// The output's registers, divided by their rows' denominators and multiplied by their channels' scales.
+/// The channels' scales that belong to a lane's output registers: two for every four.
 ///
 /// # Safety
 ///
 /// The parameters' scales are there.
 #[inline(always)]
-pub unsafe fn scaled<S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
+pub unsafe fn scales<S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
     params: &AttentionParams,
     item: WorkItem<S>,
     lane: u32,
+) -> [f32; REGISTERS] {
+    let row = item.sequence.row(item.key_head, &params.sequences);
+    let address = row as u64 * const { stored_head_dim(HEAD_DIM) } as u64 + 2 * (lane % 4) as u64;
+    let address = params.value_scale + 4 * address;
+    let mut scales = [0.0; REGISTERS];
+    for group in 0..HEAD_DIM as usize / 8 {
+        // without keys there are no scales
+        if !S::RAGGED || item.sequence.keys(0) != 0 {
+            // SAFETY: scales hold a row for each key head.
+            [scales[2 * group], scales[2 * group + 1]] = unsafe { global::load_f32x2(address + 32 * group as u64) };
+        }
+    }
+    scales
+}
+
+/// The output's registers, divided by their rows' denominators and multiplied by their channels' [`scales`].
+#[inline(always)]
+pub fn scaled<const HEAD_DIM: u32, const REGISTERS: usize>(
+    scales: &[f32; REGISTERS],
     inverse: [f32; 2],
     output: &[f32; REGISTERS],
 ) -> [f32; REGISTERS] {
-    let row = item.sequence.row(item.key_head, &params.sequences);
-    let scales = row as u64 * const { stored_head_dim(HEAD_DIM) } as u64 + 2 * (lane % 4) as u64;
-    let scales = params.value_scale + 4 * scales;
     let mut scaled = [0.0; REGISTERS];
     for group in 0..HEAD_DIM as usize / 8 {
-        // without keys there are no scales
-        let scale = match S::RAGGED && item.sequence.keys(0) == 0 {
-            true => [0.0; 2],
-            // SAFETY: scales hold a row for each key head.
-            false => unsafe { global::load_f32x2(scales + 32 * group as u64) },
-        };
         for part in 0..4 {
             let index = 4 * group + part;
-            scaled[index] = output[index] * inverse[part / 2] * scale[part % 2];
+            scaled[index] = output[index] * inverse[part / 2] * scales[2 * group + part % 2];
         }
     }
     scaled

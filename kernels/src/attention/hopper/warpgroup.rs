@@ -2,20 +2,21 @@
 
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
-use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
+use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
 use sage_layout::tile::{
-    KEY_CHUNK, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes, stored_head_dim,
+    KEY_CHUNK, KEY_TILE, VALUE_ROW_BYTES, WARP_ROWS, WARPGROUP_ROWS, key_tile_bytes, query_tile_bytes, stored_head_dim,
 };
 use simt::wgmma::{self, Descriptor};
-use simt::{barrier, global, math, shared, thread, warp};
+use simt::{barrier, math, shared, thread, warp};
 
 use super::pipeline::{Position, Signal, Signals};
 use super::producer::NO_ITEM;
 use crate::attention::epilogue;
+use crate::attention::mask::{ChunkMask, VisibleKeys};
 use crate::attention::modifier::{Modifier, Place, Shown};
-use crate::attention::schedule::WorkItem;
-use crate::attention::softmax::Scores;
+use crate::attention::schedule::{KeyTiles, WorkItem};
+use crate::attention::softmax::{Scores, Visible};
 use crate::element::Element;
 use crate::quantize::query_key::key_head_of;
 use crate::sequences::Sequences;
@@ -82,43 +83,50 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     pub unsafe fn next_item<S: Sequences>(&mut self) -> Option<WorkItem<S>> {
         // SAFETY: the producer writes the item before it signals, and again only after all four warps released their queries,
         // by which time each has its own copy.
-        let index = unsafe {
+        unsafe {
             self.signals.of(Signal::QueryFull(self.index)).wait(self.query_phase);
             self.query_phase ^= 1;
             if S::RAGGED {
                 return self.next_ragged_item();
             }
-            warp::broadcast(shared::load_u32(self.base + self.memory.items + 4 * self.index))
-        };
-        // SAFETY: all sequences are equally long.
-        let sequence = |_| unsafe { (S::of_index(&self.params.sequences, 0), 0) };
-        (index != NO_ITEM).then(|| WorkItem::nth(self.params, index, self.memory.queries(), sequence))
+            // what decides about branches is the same in all lanes; of more such words ptxas does not see it
+            let first_query = warp::broadcast(shared::load_u32(self.item()));
+            (first_query != NO_ITEM).then(|| self.item_from(first_query))
+        }
     }
 
     #[inline(always)]
     unsafe fn next_ragged_item<S: Sequences>(&mut self) -> Option<WorkItem<S>> {
         // SAFETY: the item was announced. The warp's own place was read by all lanes for the last time before they met.
         unsafe {
-            let place = self.base + self.memory.ragged_items + 16 * self.index;
-            let [head, first_query, sequence, _] = shared::load_u32x4(place).map(warp::broadcast);
-            if head == NO_ITEM {
+            let words = shared::load_u32x4(self.item()).map(warp::broadcast);
+            let [first_query, head, key_head, sequence] = words;
+            if first_query == NO_ITEM {
                 return None;
             }
             if self.lane == 0 {
-                shared::store_u32x4(self.own_item(), [head, first_query, sequence, self.query_phase]);
+                shared::store_u32x4(self.own_item(), [first_query, head, sequence, self.query_phase]);
             }
             warp::sync_warp();
-            let item: WorkItem<S> = self.item_of_words(head, first_query, sequence);
-            Some(WorkItem { sequence: item.sequence.same_in_all_lanes(), ..item })
+            let sequence = S::of_index(&self.params.sequences, sequence).same_in_all_lanes();
+            Some(WorkItem { head, key_head, first_query, sequence })
         }
     }
 
+    /// Where the producer announces items.
     #[inline(always)]
-    unsafe fn item_of_words<S: Sequences>(&self, head: u32, first_query: u32, sequence: u32) -> WorkItem<S> {
-        let key_head = key_head_of(head, self.params.heads_per_key_head);
-        // SAFETY: the sequence is one of the table's.
-        let sequence = unsafe { S::of_index(&self.params.sequences, sequence) };
-        WorkItem { head, key_head, first_query, sequence }
+    fn item(&self) -> u32 {
+        self.base + self.memory.items + 16 * self.index
+    }
+
+    /// The item with equally long sequences whose first query is known.
+    #[inline(always)]
+    unsafe fn item_from<S: Sequences>(&self, first_query: u32) -> WorkItem<S> {
+        // SAFETY: the item was announced, and its queries are not released yet. All sequences are equally long.
+        unsafe {
+            let [head, key_head] = [4, 8].map(|offset| shared::load_u32(self.item() + offset));
+            WorkItem { head, key_head, first_query, sequence: S::of_index(&self.params.sequences, 0) }
+        }
     }
 
     /// Where the warp keeps the item of a ragged batch, and the phase of the next one's queries.
@@ -127,23 +135,27 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         self.base + self.memory.own_items + 16 * (4 * self.index + self.warp)
     }
 
-    /// The item that [`next_item`](Self::next_item) gave: of a ragged batch looked up again, rather than kept in registers.
+    /// The item that [`next_item`](Self::next_item) gave, looked up again, rather than kept in registers.
     ///
     /// # Safety
     ///
-    /// See [`next_item`](Self::next_item).
+    /// See [`next_item`](Self::next_item). Its queries are not released yet.
     #[inline(always)]
     pub unsafe fn again<S: Sequences>(&mut self, item: WorkItem<S>) -> WorkItem<S> {
-        if !S::RAGGED {
-            return item;
-        }
-        // SAFETY: the place is the warp's own.
+        // SAFETY: forwarded contract; the warp's own place is its own.
         unsafe {
-            let [head, first_query, sequence, query_phase] = shared::load_u32x4(self.own_item());
+            if !S::RAGGED {
+                let item = self.item_from(item.first_query);
+                // all lanes have read it
+                warp::sync_warp();
+                return item;
+            }
+            let [first_query, head, sequence, query_phase] = shared::load_u32x4(self.own_item());
             let query_phase = warp::broadcast(query_phase);
             warp::sync_warp();
             self.query_phase = query_phase;
-            self.item_of_words(head, first_query, sequence)
+            let key_head = key_head_of(head, self.params.heads_per_key_head);
+            WorkItem { head, key_head, first_query, sequence: S::of_index(&self.params.sequences, sequence) }
         }
     }
 
@@ -189,13 +201,10 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
     ///
     /// See [`next_item`](Self::next_item).
     #[inline(always)]
-    pub unsafe fn query_scale<S: Sequences>(&self, item: WorkItem<S>) -> f32 {
-        let first_tile = item.sequence.first_query_tile(item.head as u64, S::query_places(self.params));
-        let tile = item.query_tile(self.params, self.memory.queries(), self.index);
-        let tile = first_tile + tile as u64;
-        let place = tile * QUERY_SCALES_PER_TILE as u64 + (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4) as u64;
-        // SAFETY: scales hold a row for each query tile.
-        unsafe { global::load_f32(self.params.query_scale + 4 * place) }
+    pub unsafe fn query_scale(&self) -> f32 {
+        let scales = self.base + self.memory.query_scales + self.index * AttentionShared::QUERY_SCALES_BYTES;
+        // SAFETY: the queries are there.
+        unsafe { shared::load_f32(scales + 4 * (self.warp * QUERY_SCALES_PER_WARP + self.lane / 4)) }
     }
 
     /// The lane's scale of a slot's key tile.
@@ -271,6 +280,17 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
             wgmma::wait::<0>();
             wgmma::settle(scores);
         }
+    }
+
+    /// What is visible of the first 64 keys of its tiles. Where they are seen whole there is nothing to compute.
+    #[inline(always)]
+    pub fn first_visible<S: Sequences>(&self, item: WorkItem<S>, tiles: KeyTiles) -> Visible {
+        let mut mask = ChunkMask::ALL;
+        if !tiles.is_whole(tiles.first) {
+            let first_row = self.first_row(item);
+            mask = VisibleKeys::new(self.params, item.sequence, first_row, self.lane).of_chunk(tiles.first * KEY_TILE);
+        }
+        Visible::Some(mask)
     }
 
     /// Waits for the tiles of a slot.
