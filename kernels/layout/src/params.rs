@@ -296,9 +296,9 @@ pub struct AttentionParams {
     pub key: Address,
     /// Value codes, or for `AttentionF16` tiles; see [`QuantizeParams::value_tiles`].
     pub value: Address,
-    /// Query scales.
+    /// Query scales. A multiple of 16 bytes.
     pub query_scale: Address,
-    /// Key scales. A multiple of 16 bytes.
+    /// Key scales, likewise.
     pub key_scale: Address,
     /// Value scales; 0 for `AttentionF16`.
     pub value_scale: Address,

@@ -89,7 +89,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
             if S::RAGGED {
                 return self.next_ragged_item();
             }
-            // what decides about branches is the same in all lanes; of more such words ptxas does not see it
+            // what the loops' bounds follow from is the same in all lanes; of more words than one ptxas does not see it
             let first_query = warp::broadcast(shared::load_u32(self.item()));
             (first_query != NO_ITEM).then(|| self.item_from(first_query))
         }
@@ -113,7 +113,7 @@ impl<'a, const HEAD_DIM: u32> Warpgroup<'a, HEAD_DIM> {
         }
     }
 
-    /// Where the producer announces items.
+    /// Where the producer announces the warpgroup's items.
     #[inline(always)]
     fn item(&self) -> u32 {
         self.base + self.memory.items + 16 * self.index
