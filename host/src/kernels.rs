@@ -16,7 +16,7 @@ use crate::workspace::{BufferAddresses, Region, Values};
 use sage_layout::architecture::ComputeCapability;
 use sage_layout::dispatch::{self, Choice, Modes};
 use sage_layout::int4_tile;
-use sage_layout::kernel::{ElementType, Family, Kernel};
+use sage_layout::kernel::{Family, Kernel};
 use sage_layout::params::{
     Address, AttentionParams, MaskTilesParams, Modifiers, Params, PrepareParams, QuantizeParams, RotaryParams,
     ScoreView, SequencesParams, TensorView,
@@ -38,6 +38,8 @@ pub(crate) struct Call<'a> {
     pub buffers: &'a GpuBuffers,
     /// The workspace's buffers, wherever they are.
     pub workspace: BufferAddresses,
+    /// The quantizer.
+    pub quantizer: Kernel,
     /// The attention kernel's family.
     pub attention: Family,
     /// CTAs that the device runs at a time.
@@ -62,13 +64,6 @@ pub(crate) fn choices(gpu: ComputeCapability, plan: &AttentionPlan) -> impl Iter
     let resolved = &plan.resolved;
     let (head_dim, dtype) = (resolved.attended_head_dim(), resolved.problem.dtype);
     dispatch::choices(gpu, modes(resolved), resolved.turns_in_quantizer(), head_dim, dtype.into())
-}
-
-/// The quantizer that goes with an attention family.
-fn quantizer(resolved: &Resolved, attention: Family) -> Kernel {
-    let family = attention.quantizer(resolved.is_ragged(), resolved.turns_in_quantizer());
-    let kernel = Kernel::find(family, resolved.padded_head_dim, ElementType::from(resolved.problem.dtype).rounded());
-    kernel.expect("the kernel table has every family for every head dimension and element type")
 }
 
 /// The error that a device has no kernels for a plan.
@@ -115,8 +110,7 @@ impl Call<'_> {
         }
         let [query, key, value] = self.inputs();
 
-        let quantizer = quantizer(resolved, self.attention);
-        let resident = self.multiprocessors * quantizer.min_blocks();
+        let resident = self.multiprocessors * self.quantizer.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
         let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
         let tiles = TilesPerHead {
@@ -182,7 +176,7 @@ impl Call<'_> {
         };
         // a ragged batch's table is an item too
         let items = order.items + u32::from(resolved.is_ragged());
-        launch(quantizer.family(), [items.min(resident), 1, 1], params.into())
+        launch(self.quantizer.family(), [items.min(resident), 1, 1], params.into())
     }
 
     /// The attention kernel.

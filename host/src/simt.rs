@@ -152,9 +152,14 @@ impl Execution {
             synchronisations.extend(found.map_err(|report| (kernel, report))?.synchronisations);
             Ok(())
         };
-        let attention = choice.attention.family();
-        let workspace = plan.workspace.buffers(workspace);
-        let call = Call { plan: &plan, buffers: &buffers, workspace, attention, multiprocessors: MULTIPROCESSORS };
+        let call = Call {
+            plan: &plan,
+            buffers: &buffers,
+            workspace: plan.workspace.buffers(workspace),
+            quantizer: choice.quantize,
+            attention: choice.attention.family(),
+            multiprocessors: MULTIPROCESSORS,
+        };
         let (counters, bytes) = call.counters();
         let reset_counters = || memory.fill(counters, 0, bytes as usize);
         reset_counters();

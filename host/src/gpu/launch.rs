@@ -300,8 +300,8 @@ impl PreparedPlan {
     }
 
     pub(super) fn call<'a>(&'a self, buffers: &'a GpuBuffers, workspace: BufferAddresses) -> Call<'a> {
-        let (attention, multiprocessors) = (self.kernels.attention.kernel.family(), self.gpu.multiprocessors());
-        Call { plan: &self.plan, buffers, workspace, attention, multiprocessors }
+        let (quantizer, attention) = (self.kernels.quantize.kernel, self.kernels.attention.kernel.family());
+        Call { plan: &self.plan, buffers, workspace, quantizer, attention, multiprocessors: self.gpu.multiprocessors() }
     }
 
     /// Enqueues a memset of a call's counters.

@@ -71,7 +71,7 @@ pub unsafe fn store_rows<E: Element, S: Sequences, const HEAD_DIM: u32>(
     } else {
         // the kernel's head dimension is at least the output's
         let existing = if end == HEAD_DIM { output.head_dim } else { end.min(output.head_dim) }.saturating_sub(first);
-        // opaque, so that it is not unrolled: it is rare, and was a third of the kernels' code
+        // opaque, so that it is not unrolled: it is rare, and would be a third of the kernel's code
         let (mut row, rows) = (0, math::opaque(WARP_ROWS));
         while row < rows && in_output(row) {
             let mut channel = lane;
