@@ -22,14 +22,14 @@ use sage_layout::params::{
     ScoreView, SequencesParams, TensorView,
 };
 use sage_layout::scale;
-use sage_layout::schedule::{Order, TilesPerHead, counter};
+use sage_layout::schedule::{Order, QUERY_TILES, RAGGED_QUERY_TILES, TilesPerHead, counter};
 use sage_layout::tile;
 
 /// How many items earlier the quantizer's statistics of a head are claimed than what depends on them, for so many CTAs at a
-/// time. About a third of the items are statistics, so that nearly every CTA has claimed two more items by then. Measured on
-/// an H100, 4096 tokens (`docs/performance.md`): half of the CTAs 256 µs, three quarters 241, all 249, one and a half times 292.
+/// time. About two fifths of the items are statistics, so that every CTA has claimed two more items by then. Measured on an H200,
+/// 4096 tokens (`docs/performance.md`): three fifths of the CTAs 214 µs, three quarters 198, .85 and .95 195 and 194, 1.1 196, 1.3 203.
 const fn lag(resident: u32) -> u32 {
-    (resident as u64 * 3 / 4) as u32
+    (resident as u64 * 7 / 8) as u32
 }
 
 /// One call, or a part of it. All addresses that the part needs were checked; others may be 0.
@@ -112,6 +112,7 @@ impl Call<'_> {
 
         let resident = self.multiprocessors * self.quantizer.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
+        let query_items = query_tiles.div_ceil(if resolved.is_ragged() { RAGGED_QUERY_TILES } else { QUERY_TILES });
         let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
         let tiles = TilesPerHead {
             key_statistics: if options.smooth_k { of(Operand::Key, key_tiles) } else { 0 },
@@ -120,7 +121,7 @@ impl Call<'_> {
                 Values::F16 { .. } if resolved.smooth_v => of(Operand::Value, key_tiles),
                 Values::F16 { .. } => 0,
             },
-            query: of(Operand::Query, query_tiles * self.heads_per_key_head()),
+            query: of(Operand::Query, query_items * self.heads_per_key_head()),
             key: of(Operand::Key, key_tiles),
             value: of(Operand::Value, key_tiles),
         };

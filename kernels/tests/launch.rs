@@ -3,7 +3,7 @@
 use sage_kernels::entry::launch;
 use sage_layout::kernel::Kernel;
 use sage_layout::params::{QuantizeParams, RotaryParams, SequencesParams, Strides, TensorView};
-use sage_layout::schedule::{Order, TilesPerHead, counter};
+use sage_layout::schedule::{Order, QUERY_TILES, TilesPerHead, counter};
 use simt::host::{Kind, Memory, Options, Schedule};
 
 const CHANNELS: u32 = 64;
@@ -29,7 +29,8 @@ fn params(memory: &mut Memory) -> QuantizeParams {
     };
     let (query, key, value) = (tensor("query"), tensor("key"), tensor("value"));
     let mut allocate = |name, bytes| memory.allocate(name, bytes);
-    let tiles = TilesPerHead { key_statistics: 1, value_statistics: 1, query: 3, key: 1, value: 1 };
+    let tiles =
+        TilesPerHead { key_statistics: 1, value_statistics: 1, query: 3u32.div_ceil(QUERY_TILES), key: 1, value: 1 };
     QuantizeParams {
         query,
         key,

@@ -630,9 +630,9 @@ impl Kernel {
     pub const fn block_barriers(self) -> u32 {
         match self.family() {
             Family::Prepare | Family::MaskTiles => 0,
-            Family::Quantize | Family::QuantizeRotated => 27,
-            Family::QuantizeSmoothed => 29,
-            Family::QuantizeRagged => 31,
+            Family::Quantize | Family::QuantizeRotated => 28,
+            Family::QuantizeSmoothed => 30,
+            Family::QuantizeRagged => 32,
             // the output waits for queries, through whose memory it goes
             family if family.is_persistent() => 1 + (self.head_dim() > 128) as u32,
             Family::TuringF16F32 | Family::TuringF16F16 | Family::TuringF16F16F32 => 3,
@@ -879,6 +879,7 @@ impl MergeShared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::QUERY_TILES;
 
     extern crate std;
 
@@ -916,7 +917,8 @@ mod tests {
                 assert_eq!((shared.value % 1024, shared.stage_bytes % 1024), (0, 0));
                 assert!(mma_warps(head_dim) * shared.region_stride <= shared.bytes);
             }
-            assert!(quantize.item.is_multiple_of(16) && quantize.item >= WARPGROUP_ROWS * 4);
+            let queries = QUERY_TILES * (WARPGROUP_ROWS + QUERY_SCALES_PER_TILE);
+            assert!(quantize.item.is_multiple_of(16) && quantize.item >= 4 * queries);
         }
         for head_dim in
             Kernel::ALL.iter().filter(|kernel| kernel.family().is_persistent()).map(|kernel| kernel.head_dim())

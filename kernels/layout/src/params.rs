@@ -528,10 +528,10 @@ const _: () = {
     assert!(size_of::<RotaryParams>() == 32 && align_of::<RotaryParams>() == 8 && offset_of!(RotaryParams, dim) == 16);
     assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 96);
     assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
-    assert!(size_of::<Order>() == 40 && align_of::<Order>() == 4);
-    assert!(size_of::<QuantizeParams>() == 472 && offset_of!(QuantizeParams, query_codes) == 208);
-    assert!(offset_of!(QuantizeParams, order) == 312 && offset_of!(QuantizeParams, heads_per_key_head) == 352);
-    assert!(offset_of!(QuantizeParams, sequences) == 400);
+    assert!(size_of::<Order>() == 72 && align_of::<Order>() == 8);
+    assert!(size_of::<QuantizeParams>() == 504 && offset_of!(QuantizeParams, query_codes) == 208);
+    assert!(offset_of!(QuantizeParams, order) == 312 && offset_of!(QuantizeParams, heads_per_key_head) == 384);
+    assert!(offset_of!(QuantizeParams, sequences) == 432);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
     assert!(size_of::<ScoreView>() == 40 && size_of::<Modifiers>() == 144 && offset_of!(Modifiers, bias) == 16);
     assert!(offset_of!(Modifiers, boolean_mask) == 56 && offset_of!(Modifiers, bias_type) == 136);

@@ -1,7 +1,7 @@
 //! The order in which the quantizer's work is done, and the counters by which its CTAs agree.
 //!
 //! Keys and values are read twice: for their statistics, and to be quantized with them. Work is cut into *items* of one
-//! tile, claimed in one order that merges two streams, both sorted by key head:
+//! tile (of queries, whose tiles are half as long, two), claimed in one order that merges two streams, both sorted by key head:
 //!
 //! - statistics: of a head, its key tiles, then its value tiles;
 //! - quantization: of a head, its key tiles, then its value tiles, and evenly between them the query tiles that read them.
@@ -23,7 +23,7 @@ pub enum Work {
     KeyStatistics = 0,
     /// Statistics of a value tile.
     ValueStatistics = 1,
-    /// Quantization of a query tile.
+    /// Quantization of query tiles.
     Query = 2,
     /// Quantization of a key tile.
     Key = 3,
@@ -38,11 +38,16 @@ pub struct Item {
     pub work: Work,
     /// Key head, over all batches.
     pub head: u32,
-    /// Tile of that head. Query tiles are counted over all query heads that share the key head.
+    /// Tile of that head. Query items are counted over all query heads that share the key head.
     pub tile: u32,
 }
 
-/// Tiles of each key head that are worked on.
+/// Query tiles of an item; fewer at a head's end.
+pub const QUERY_TILES: u32 = 2;
+/// The same in a ragged batch, whose sequences' tiles follow each other.
+pub const RAGGED_QUERY_TILES: u32 = 1;
+
+/// Items of each key head: tiles of keys and values, and of queries [`QUERY_TILES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TilesPerHead {
@@ -50,7 +55,7 @@ pub struct TilesPerHead {
     pub key_statistics: u32,
     /// Value tiles that statistics are taken of: all or none.
     pub value_statistics: u32,
-    /// Query tiles, of all query heads that share the key head.
+    /// Query items, of all query heads that share the key head.
     pub query: u32,
     /// Key tiles.
     pub key: u32,
@@ -91,6 +96,10 @@ pub struct Order {
     pub statistics_share: u32,
     /// Queries' share of a head's quantization, in parts of 2³¹.
     pub query_share: u32,
+    /// Statistics items of a head.
+    pub statistics_of_head: Divisor,
+    /// Its other items.
+    pub quantization_of_head: Divisor,
 }
 
 impl Order {
@@ -107,49 +116,50 @@ impl Order {
             lead: if lead < statistics { lead } else { statistics },
             statistics_share: share(statistics, statistics + quantization),
             query_share: share(tiles.query, tiles.quantization()),
+            statistics_of_head: Divisor::new(tiles.statistics()),
+            quantization_of_head: Divisor::new(tiles.quantization()),
         }
     }
 
     /// The item at `index`; there is none at `items` and beyond.
     #[inline(always)]
     pub fn nth(&self, index: u32) -> Option<Item> {
-        if index >= self.items {
-            return None;
-        }
+        let exists = index < self.items;
+        let (is_statistics, index) = self.stream(index);
+        let items = if is_statistics { self.statistics_of_head } else { self.quantization_of_head };
+        let (head, index) = items.div_rem(index);
+        // of the items before, so many are queries'
+        let queries = if is_statistics { 0 } else { part(index, self.query_share) };
+        let is_query = !is_statistics && part(index + 1, self.query_share) > queries;
+        let keys = if is_statistics { self.tiles.key_statistics } else { self.tiles.key };
+        let tile = index - queries;
+        let (is_key, tile) = if tile < keys { (true, tile) } else { (false, tile - keys) };
+        let work = match (is_query, is_statistics, is_key) {
+            (true, ..) => Work::Query,
+            (_, true, true) => Work::KeyStatistics,
+            (_, true, false) => Work::ValueStatistics,
+            (_, false, true) => Work::Key,
+            (_, false, false) => Work::Value,
+        };
+        // not an early return: of its branch ptxas makes spills
+        exists.then_some(Item { work, head, tile: if is_query { queries } else { tile } })
+    }
+
+    /// Whether the item at `index` is of the statistics, and its index among those, or among the others.
+    #[inline(always)]
+    fn stream(&self, index: u32) -> (bool, u32) {
         if index < self.lead {
-            return Some(self.statistics_item(index));
+            return (true, index);
         }
         let merged = index - self.lead;
         let before = part(merged, self.statistics_share);
-        Some(if self.lead + before >= self.statistics {
-            self.quantization_item(index - self.statistics)
+        let statistics = self.lead + before;
+        if statistics >= self.statistics {
+            (false, index - self.statistics)
         } else if part(merged + 1, self.statistics_share) > before {
-            self.statistics_item(self.lead + before)
+            (true, statistics)
         } else {
-            self.quantization_item(merged - before)
-        })
-    }
-
-    #[inline(always)]
-    fn statistics_item(&self, index: u32) -> Item {
-        let (head, tile) = div_rem(index, self.tiles.statistics());
-        match tile.checked_sub(self.tiles.key_statistics) {
-            None => Item { work: Work::KeyStatistics, head, tile },
-            Some(tile) => Item { work: Work::ValueStatistics, head, tile },
-        }
-    }
-
-    #[inline(always)]
-    fn quantization_item(&self, index: u32) -> Item {
-        let (head, index) = div_rem(index, self.tiles.quantization());
-        let queries = part(index, self.query_share);
-        if part(index + 1, self.query_share) > queries {
-            return Item { work: Work::Query, head, tile: queries };
-        }
-        let tile = index - queries;
-        match tile.checked_sub(self.tiles.key) {
-            None => Item { work: Work::Key, head, tile },
-            Some(tile) => Item { work: Work::Value, head, tile },
+            (false, merged - before)
         }
     }
 }
@@ -171,12 +181,28 @@ const fn part(count: u32, share: u32) -> u32 {
     ((count as u64 * share as u64) >> SHARE_BITS) as u32
 }
 
-/// Quotient and remainder; zeros by 0.
-#[inline(always)]
-fn div_rem(dividend: u32, divisor: u32) -> (u32, u32) {
-    match core::num::NonZeroU32::new(divisor) {
-        Some(divisor) => (dividend / divisor, dividend % divisor),
-        None => (0, 0),
+/// A divisor of numbers under 2³¹, under 2³¹ itself, by which the GPU divides without a division.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Divisor {
+    /// 2⁶³ divided by it, rounded up: what rounding adds to a quotient is less than 1 / divisor.
+    inverse: u64,
+    divisor: u32,
+    padding: u32,
+}
+
+impl Divisor {
+    /// The divisor `divisor`; 0 is as if it were infinite.
+    pub const fn new(divisor: u32) -> Self {
+        let inverse = if divisor == 0 { 0 } else { (1u64 << 63).div_ceil(divisor as u64) };
+        Self { inverse, divisor, padding: 0 }
+    }
+
+    /// Quotient and remainder.
+    #[inline(always)]
+    pub const fn div_rem(self, dividend: u32) -> (u32, u32) {
+        let quotient = ((dividend as u128 * self.inverse as u128) >> 63) as u32;
+        (quotient, dividend - quotient * self.divisor)
     }
 }
 
@@ -324,6 +350,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn divisors_divide() {
+        let most = (1 << 31) - 1;
+        for divisor in [1, 2, 3, 5, 7, 127, 1 << 16, (1 << 16) + 1, most / 2, most - 1, most] {
+            let near = |multiple: u32| [multiple.saturating_sub(1), multiple, (multiple + 1).min(most)];
+            let multiples = [0, 1, 2, 1000, most / divisor].map(|factor| divisor.saturating_mul(factor).min(most));
+            for dividend in multiples.into_iter().flat_map(near).chain([most]) {
+                let expected = (dividend / divisor, dividend % divisor);
+                assert_eq!(Divisor::new(divisor).div_rem(dividend), expected, "{dividend} / {divisor}");
+            }
+        }
+        assert_eq!(Divisor::new(0).div_rem(5), (0, 5));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From the caller's tensors to the tiles and scales that the attention kernels read.
 //!
-//! One persistent kernel: CTAs claim items of one tile, in the order of `sage_layout::schedule`. In every item a thread
+//! One persistent kernel: CTAs claim items of one tile, of queries two, in the order of `sage_layout::schedule`. In every item a thread
 //! owns *chunks*, eight channels (16 bytes) of a token, and `head_dim / 8` threads own the chunks of one token.
 
 pub mod query_key;
@@ -10,7 +10,7 @@ pub mod statistics;
 pub mod value;
 
 use sage_layout::params::{QuantizeParams, TensorView};
-use sage_layout::schedule::{Item, Work};
+use sage_layout::schedule::{Item, QUERY_TILES, RAGGED_QUERY_TILES, Work};
 use simt::global::CachePolicy;
 use simt::{global, math, thread};
 
@@ -20,13 +20,17 @@ use crate::sequences::Sequences;
 /// Channels of a chunk.
 pub const CHUNK: usize = 8;
 
+/// Queries that a thread holds.
+const QUERIES: usize = query_key::queries(QUERY_TILES);
+/// The same in a ragged batch.
+const RAGGED_QUERIES: usize = query_key::queries(RAGGED_QUERY_TILES);
+
 /// A tile of a sequence's head.
 #[derive(Clone, Copy)]
 pub struct Part<S> {
     /// Key head.
     pub head: u32,
-    /// Tile of the sequence. Query tiles are counted over all query heads that share the key head, as many for each as
-    /// `QuantizeParams::query_tiles`.
+    /// Tile of the sequence; of queries, item, counted over all query heads that share the key head.
     pub tile: u32,
     /// Whose.
     pub sequence: S,
@@ -82,7 +86,10 @@ pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED:
                 VALUE_STATISTICS => {
                     statistics::mean_statistics::<E, S, HEAD_DIM, SMOOTHED, ROTATED, false>(params, part)
                 }
-                QUERY => query_key::quantize_query::<E, S, HEAD_DIM, SMOOTHED, ROTATED>(params, part),
+                QUERY if S::RAGGED => {
+                    query_key::quantize_query::<E, S, HEAD_DIM, SMOOTHED, ROTATED, RAGGED_QUERIES>(params, part)
+                }
+                QUERY => query_key::quantize_query::<E, S, HEAD_DIM, SMOOTHED, ROTATED, QUERIES>(params, part),
                 KEY => query_key::quantize_key::<E, S, HEAD_DIM, SMOOTHED, ROTATED>(params, part),
                 VALUE if params.value_scale != 0 => value::quantize_value::<E, S, HEAD_DIM, ROTATED>(params, part),
                 VALUE => value::tile_value::<E, S, HEAD_DIM, ROTATED>(params, part),
@@ -159,15 +166,23 @@ impl Head {
                 address = address.wrapping_add_signed(step(index));
             }
         } else {
-            for index in 0..N {
+            // opaque, so that it is not unrolled: it is rare. Chunks move up, as an array that is indexed by a variable lives in local memory
+            let mut index = 0;
+            while index < N {
+                for place in 1..N {
+                    chunks[place - 1] = chunks[place];
+                }
+                chunks[N - 1] = Chunk::ZERO;
+                let existing = if first + offset(index) < tokens { tensor.head_dim.saturating_sub(channel) } else { 0 };
                 for element in 0..CHUNK {
-                    if first + offset(index) < tokens && channel + (element as u32) < tensor.head_dim {
+                    if (element as u32) < existing {
                         // SAFETY: the element is inside the tensor.
                         let bits = unsafe { global::load_u16(address + 2 * element as u64) };
-                        chunks[index].0[element / 2] |= (bits as u32) << (16 * (element % 2));
+                        chunks[N - 1].0[element / 2] |= (bits as u32) << (16 * (element % 2));
                     }
                 }
                 address = address.wrapping_add_signed(step(index));
+                index = math::opaque(index as u32 + 1) as usize;
             }
         }
         chunks

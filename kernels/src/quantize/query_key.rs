@@ -10,6 +10,7 @@ use sage_layout::params::QuantizeParams;
 use sage_layout::scale::{
     Granularity, INT8_MAX, KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP, int_scale,
 };
+use sage_layout::schedule::QUERY_TILES;
 use sage_layout::schedule::counter::Tensor;
 use sage_layout::statistics::TOKEN_LANES;
 use sage_layout::tile::{KEY_TILE, QUERY_BLOCK, WARP_ROWS, WARPGROUP_ROWS, query_blocks};
@@ -23,8 +24,13 @@ use crate::element::Element;
 use crate::rotary::turn_rows;
 use crate::sequences::Sequences;
 
-/// Tokens of a query tile that a thread holds.
-const QUERIES: usize = (WARPGROUP_ROWS / TOKEN_LANES) as usize;
+/// Warps of the attention kernel that a query tile is for.
+const WARPS_PER_TILE: u32 = WARPGROUP_ROWS / WARP_ROWS;
+/// Tokens that a thread holds of so many query tiles: one of each of those warps.
+pub const fn queries(tiles: u32) -> usize {
+    const { assert!(WARP_ROWS == TOKEN_LANES) };
+    (tiles * WARPS_PER_TILE) as usize
+}
 /// Tokens of a key tile that a thread holds.
 const KEYS: usize = (KEY_TILE / TOKEN_LANES) as usize;
 
@@ -117,40 +123,25 @@ impl CodePlaces {
     }
 }
 
-/// Tokens of a block of queries that a thread holds.
-const BLOCK_QUERIES: usize = (QUERY_BLOCK / TOKEN_LANES) as usize;
-
-/// This thread's chunk of the mean of the queries of a tile's block, which the block's first tile writes to memory too. Tiles do
-/// not wait for each other: each sums the whole block.
+/// This thread's chunk of the mean of a block of queries, which are an item's, and of which this thread has `rows`; writes it to memory too.
 ///
 /// # Safety
 ///
-/// As the kernel table and the parameters say; all threads of the CTA call it, and nobody uses its shared memory.
+/// As the kernel table and the parameters say; all threads of the CTA call it, and nobody uses its shared memory. The block has queries.
 #[inline(always)]
-unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
+unsafe fn query_mean<E: Element, const HEAD_DIM: u32, const QUERIES: usize>(
     params: &QuantizeParams,
-    head: Head,
+    rows: &[Chunk; QUERIES],
     head_index: u64,
-    tile: u32,
+    block: u32,
     (lane, chunk): (u32, u32),
 ) -> [f32; CHUNK] {
-    let input = &params.query;
-    let (block, thread) = (tile * WARPGROUP_ROWS / QUERY_BLOCK, thread_of_item());
-    let first = block * QUERY_BLOCK;
+    let tokens = math::opaque(params.query.tokens);
+    let thread = thread_of_item();
     let mut sum = [0.0f32; CHUNK];
-    // SAFETY: the input is readable.
-    let rows = unsafe {
-        head.load_chunks::<BLOCK_QUERIES, true, false>(
-            input,
-            input.tokens,
-            first + lane,
-            |index| index as u32 * TOKEN_LANES,
-            chunk,
-        )
-    };
-    for row in &rows {
+    for row in rows {
         // a token that is not there has zeros
-        let values = row.values::<E>();
+        let values = row.again().values::<E>();
         for channel in 0..CHUNK {
             sum[channel] += values[channel];
         }
@@ -170,14 +161,12 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
             // SAFETY: all lanes were written before the barrier.
             sum += unsafe { shared::load_f32(place(lane, thread)) };
         }
-        let mean = sum / min(QUERY_BLOCK, input.tokens - first) as f32;
+        let mean = sum / min(QUERY_BLOCK, tokens - block * QUERY_BLOCK) as f32;
         // SAFETY: the place is this thread's own; means hold a row for each block.
         unsafe {
             shared::store_f32(place(TOKEN_LANES, thread), mean);
-            if tile * WARPGROUP_ROWS == first {
-                let row = head_index * query_blocks(math::opaque(input.tokens)) as u64 + block as u64;
-                global::store_f32(params.query_mean + 4 * (row * HEAD_DIM as u64 + thread as u64), mean);
-            }
+            let row = head_index * query_blocks(tokens) as u64 + block as u64;
+            global::store_f32(params.query_mean + 4 * (row * HEAD_DIM as u64 + thread as u64), mean);
         }
     }
     thread::sync_threads();
@@ -187,7 +176,8 @@ unsafe fn query_mean<E: Element, const HEAD_DIM: u32>(
     [a, b, c, d, e, f, g, h].map(f32::from_bits)
 }
 
-/// One query tile of the heads that read a key head.
+/// Some query tiles of one head, [`QUERIES`](queries) tokens a thread; the item counts over all heads that read a key head. Where a head's
+/// tiles end before the item's, the rest is not written.
 ///
 /// # Safety
 ///
@@ -199,33 +189,34 @@ pub unsafe fn quantize_query<
     const HEAD_DIM: u32,
     const SMOOTHED: bool,
     const ROTATED: bool,
+    const QUERIES: usize,
 >(
     params: &QuantizeParams,
     part: Part<S>,
 ) {
-    let Part { head: key_head, tile, sequence } = part;
+    let Part { head: key_head, tile: item, sequence } = part;
     let input = &params.query;
     let tokens = sequence.queries(input.tokens);
     let threads_per_row = threads_per_row(HEAD_DIM);
     let thread = thread_of_item();
     let (lane, chunk) = (thread / threads_per_row, thread % threads_per_row);
-    let (head, tile) = math::div_rem(tile, params.query_tiles);
+    let item_tiles = const { QUERIES as u32 / WARPS_PER_TILE };
+    // opaque, or what follows from it is kept in registers from one item to the next
+    let query_tiles = math::opaque(params.query_tiles);
+    let (head, item) = math::div_rem(item, query_tiles.div_ceil(item_tiles));
+    let tile = item * item_tiles;
     let head_index = (key_head * params.heads_per_key_head + head) as u64;
     let head = Head::new(input, sequence.query_offset(input, head_index as u32));
-    let tile_index = sequence.first_query_tile(head_index, params.query_tiles) + tile as u64;
+    let tile_index = sequence.first_query_tile(head_index, query_tiles) + tile as u64;
+    // whether the tile of one of these warps is the head's
+    let is_there = |warp: u32| item_tiles == 1 || tile + warp / WARPS_PER_TILE < query_tiles;
 
-    // a tile of nothing but padding has no mean
-    let mut mean = [0.0; CHUNK];
-    const { assert!(!(SMOOTHED && (S::RAGGED || ROTATED))) };
-    if SMOOTHED && params.query_mean != 0 && tile * WARPGROUP_ROWS < input.tokens {
-        // SAFETY: forwarded contract; the item before was finished before this one was shared.
-        mean = unsafe { query_mean::<E, HEAD_DIM>(params, head, head_index, tile, (lane, chunk)) };
-    }
     let (first, offset) = (tile * WARPGROUP_ROWS + lane, |index: usize| index as u32 * TOKEN_LANES);
-    // all bits of what a token has, none of what pads the tile
-    let present = |index: usize| if first + offset(index) < tokens { u32::MAX } else { 0 };
     // SAFETY: the input is readable.
     let mut rows = unsafe { head.load_chunks::<QUERIES, false, ROTATED>(input, tokens, first, offset, chunk) };
+    // opaque, or it is kept in a register beside the rows; all bits of what a token has, none of what pads the tile
+    let left = math::opaque(tokens).saturating_sub(first);
+    let present = |index: usize| if offset(index) < left { u32::MAX } else { 0 };
     // SAFETY: forwarded contract.
     unsafe {
         claim::<HEAD_DIM>(params);
@@ -235,14 +226,56 @@ pub unsafe fn quantize_query<
         }
     }
 
-    // shared memory: [warp of the attention kernel][row of the warp]
+    // tiles of nothing but padding have no mean
+    let mut mean = [0.0; CHUNK];
+    const { assert!(!(SMOOTHED && (S::RAGGED || ROTATED)) && QUERY_TILES * WARPGROUP_ROWS == QUERY_BLOCK) };
+    if SMOOTHED && params.query_mean != 0 && tile * WARPGROUP_ROWS < tokens {
+        // SAFETY: forwarded contract; the item before was finished before this one was shared.
+        mean = unsafe { query_mean::<E, HEAD_DIM, QUERIES>(params, &rows, head_index, item, (lane, chunk)) };
+    }
+
+    // shared memory: [warp of the attention kernel][row of the warp], then [warp][scale of the warp]
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
-    for (index, row) in rows.iter().enumerate() {
-        let largest = f32::from_bits(amax(&less(row.again().values::<E>(), mean)).to_bits() & present(index));
-        let largest = reduce_row::<HEAD_DIM>(largest, max_abs);
-        if chunk == 0 {
-            // SAFETY: the place is this row's own, within the launch's shared memory.
-            unsafe { shared::store_f32(row_amax(index as u32, lane), largest) };
+    let group_inverse = |group: u32| row_amax(QUERIES as u32, 0) + 4 * group;
+    for first in (0..QUERIES).step_by(2) {
+        let pair = [first, first + 1];
+        let largest = match SMOOTHED {
+            true => pair.map(|index| {
+                let largest = amax(&less(rows[index].again().values::<E>(), mean));
+                reduce_row::<HEAD_DIM>(f32::from_bits(largest.to_bits() & present(index)), max_abs)
+            }),
+            false => row_pair_amax::<E, HEAD_DIM>(pair.map(|index| rows[index].map(|values| values & present(index)))),
+        };
+        for next in 0..2 {
+            if chunk == 0 {
+                // SAFETY: the place is this row's own, within the launch's shared memory.
+                unsafe { shared::store_f32(row_amax(pair[next] as u32, lane), largest[next]) };
+            }
+        }
+    }
+    thread::sync_threads();
+
+    if thread < QUERIES as u32 * QUERY_SCALES_PER_WARP {
+        let (warp, scale) = (thread / QUERY_SCALES_PER_WARP, thread % QUERY_SCALES_PER_WARP);
+        let (mut place, stride, count) = match math::opaque(params.granularity) {
+            PER_BLOCK => (row_amax(warp / WARPS_PER_TILE * WARPS_PER_TILE, 0), 4, WARPGROUP_ROWS),
+            PER_WARP => (row_amax(warp, 0), 4, WARP_ROWS),
+            _ => (row_amax(warp, scale), 4 * QUERY_SCALES_PER_WARP, WARP_ROWS / QUERY_SCALES_PER_WARP),
+        };
+        let mut largest = 0.0;
+        for _ in 0..count {
+            // SAFETY: all rows' maxima were written before the barrier.
+            largest = max_abs(largest, unsafe { shared::load_f32(place) });
+            place += stride;
+        }
+        let (scale, inverse) = int_scale(largest, if SMOOTHED { params.largest_code } else { INT8_MAX });
+        // SAFETY: the place is this thread's own; the output holds these tiles' scales.
+        unsafe {
+            shared::store_f32(group_inverse(thread), inverse);
+            if is_there(warp) {
+                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + thread as u64;
+                global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
+            }
         }
     }
     thread::sync_threads();
@@ -269,7 +302,7 @@ pub unsafe fn quantize_query<
                     product += value * mean;
                 }
                 let product = reduce_row::<HEAD_DIM>(product, |a, b| a + b);
-                if chunk == 0 {
+                if chunk == 0 && is_there(index as u32) {
                     let row = tile_index * WARPGROUP_ROWS as u64 + (index as u32 * TOKEN_LANES + lane) as u64;
                     global::store_f32(params.log_sum_exp_shift + 4 * row, product * params.softmax_scale);
                 }
@@ -277,35 +310,33 @@ pub unsafe fn quantize_query<
         }
     }
 
-    // SAFETY: all rows' maxima were written before the barrier.
-    let load = |warp, row| unsafe { shared::load_f32(row_amax(warp, row)) };
-    let mut tile_amax = 0.0;
-    if params.granularity == PER_BLOCK {
-        for place in 0..WARPGROUP_ROWS {
-            tile_amax = max_abs(tile_amax, load(place / WARP_ROWS, place % WARP_ROWS));
-        }
-    }
     let tiles = (params.query_codes, WARPGROUP_ROWS);
     let places = CodePlaces::new::<HEAD_DIM, SMOOTHED>(params, tiles, tile_index, (lane, chunk));
     for (index, row) in rows.iter().enumerate() {
-        let warp = index as u32;
-        let mut largest = max_abs(tile_amax, max_abs(load(warp, lane % 8), load(warp, lane % 8 + 8)));
-        if params.granularity == PER_WARP {
-            for row in 0..WARP_ROWS {
-                largest = max_abs(largest, load(warp, row));
-            }
-        }
-        let (scale, inverse) = int_scale(largest, if SMOOTHED { params.largest_code } else { INT8_MAX });
-        // SAFETY: the outputs hold this tile's codes and scales.
+        // SAFETY: inverses were written before the barrier; the output holds these tiles' codes, one after the other.
         unsafe {
+            let group = index as u32 * QUERY_SCALES_PER_WARP + lane % QUERY_SCALES_PER_WARP;
+            let inverse = shared::load_f32(group_inverse(group));
             let words = codes_of(&less(row.again().values::<E>(), mean), inverse).map(|word| word & present(index));
-            places.store::<HEAD_DIM>(index, words);
-            if chunk == 0 && lane < QUERY_SCALES_PER_WARP {
-                let at = tile_index * QUERY_SCALES_PER_TILE as u64 + (warp * QUERY_SCALES_PER_WARP + lane) as u64;
-                global::store_f32(params.query_scales + 4 * at, scale * params.score_scale);
+            if is_there(index as u32) {
+                places.store::<HEAD_DIM>(index, words);
             }
         }
     }
+}
+
+/// The largest absolute values of two rows, of which this thread has a chunk each, over all threads of the row; NaN, if one is. As 16-bit
+/// numbers, so that a shuffle moves both rows'.
+#[inline(always)]
+fn row_pair_amax<E: Element, const HEAD_DIM: u32>(rows: [Chunk; 2]) -> [f32; 2] {
+    const MAGNITUDES: u32 = 0x7fff_7fff;
+    let [a, b] = rows.map(|row| row.0.into_iter().fold(0, |largest, pair| E::max_nan(largest, pair & MAGNITUDES)));
+    // of even channels and of odd ones; the first row's in the low half
+    let [even, odd] = [a & 0xffff | b << 16, a >> 16 | b & 0xffff_0000];
+    let largest = reduce_row::<HEAD_DIM>(f32::from_bits(E::max_nan(even, odd)), |one, other| {
+        f32::from_bits(E::max_nan(one.to_bits(), other.to_bits()))
+    });
+    E::unpack(largest.to_bits())
 }
 
 /// The key head, over all batches, that query head `head` reads.
@@ -355,7 +386,8 @@ pub unsafe fn quantize_key<E: Element, S: Sequences, const HEAD_DIM: u32, const 
     }
     let smoothed = |row: Chunk| less(row.values::<E>(), mean);
     // all bits of what a token has, none of what pads the tile
-    let present = |index: usize| if first + offset(index) < tokens { u32::MAX } else { 0 };
+    let left = tokens.saturating_sub(first);
+    let present = |index: usize| if offset(index) < left { u32::MAX } else { 0 };
     // Subtraction is monotonic: the largest distance is that of the smallest or of the largest element.
     let (mut low, mut high) = (rows[0], rows[0]);
     for index in 1..KEYS {

@@ -243,6 +243,7 @@ unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const V
             chunks = turn_rows::<E, TOKENS>(rotary, chunks, |index| first + offset(index), tokens, chunk);
         }
     }
+    let left = tokens.saturating_sub(first);
     let mut sum = [0.0f32; CHUNK];
     let mut smallest = [E::INFINITY_PAIR; CHUNK / 2];
     let mut largest = [E::NEGATIVE_INFINITY_PAIR; CHUNK / 2];
@@ -252,7 +253,7 @@ unsafe fn tile_statistics<E: Element, S: Sequences, const HEAD_DIM: u32, const V
         for channel in 0..CHUNK {
             sum[channel] += values[channel];
         }
-        if RANGE && first + offset(index) < tokens {
+        if RANGE && offset(index) < left {
             for pair in 0..CHUNK / 2 {
                 smallest[pair] = E::min(smallest[pair], chunk.0[pair]);
                 largest[pair] = E::max(largest[pair], chunk.0[pair]);

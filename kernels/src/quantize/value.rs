@@ -44,9 +44,12 @@ pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32, cons
     let head = Head::new(input, sequence.key_offset(input, head_index));
     let row = sequence.row(head_index, &params.sequences);
 
-    let thread = thread_of_item();
     // two neighbouring lanes read 32 neighbouring bytes; the others write neighbouring words
-    let (word, chunk) = (thread / 2 % TOKEN_LANES, thread / (2 * TOKEN_LANES) * 2 + thread % 2);
+    let word_and_chunk = || {
+        let thread = thread_of_item();
+        (thread / 2 % TOKEN_LANES, thread / (2 * TOKEN_LANES) * 2 + thread % 2)
+    };
+    let (word, chunk) = word_and_chunk();
     // of the eight tokens, every four make a word
     let first = tile * KEY_TILE + token_at(4 * word);
     let offset = |index: usize| token_at((index / 4) as u32 * 4 * TOKEN_LANES + index as u32 % 4);
@@ -59,6 +62,8 @@ pub unsafe fn quantize_value<E: Element, S: Sequences, const HEAD_DIM: u32, cons
         claim::<HEAD_DIM>(params);
         wait_for_statistics(params, Tensor::Value, head_index, sequence);
     }
+    // again, rather than kept in registers beside the rows
+    let (word, chunk) = word_and_chunk();
     let channel = chunk * CHUNK as u32;
     let segment = sequence.first_segment(head_index, params.segments) + (tile / SEGMENT_TILES) as u64;
     for half in 0..CHUNK / CHANNELS {
