@@ -25,11 +25,14 @@ use sage_layout::scale;
 use sage_layout::schedule::{Order, QUERY_TILES, RAGGED_QUERY_TILES, TilesPerHead, counter};
 use sage_layout::tile;
 
-/// How many items earlier the quantizer's statistics of a head are claimed than what depends on them, for so many CTAs at a
-/// time. About two fifths of the items are statistics, so that every CTA has claimed two more items by then. Measured on an H200,
-/// 4096 tokens (`docs/performance.md`): three fifths of the CTAs 214 µs, three quarters 198, .85 and .95 195 and 194, 1.1 196, 1.3 203.
-const fn lag(resident: u32) -> u32 {
-    (resident as u64 * 7 / 8) as u32
+/// How many statistics items lie between a head's last and what depends on it, so that nobody waits for them: as many as are among the
+/// two items that each of `resident` CTAs has at a time, the one at hand and the one that it claimed; and a tenth more. With more, less of
+/// what is read twice is still in the L2 cache. Measured on an H200 where two fifths of the items are statistics (`docs/performance.md`): best
+/// is .85 to .95 of the CTAs, on an H100 where a third were, .75.
+fn lag(resident: u32, tiles: &TilesPerHead) -> u32 {
+    let [statistics, others] = [tiles.statistics(), tiles.quantization()].map(u64::from);
+    let in_flight = 2 * resident as u64 * statistics / (statistics + others).max(1);
+    (in_flight + in_flight / 10) as u32
 }
 
 /// One call, or a part of it. All addresses that the part needs were checked; others may be 0.
@@ -125,7 +128,7 @@ impl Call<'_> {
             key: of(Operand::Key, key_tiles),
             value: of(Operand::Value, key_tiles),
         };
-        let order = Order::new(key_heads, tiles, lag(resident));
+        let order = Order::new(key_heads, tiles, lag(resident, &tiles));
         let params = QuantizeParams {
             query,
             key,

@@ -64,11 +64,13 @@ pub struct TilesPerHead {
 }
 
 impl TilesPerHead {
-    const fn statistics(&self) -> u32 {
+    /// Those of statistics.
+    pub const fn statistics(&self) -> u32 {
         self.key_statistics + self.value_statistics
     }
 
-    const fn quantization(&self) -> u32 {
+    /// The others.
+    pub const fn quantization(&self) -> u32 {
         self.query + self.key + self.value
     }
 
