@@ -27,8 +27,8 @@ use sage_layout::tile;
 
 /// How many statistics items lie between a head's last and what depends on it, so that nobody waits for them: as many as are among the
 /// two items that each of `resident` CTAs has at a time, the one at hand and the one that it claimed; and a tenth more. With more, less of
-/// what is read twice is still in the L2 cache. Measured on an H200 where two fifths of the items are statistics (`docs/performance.md`): best
-/// is .85 to .95 of the CTAs, on an H100 where a third were, .75.
+/// what is read twice is still in the L2 cache. Measured (`docs/performance.md`): where two fifths of the items are statistics, .85 to .95 of the
+/// CTAs are best on an H200 (64 channels: 1); where a third were, .75 were on an H100. Other shares were not measured.
 fn lag(resident: u32, tiles: &TilesPerHead) -> u32 {
     let [statistics, others] = [tiles.statistics(), tiles.quantization()].map(u64::from);
     let in_flight = 2 * resident as u64 * statistics / (statistics + others).max(1);

@@ -44,10 +44,10 @@ pub struct Item {
 
 /// Query tiles of an item; fewer at a head's end.
 pub const QUERY_TILES: u32 = 2;
-/// The same in a ragged batch, whose sequences' tiles follow each other.
+/// The same in a ragged batch, whose sequences begin at every third tile: a pair could be of two.
 pub const RAGGED_QUERY_TILES: u32 = 1;
 
-/// Items of each key head: tiles of keys and values, and of queries [`QUERY_TILES`].
+/// Items of each key head: tiles of keys and values, and of queries [`QUERY_TILES`] or [`RAGGED_QUERY_TILES`] each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TilesPerHead {

@@ -30,7 +30,8 @@ const RAGGED_QUERIES: usize = query_key::queries(RAGGED_QUERY_TILES);
 pub struct Part<S> {
     /// Key head.
     pub head: u32,
-    /// Tile of the sequence; of queries, item, counted over all query heads that share the key head.
+    /// Tile of the sequence; of queries, item, counted over all query heads that share the key head: of each, as many as it takes for
+    /// `QuantizeParams::query_tiles`. In a ragged batch that is a tile.
     pub tile: u32,
     /// Whose.
     pub sequence: S,

@@ -1,6 +1,6 @@
 //! Queries and keys to INT8 or INT4 tiles (SageAttention2, section 3.2; groups: `sage_layout::scale`).
 //!
-//! An item is one tile. A CTA's threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
+//! An item is one tile, or some query tiles of a head. A CTA's threads form 16 rows of chunks: row `lane` holds tokens `lane`, `lane + 16`, … of the
 //! tile, so that a thread's tokens are all equal modulo 8, as the finest quantization groups are.
 
 use core::cmp::{max, min};
@@ -226,15 +226,17 @@ pub unsafe fn quantize_query<
         }
     }
 
-    // tiles of nothing but padding have no mean
+    // an item of nothing but padding has no mean
     let mut mean = [0.0; CHUNK];
     const { assert!(!(SMOOTHED && (S::RAGGED || ROTATED)) && QUERY_TILES * WARPGROUP_ROWS == QUERY_BLOCK) };
     if SMOOTHED && params.query_mean != 0 && tile * WARPGROUP_ROWS < tokens {
-        // SAFETY: forwarded contract; the item before was finished before this one was shared.
+        // SAFETY: forwarded contract; the item before was finished before this one was shared, and the claim lies behind what an item needs.
         mean = unsafe { query_mean::<E, HEAD_DIM, QUERIES>(params, &rows, head_index, item, (lane, chunk)) };
     }
 
-    // shared memory: [warp of the attention kernel][row of the warp], then [warp][scale of the warp]
+    // shared memory: [warp of the attention kernel][row of the warp], then [warp][scale of the warp]; a thread's row of some index is of the warp
+    // of that index. The mean may still be read: it lies behind
+    const { assert!(QUERIES as u32 * (WARP_ROWS + QUERY_SCALES_PER_WARP) <= TOKEN_LANES * HEAD_DIM) };
     let row_amax = |warp: u32, row: u32| shared::dynamic() + 4 * (warp * WARP_ROWS + row);
     let group_inverse = |group: u32| row_amax(QUERIES as u32, 0) + 4 * group;
     for first in (0..QUERIES).step_by(2) {
