@@ -664,7 +664,7 @@ impl QuantizeShared {
     /// The layout for a padded head dimension.
     pub const fn new(padded_head_dim: u32) -> Self {
         // The largest of: sums in f32, minima and maxima in 16 bits of every token lane and channel; a transposed value
-        // tile; largest absolute values of each query row.
+        // tile; sums of queries and their mean; largest absolute values of each query row, and what the groups' are multiplied by.
         let statistics = crate::statistics::TOKEN_LANES * padded_head_dim * (4 + 2 + 2);
         let value = padded_head_dim * Self::VALUE_ROW_STRIDE;
         let item = if statistics > value { statistics } else { value };

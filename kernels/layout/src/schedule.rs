@@ -183,11 +183,11 @@ const fn part(count: u32, share: u32) -> u32 {
     ((count as u64 * share as u64) >> SHARE_BITS) as u32
 }
 
-/// A divisor of numbers under 2³¹, under 2³¹ itself, by which the GPU divides without a division.
+/// A divisor of at most 2³¹, by which the GPU divides without a division.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Divisor {
-    /// 2⁶³ divided by it, rounded up: what rounding adds to a quotient is less than 1 / divisor.
+    /// 2⁶³ divided by it, rounded up: what rounding adds to a quotient of 32 bits is less than 2⁻³¹, and so less than 1 / divisor.
     inverse: u64,
     divisor: u32,
     padding: u32,
@@ -357,10 +357,10 @@ mod tests {
     #[test]
     fn divisors_divide() {
         let most = (1 << 31) - 1;
-        for divisor in [1, 2, 3, 5, 7, 127, 1 << 16, (1 << 16) + 1, most / 2, most - 1, most] {
+        for divisor in [1, 2, 3, 5, 7, 127, 1 << 16, (1 << 16) + 1, most / 2, most - 1, most, most + 1] {
             let near = |multiple: u32| [multiple.saturating_sub(1), multiple, (multiple + 1).min(most)];
             let multiples = [0, 1, 2, 1000, most / divisor].map(|factor| divisor.saturating_mul(factor).min(most));
-            for dividend in multiples.into_iter().flat_map(near).chain([most]) {
+            for dividend in multiples.into_iter().flat_map(near).chain([most, most + 1, u32::MAX]) {
                 let expected = (dividend / divisor, dividend % divisor);
                 assert_eq!(Divisor::new(divisor).div_rem(dividend), expected, "{dividend} / {divisor}");
             }
