@@ -35,6 +35,13 @@ fn lag(resident: u32, tiles: &TilesPerHead) -> u32 {
     (in_flight + in_flight / 10) as u32
 }
 
+/// What tells whether it saves time to begin attention before everything is quantized: microseconds on an H200, to a factor of 1.5
+/// (`docs/performance.md`). Of an item of attention, whatever it sees, and more for each key;
+const ITEM_MICROS: f64 = 3.0;
+const KEY_MICROS: f64 = 0.01;
+/// and elements of queries, keys and values that are quantized in one.
+const ELEMENTS_A_MICROSECOND: f64 = 1e6;
+
 /// One call, or a part of it. All addresses that the part needs were checked; others may be 0.
 pub(crate) struct Call<'a> {
     pub plan: &'a AttentionPlan,
@@ -47,6 +54,9 @@ pub(crate) struct Call<'a> {
     pub attention: Family,
     /// CTAs that the device runs at a time.
     pub multiprocessors: u32,
+    /// Whether attention begins before everything is quantized, on multiprocessors of its own ([`QuantizeParams::quantized_items`]). Only
+    /// if it [`can`](Self::can_overlap).
+    pub overlaps: bool,
 }
 
 /// What kernels must be able to do for these options.
@@ -94,6 +104,41 @@ impl Call<'_> {
         (self.address(counters), counters.bytes())
     }
 
+    /// Whether the attention kernel waits for key heads one by one, so that it can begin before everything is quantized.
+    pub fn can_overlap(&self) -> bool {
+        matches!(self.attention, Family::Attention | Family::AttentionF16)
+    }
+
+    /// Whether that saves time. Quantization is a quarter faster by its work if half of the multiprocessors do it, since memory is its limit
+    /// otherwise; the others must have as much to do meanwhile. But then not all begin at the same time, nor end, which costs up to half
+    /// an item.
+    pub fn gains_by_overlap(&self) -> bool {
+        let resolved = &self.plan.resolved;
+        let problem = &resolved.problem;
+        let rows = [0, problem.query_len / 2, problem.query_len - 1];
+        let keys = rows.map(|row| resolved.visible_keys(row).len()).into_iter().sum::<usize>() / rows.len();
+        let items = resolved.places().query_heads * resolved.cta_places(self.cta_queries());
+        let item = ITEM_MICROS + KEY_MICROS * keys as f64;
+        let attention = item * f64::from(items) / f64::from(self.multiprocessors);
+        let elements = Operand::ALL.map(|operand| problem.operand(operand).0.iter().product::<usize>());
+        let quantization = elements.iter().sum::<usize>() as f64 / ELEMENTS_A_MICROSECOND;
+        self.can_overlap() && attention >= 0.75 * quantization && item <= quantization / 2.0
+    }
+
+    /// Multiprocessors that quantize.
+    fn quantizing_multiprocessors(&self) -> u32 {
+        if self.overlaps { self.multiprocessors.div_ceil(2) } else { self.multiprocessors }
+    }
+
+    /// Where the quantizer counts what attention waits for; 0 if it does not.
+    fn quantized_items(&self) -> Address {
+        let Places { key_heads, segments, .. } = self.plan.resolved.places();
+        match self.overlaps {
+            true => self.address(self.plan.workspace.counters) + 4 * counter::quantized_of(0, key_heads, segments),
+            false => 0,
+        }
+    }
+
     /// Everything before the attention kernel, for some of the operands.
     ///
     /// The counters must be 0. Queries alone, if they need the keys' mean, find it in the keys' buffer.
@@ -113,21 +158,9 @@ impl Call<'_> {
         }
         let [query, key, value] = self.inputs();
 
-        let resident = self.multiprocessors * self.quantizer.min_blocks();
+        let resident = self.quantizing_multiprocessors() * self.quantizer.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
-        let query_items = query_tiles.div_ceil(if resolved.is_ragged() { RAGGED_QUERY_TILES } else { QUERY_TILES });
-        let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
-        let tiles = TilesPerHead {
-            key_statistics: if options.smooth_k { of(Operand::Key, key_tiles) } else { 0 },
-            value_statistics: match workspace.values {
-                Values::Fp8 { .. } => of(Operand::Value, key_tiles),
-                Values::F16 { .. } if resolved.smooth_v => of(Operand::Value, key_tiles),
-                Values::F16 { .. } => 0,
-            },
-            query: of(Operand::Query, query_items * self.heads_per_key_head()),
-            key: of(Operand::Key, key_tiles),
-            value: of(Operand::Value, key_tiles),
-        };
+        let tiles = self.items_of_key_head(operands);
         let order = Order::new(key_heads, tiles, lag(resident, &tiles));
         let params = QuantizeParams {
             query,
@@ -164,6 +197,9 @@ impl Call<'_> {
             key_tiles,
             segments,
             sequences: self.sequences(),
+            quantized_items: self.quantized_items(),
+            multiprocessors: if self.overlaps { self.quantizing_multiprocessors() } else { u32::MAX },
+            padding: 0,
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => QuantizeParams {
@@ -180,7 +216,28 @@ impl Call<'_> {
         };
         // a ragged batch's table is an item too
         let items = order.items + u32::from(resolved.is_ragged());
+        // all CTAs that the device runs at a time, or those that quantize would not lie together
+        let resident = self.multiprocessors * self.quantizer.min_blocks();
         launch(self.quantizer.family(), [items.min(resident), 1, 1], params.into())
+    }
+
+    /// What the quantizer does for each key head, for some of the operands.
+    fn items_of_key_head(&self, operands: &[Operand]) -> TilesPerHead {
+        let resolved = &self.plan.resolved;
+        let Places { query_tiles, key_tiles, .. } = resolved.places();
+        let query_items = query_tiles.div_ceil(if resolved.is_ragged() { RAGGED_QUERY_TILES } else { QUERY_TILES });
+        let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
+        TilesPerHead {
+            key_statistics: if resolved.options.smooth_k { of(Operand::Key, key_tiles) } else { 0 },
+            value_statistics: match self.plan.workspace.values {
+                Values::Fp8 { .. } => of(Operand::Value, key_tiles),
+                Values::F16 { .. } if resolved.smooth_v => of(Operand::Value, key_tiles),
+                Values::F16 { .. } => 0,
+            },
+            query: of(Operand::Query, query_items * self.heads_per_key_head()),
+            key: of(Operand::Key, key_tiles),
+            value: of(Operand::Value, key_tiles),
+        }
     }
 
     /// The attention kernel.
@@ -232,6 +289,9 @@ impl Call<'_> {
             log_sum_exp_strides: self.log_sum_exp_strides(),
             modifiers: self.modifiers(),
             flushed_output: self.address_if(workspace.flushed_output),
+            quantized_items: self.quantized_items(),
+            items_of_key_head: self.items_of_key_head(&Operand::ALL).quantization(),
+            padding: 0,
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, mean_codes, .. } => AttentionParams {

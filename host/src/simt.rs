@@ -26,6 +26,8 @@ const MULTIPROCESSORS: u32 = 3;
 pub enum Steps {
     /// The kernels of [`PreparedPlan::enqueue`](crate::PreparedPlan::enqueue).
     Call,
+    /// The same as if attention began before everything is quantized, which the plan's kernel must be able to. Here it begins after.
+    Overlapping,
     /// Those that quantize keys, values and queries each by themselves, and attend to them.
     EachOperand,
     /// Those of [`Call`](Self::Call). Before attention, stored channels are overwritten that its kernel does not have.
@@ -159,12 +161,14 @@ impl Execution {
             quantizer: choice.quantize,
             attention: choice.attention.family(),
             multiprocessors: MULTIPROCESSORS,
+            overlaps: steps == Steps::Overlapping,
         };
+        assert!(!call.overlaps || call.can_overlap());
         let (counters, bytes) = call.counters();
         let reset_counters = || memory.fill(counters, 0, bytes as usize);
         reset_counters();
         match steps {
-            Steps::Call => call.quantize(&Operand::ALL, &mut launch)?,
+            Steps::Call | Steps::Overlapping => call.quantize(&Operand::ALL, &mut launch)?,
             Steps::OverwrittenChannels => {
                 call.quantize(&Operand::ALL, &mut launch)?;
                 overwrite_channels(&call, choice.attention.head_dim(), &memory);

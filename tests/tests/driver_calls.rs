@@ -4,8 +4,8 @@
 
 use sageattention::{
     AppendBuffers, AttendBuffers, AttentionOptions, AttentionPlan, AttentionProblem, CacheAttentionBuffers,
-    CacheOptions, CachePlan, CacheProblem, DType, Error, Gpu, GpuBuffers, GpuQuantized, Operand, PreparedPlan, PvMode,
-    QkMode, QuantizeBuffers, Rotary, RotaryPairs, RotaryTables, TensorLayout,
+    CacheOptions, CachePlan, CacheProblem, CausalAlign, DType, Error, Gpu, GpuBuffers, GpuQuantized, Mask, Operand,
+    PreparedPlan, PvMode, QkMode, QuantizeBuffers, Rotary, RotaryPairs, RotaryTables, TensorLayout,
 };
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -24,6 +24,11 @@ enum Call {
         bytes: usize,
     },
     Launch {
+        stream: usize,
+        function: usize,
+    },
+    /// A launch that may begin before the one before it ends.
+    OverlappingLaunch {
         stream: usize,
         function: usize,
     },
@@ -191,6 +196,47 @@ mod driver {
         assert!(grid_x > 0 && (grid_y, grid_z) == (1, 1) && block_x.is_multiple_of(32));
         record(Call::Launch { stream, function })
     }
+
+    /// `CUlaunchConfig`.
+    #[repr(C)]
+    pub struct Configuration {
+        grid: [c_uint; 3],
+        block: [c_uint; 3],
+        shared_bytes: c_uint,
+        stream: usize,
+        attributes: *const Attribute,
+        attribute_count: c_uint,
+    }
+
+    /// `CUlaunchAttribute`: its number, and a value of 64 bytes from the eighth on.
+    #[repr(C)]
+    struct Attribute {
+        id: c_uint,
+        padding: c_uint,
+        value: [c_int; 16],
+    }
+
+    pub unsafe extern "C" fn launch_with_attributes(
+        configuration: *const Configuration,
+        function: usize,
+        _: *mut *mut c_void,
+        _: *mut *mut c_void,
+    ) -> u32 {
+        const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
+        // SAFETY: as the driver's.
+        let (configuration, attribute) = unsafe { (&*configuration, &*(*configuration).attributes) };
+        let Configuration { grid, block, shared_bytes, stream, attribute_count, .. } = *configuration;
+        assert!(grid[0] > 0 && grid[1..] == [1, 1] && block[0].is_multiple_of(32) && shared_bytes > 0);
+        assert_eq!((attribute_count, attribute.id), (1, PROGRAMMATIC_STREAM_SERIALIZATION));
+        assert_eq!((attribute.padding, attribute.value[0]), (0, 1));
+        record(Call::OverlappingLaunch { stream, function })
+    }
+
+    pub unsafe extern "C" fn version(version: *mut c_int) -> u32 {
+        // SAFETY: as the driver's.
+        unsafe { *version = 12080 };
+        record(Call::Other("cuDriverGetVersion"))
+    }
 }
 
 const QUANTIZE: usize = 7;
@@ -217,6 +263,8 @@ fn install() {
             "cuPointerGetAttributes" => driver::pointer_attributes as *mut c_void,
             "cuMemsetD8Async" => driver::memset as *mut c_void,
             "cuLaunchKernel" => driver::launch as *mut c_void,
+            "cuLaunchKernelEx" => driver::launch_with_attributes as *mut c_void,
+            "cuDriverGetVersion" => driver::version as *mut c_void,
             // everything else fails, and the call with it
             _ => return None,
         })
@@ -225,10 +273,15 @@ fn install() {
     INSTALLED.call_once(|| unsafe { sageattention::gpu::bind_to(find) });
 }
 
-/// A plan on a GPU; none, after a line, if this build holds no kernels.
+/// A small plan on a GPU; none, after a line, if this build holds no kernels.
 fn prepare(ordinal: usize, options: AttentionOptions) -> Option<PreparedPlan> {
+    prepare_for(ordinal, [1, 4, 1000, 128], options)
+}
+
+/// A plan for tensors of this shape.
+fn prepare_for(ordinal: usize, shape: [usize; 4], options: AttentionOptions) -> Option<PreparedPlan> {
     install();
-    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, [1, 4, 1000, 128]);
+    let problem = AttentionProblem::new(TensorLayout::Hnd, DType::F16, shape);
     let plan = AttentionPlan::new(problem, options).expect("a valid call");
     match Gpu::open(ordinal).and_then(|gpu| plan.prepare(gpu)) {
         Ok(prepared) => Some(prepared),
@@ -288,6 +341,45 @@ fn enqueueing_is_a_memset_and_two_launches_on_the_callers_stream() {
             assert_eq!(*quantize, Call::Launch { stream: STREAM, function: QUANTIZE });
             assert_eq!(*attend, Call::Launch { stream: STREAM, function: ATTENTION });
         }
+    }
+}
+
+/// Attention begins before everything is quantized where both take long, and items are short besides, if its kernel waits for what it needs.
+#[test]
+fn attention_overlaps_the_quantizer_where_that_gains() {
+    const STREAM: usize = 0x5000;
+    let default = AttentionOptions::default();
+    let f16 = AttentionOptions { pv_mode: PvMode::F16, ..default };
+    let window = Mask::Window { left: Some(100), right: Some(100), align: CausalAlign::TopLeft };
+    for (shape, options, overlaps) in [
+        ([32, 16, 1024, 128], default, true),
+        ([32, 16, 1024, 128], f16, true),
+        ([32, 16, 1024, 128], AttentionOptions { mask: Mask::Causal, ..default }, true),
+        ([16, 32, 1024, 64], default, true),
+        ([8, 16, 4096, 128], AttentionOptions { hadamard: true, ..default }, true),
+        // one round of items, and a few
+        ([1, 16, 1024, 128], default, false),
+        ([1, 16, 4096, 128], default, false),
+        // items that take nearly as long as quantization
+        ([2, 16, 16384, 128], default, false),
+        ([2, 16, 16384, 128], AttentionOptions { mask: Mask::Causal, ..default }, true),
+        // less to attend to than to quantize
+        ([256, 16, 128, 128], default, false),
+        ([8, 16, 4096, 128], AttentionOptions { mask: window, ..default }, false),
+        // kernels that do not wait
+        ([32, 16, 1024, 128], AttentionOptions { soft_cap: Some(30.0), ..default }, false),
+        ([32, 16, 1024, 128], AttentionOptions { qk_mode: QkMode::Int4, smooth_q: true, ..default }, false),
+    ] {
+        let Some(prepared) = prepare_for(0, shape, options) else { return };
+        let buffers = buffers(&prepared);
+        // SAFETY: the driver of this test reads and writes nothing.
+        let mut calls = calls(|| unsafe { prepared.enqueue(STREAM as *mut c_void, &buffers).expect("a valid call") });
+        let attend = match overlaps {
+            true => Call::OverlappingLaunch { stream: STREAM, function: ATTENTION },
+            false => Call::Launch { stream: STREAM, function: ATTENTION },
+        };
+        let quantize = Call::Launch { stream: STREAM, function: QUANTIZE };
+        assert_eq!(calls.split_off(calls.len() - 3), [quantize, attend, Call::PopContext], "{shape:?} {options:?}");
     }
 }
 

@@ -11,9 +11,11 @@ use sage_tests::tensor::{Inputs, Outputs, ScoreTensors, attend, gather};
 use sageattention::simt::{Execution, Options, Schedule, Steps};
 use sageattention::{
     AttentionOptions, AttentionPlan, AttentionProblem, CallInputs, CausalAlign, ComputeCapability, DType, Element,
-    Error, HostQuantized, Mask, Operand, PvAccum, PvMode, QkMode, QuantizedContents, TensorLayout, Unsupported,
-    attend_quantized, quantize_key, quantize_query, quantize_value,
+    Error, HostQuantized, Mask, Operand, PvAccum, PvMode, QkMode, QuantizedContents, Rotary, RotaryPairs, TensorLayout,
+    Unsupported, attend_quantized, quantize_key, quantize_query, quantize_value,
 };
+
+const CAUSAL: Mask = Mask::CausalAligned(CausalAlign::BottomRight);
 
 fn plan<T: Element>(problem: AttentionProblem, options: AttentionOptions) -> AttentionPlan {
     AttentionPlan::new(AttentionProblem { dtype: T::DTYPE, ..problem }, options).expect("a valid call")
@@ -95,6 +97,37 @@ fn the_kernels_do_the_same_in_any_order() {
             (result.output::<f16>(), result.log_sum_exp())
         };
         assert!(run(Steps::EachOperand) == run(Steps::Call), "{gpu} {options:?}");
+    }
+}
+
+/// Attention finds each key head's count of quantized items where it waits for it, or the executor would report that it waits for ever.
+#[test]
+fn attention_waits_for_what_the_quantizer_counts() {
+    let of = |pv_mode| AttentionOptions { pv_mode, ..Default::default() };
+    let rotary = Rotary { dim: 32, pairs: RotaryPairs::HalfSplit, positions: 300, query_offset: 0, key_offset: 0 };
+    for (index, (head_dim, options)) in [
+        (64, of(PvMode::Fp8)),
+        (128, AttentionOptions { mask: CAUSAL, return_lse: true, ..of(PvMode::Fp8) }),
+        (96, AttentionOptions { smooth_k: false, ..of(PvMode::Fp8) }),
+        (256, of(PvMode::Fp8)),
+        (64, of(PvMode::F16)),
+        (64, AttentionOptions { rotary: Some(rotary), ..of(PvMode::F16) }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // two query heads a key head, whose last item has one query tile of two
+        let problem = AttentionProblem::cross(TensorLayout::Hnd, DType::F16, [2, 4, 150, head_dim], [2, 300]);
+        let inputs = Inputs::<f16>::random(&problem, index as u64);
+        let score_tensors = ScoreTensors::of(&problem, &options);
+        let run = |steps| {
+            let execution = Options::new(Schedule::replayed().unwrap_or(Schedule::Random(index as u64)));
+            let (gpu, more) = (ComputeCapability::new(9, 0), score_tensors.inputs());
+            let result = Execution::in_steps(steps, gpu, &problem, &options, inputs.slices(), &more, &execution);
+            let result = result.unwrap_or_else(|(kernel, report)| panic!("{}: {report}", kernel.symbol()));
+            (result.output::<f16>(), result.log_sum_exp())
+        };
+        assert!(run(Steps::Overlapping) == run(Steps::Call), "{head_dim} {options:?}");
     }
 }
 

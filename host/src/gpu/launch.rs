@@ -3,6 +3,7 @@
 use super::Gpu;
 use super::driver::cuda;
 use super::module::{self, Function};
+use super::raw::{LaunchAttribute, LaunchConfiguration, PROGRAMMATIC_STREAM_SERIALIZATION};
 use crate::error::Error;
 use crate::kernels::{self, Call};
 use crate::options::{AttentionOptions, Bias, RotaryTables, ScoreStrides};
@@ -287,6 +288,8 @@ impl PreparedPlan {
         let _current = self.gpu.enter()?;
         buffers.addresses().try_for_each(|(argument, address)| self.gpu.check(argument, address))?;
         let call = self.call(buffers, self.plan.workspace.buffers(buffers.workspace));
+        let overlaps = part == Part::All && self.gpu.overlaps_kernels() && call.gains_by_overlap();
+        let call = Call { overlaps, ..call };
         // SAFETY: the addresses are as large as the plan says, by the caller's promise and by `check_buffers`.
         unsafe {
             if part != Part::Attention {
@@ -301,7 +304,8 @@ impl PreparedPlan {
 
     pub(super) fn call<'a>(&'a self, buffers: &'a GpuBuffers, workspace: BufferAddresses) -> Call<'a> {
         let (quantizer, attention) = (self.kernels.quantize.kernel, self.kernels.attention.kernel.family());
-        Call { plan: &self.plan, buffers, workspace, quantizer, attention, multiprocessors: self.gpu.multiprocessors() }
+        let multiprocessors = self.gpu.multiprocessors();
+        Call { plan: &self.plan, buffers, workspace, quantizer, attention, multiprocessors, overlaps: false }
     }
 
     /// Enqueues a memset of a call's counters.
@@ -343,7 +347,12 @@ impl PreparedPlan {
     /// As for [`enqueue_quantization`](Self::enqueue_quantization), for all operands; they are quantized, and the counters 0.
     pub(super) unsafe fn enqueue_attention(&self, call: &Call, stream: *mut c_void) -> Result<(), Error> {
         // SAFETY: forwarded contract, and as above.
-        call.attend(|family, grid, params| unsafe { launch_kernel(self.kernels.of(family), stream, grid, &params) })
+        call.attend(|family, grid, params| unsafe {
+            match call.overlaps {
+                true => launch_overlapping_kernel(self.kernels.of(family), stream, grid, &params),
+                false => launch_kernel(self.kernels.of(family), stream, grid, &params),
+            }
+        })
     }
 }
 
@@ -376,6 +385,32 @@ pub(crate) unsafe fn launch_kernel(
             std::ptr::null_mut(),
         ))
     }
+}
+
+/// Enqueues a kernel that begins when the one before it on the stream allows it (programmatic dependent launch).
+///
+/// # Safety
+///
+/// As for [`launch_kernel`]; the kernel waits for what it needs of the one before it.
+unsafe fn launch_overlapping_kernel(
+    function: Function,
+    stream: *mut c_void,
+    grid: [u32; 3],
+    params: &Params,
+) -> Result<(), Error> {
+    debug_assert!(params.are_of(function.kernel.family()));
+    let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
+    let mut attribute = LaunchAttribute { id: PROGRAMMATIC_STREAM_SERIALIZATION, padding: 0, value: 1, rest: [0; 15] };
+    let configuration = LaunchConfiguration {
+        grid,
+        block: [function.kernel.threads(), 1, 1],
+        shared_bytes: function.kernel.shared_bytes(),
+        stream: stream.cast(),
+        attributes: &raw mut attribute,
+        attribute_count: 1,
+    };
+    // SAFETY: the kernel has one parameter, of the family's type, which the driver copies, as the configuration, before it returns.
+    unsafe { cuda!(cuLaunchKernelEx(&configuration, function.raw, arguments.as_mut_ptr(), std::ptr::null_mut())) }
 }
 
 pub(crate) fn check_address(argument: &'static str, got: u64, needed: u64, alignment: u64) -> Result<(), Error> {

@@ -34,6 +34,9 @@ pub use driver::bind_to;
 pub use launch::{GpuBuffers, PreparedPlan};
 pub use quantized::{AttendBuffers, GpuQuantized, QuantizeBuffers};
 
+/// The first driver whose graphs can hold kernels that overlap: CUDA 12.3's.
+const OVERLAPPING_DRIVER: i32 = 12030;
+
 /// An NVIDIA GPU that kernels exist for.
 ///
 /// It works in the device's primary context, the one that PyTorch, cudarc and the CUDA runtime use, so that device
@@ -44,6 +47,8 @@ pub struct Gpu {
     name: String,
     capability: ComputeCapability,
     multiprocessors: u32,
+    /// Whether a kernel may begin before the one before it on the stream ends.
+    overlaps_kernels: bool,
     context: CUcontext,
     /// Whether the driver lists others.
     has_siblings: bool,
@@ -82,13 +87,17 @@ impl Gpu {
         let found = FoundGpu::find(ordinal)?;
         found.usable()?;
         let multiprocessors = found.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
-        let mut context = std::ptr::null_mut();
+        let (mut context, mut driver) = (std::ptr::null_mut(), 0);
+        // SAFETY: the driver writes a number.
+        unsafe { cuda!(cuDriverGetVersion(&mut driver))? };
         // SAFETY: the device comes from the driver. The context is never released, so that it outlives `Self`.
         unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, found.device))? };
         let FoundGpu { name, capability, .. } = found;
         tracing::debug!(name, ?capability, multiprocessors, "GPU opened");
         let has_siblings = count().is_ok_and(|count| count > 1);
-        Ok(Self { ordinal, name, capability, multiprocessors, context, has_siblings, functions: Mutex::default() })
+        let overlaps_kernels = capability.major >= 9 && driver >= OVERLAPPING_DRIVER;
+        let functions = Mutex::default();
+        Ok(Self { ordinal, name, capability, multiprocessors, overlaps_kernels, context, has_siblings, functions })
     }
 
     /// The number that CUDA counts it by.
@@ -109,6 +118,11 @@ impl Gpu {
     /// Streaming multiprocessors.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Whether kernels may begin before those before them end.
+    pub(crate) fn overlaps_kernels(&self) -> bool {
+        self.overlaps_kernels
     }
 
     /// The kernel as a function of the driver; loads it if this is the first time.

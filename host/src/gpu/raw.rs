@@ -10,7 +10,31 @@ use cust::sys::{
 };
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 
+/// `CUlaunchConfig`, of CUDA 11.8 and newer.
+#[repr(C)]
+pub struct LaunchConfiguration {
+    pub grid: [c_uint; 3],
+    pub block: [c_uint; 3],
+    pub shared_bytes: c_uint,
+    pub stream: CUstream,
+    pub attributes: *mut LaunchAttribute,
+    pub attribute_count: c_uint,
+}
+
+/// `CUlaunchAttribute` with a value that is an `int`.
+#[repr(C, align(8))]
+pub struct LaunchAttribute {
+    pub id: c_uint,
+    pub padding: c_uint,
+    pub value: c_int,
+    pub rest: [c_int; 15],
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`: whether the kernel may begin when the one before it allows that.
+pub const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
+
 unsafe extern "C" {
+    pub fn cuDriverGetVersion(version: *mut c_int) -> u32;
     pub fn cuInit(flags: c_uint) -> u32;
     pub fn cuGetErrorString(code: u32, text: *mut *const c_char) -> u32;
 
@@ -60,6 +84,13 @@ unsafe extern "C" {
         block_z: c_uint,
         shared_bytes: c_uint,
         stream: CUstream,
+        parameters: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    ) -> u32;
+
+    pub fn cuLaunchKernelEx(
+        configuration: *const LaunchConfiguration,
+        function: CUfunction,
         parameters: *mut *mut c_void,
         extra: *mut *mut c_void,
     ) -> u32;

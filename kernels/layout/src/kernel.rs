@@ -653,6 +653,8 @@ pub struct QuantizeShared {
     pub claim: u32,
     /// Whether this CTA is the last of those that wait for each other.
     pub is_last: u32,
+    /// The key head of which the CTA's last item was quantized.
+    pub finished: u32,
     /// All of it. At its start is what an item needs.
     pub bytes: u32,
 }
@@ -668,7 +670,7 @@ impl QuantizeShared {
         let statistics = crate::statistics::TOKEN_LANES * padded_head_dim * (4 + 2 + 2);
         let value = padded_head_dim * Self::VALUE_ROW_STRIDE;
         let item = if statistics > value { statistics } else { value };
-        Self { item, claim: item + 16, is_last: item + 20, bytes: item + 24 }
+        Self { item, claim: item + 16, is_last: item + 20, finished: item + 24, bytes: item + 28 }
     }
 }
 

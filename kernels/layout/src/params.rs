@@ -191,6 +191,13 @@ pub struct QuantizeParams {
     /// For `QuantizeRagged`, and whoever reads what it writes. There tiles, segments and items are counted by places; and scales and means that others have for
     /// each of `[batch · key heads]`, it has for each of `[key heads][sequences]`.
     pub sequences: SequencesParams,
+    /// u32 `[batch · key heads]`, 0 before the launch: how many of a head's items, other than of statistics, are done, for an attention kernel
+    /// that runs at the same time; 0 if there is none.
+    pub quantized_items: Address,
+    /// Multiprocessors that quantize, by number; CTAs on others leave them to attention. All but the first CTA may be there.
+    pub multiprocessors: u32,
+    /// Nothing.
+    pub padding: u32,
 }
 
 /// A tensor of the caller with an element for each score: `[batch, query head, query, key]`. Strides count elements.
@@ -353,6 +360,12 @@ pub struct AttentionParams {
     /// [`MAX_WIDE_CTAS`](crate::tile::MAX_WIDE_CTAS), or of the items if there are fewer, where it is emptied to; 0 if there are no more
     /// key tiles than `tiles_per_flush`.
     pub flushed_output: Address,
+    /// [`QuantizeParams::quantized_items`], if the quantizer may still run; else 0.
+    pub quantized_items: Address,
+    /// How many items a key head has there.
+    pub items_of_key_head: u32,
+    /// Nothing.
+    pub padding: u32,
 }
 
 /// A cache of quantized keys and values ([`cache`](crate::cache)).
@@ -529,7 +542,7 @@ const _: () = {
     assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 96);
     assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 72 && align_of::<Order>() == 8);
-    assert!(size_of::<QuantizeParams>() == 504 && offset_of!(QuantizeParams, query_codes) == 208);
+    assert!(size_of::<QuantizeParams>() == 520 && offset_of!(QuantizeParams, query_codes) == 208);
     assert!(offset_of!(QuantizeParams, order) == 312 && offset_of!(QuantizeParams, heads_per_key_head) == 384);
     assert!(offset_of!(QuantizeParams, sequences) == 432);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);
@@ -540,7 +553,7 @@ const _: () = {
     assert!(size_of::<CacheAttentionParams>() == 152 && offset_of!(CacheAttentionParams, visible) == 112);
     assert!(size_of::<MergeParams>() == 152 && offset_of!(MergeParams, output) == 72);
     assert!(size_of::<MaskTilesParams>() == 80 && offset_of!(MaskTilesParams, heads) == 48);
-    assert!(size_of::<AttentionParams>() == 480 && offset_of!(AttentionParams, output) == 88);
+    assert!(size_of::<AttentionParams>() == 496 && offset_of!(AttentionParams, output) == 88);
     assert!(
         offset_of!(AttentionParams, key_len) == 136
             && offset_of!(AttentionParams, visible) == 140

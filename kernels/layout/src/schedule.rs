@@ -217,6 +217,7 @@ impl Divisor {
 /// | [`QUANTIZE_CLAIMS`](counter::QUANTIZE_CLAIMS) | items claimed by the quantizer |
 /// | [`segments_of`](counter::segments_of) | finished segments of a head's keys or values; one more once their mean or scale is there |
 /// | [`tiles_of`](counter::tiles_of) | finished tiles of a segment |
+/// | [`quantized_of`](counter::quantized_of) | items of a key head's quantization that are done, if attention waits for them |
 ///
 /// All claim all the time: each kind of claims has 128 bytes, a cache line, to itself.
 pub mod counter {
@@ -247,10 +248,15 @@ pub mod counter {
         segments_of(tensor, head, segments) + 1 + segment as u64
     }
 
+    /// Counter of the items of key head `head` that are quantized, of `heads`.
+    pub const fn quantized_of(head: u32, heads: u32, segments: u32) -> u64 {
+        segments_of(Tensor::Key, heads, segments) + head as u64
+    }
+
     /// Counters of a call with so many key heads, each of so many segments. In a ragged batch, each sequence counts its
     /// finished segments, so that they are as many as of a head with one segment a sequence more, less one.
     pub const fn count(heads: u32, segments: u32) -> u64 {
-        segments_of(Tensor::Key, heads, segments)
+        quantized_of(heads, heads, segments)
     }
 }
 

@@ -23,6 +23,8 @@ pub const MMA_QUERIES: u32 = 128;
 pub const KEY_TILE: u32 = 128;
 /// Keys whose scores a warpgroup holds in registers at a time.
 pub const KEY_CHUNK: u32 = 64;
+/// Such chunks of a key tile.
+pub const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
 /// Key tiles of one *segment*: the values' channel mean is taken over each (see `docs/numerics.md`, "Two-level
 /// accumulation").
 pub const SEGMENT_TILES: u32 = 8;
@@ -124,12 +126,16 @@ pub const fn value_tile_bytes(padded_head_dim: u32) -> u32 {
 
 /// Bytes of keys and values that the L2 cache keeps while the CTAs that share them run.
 const CACHED_BYTES: u64 = 32 << 20;
+/// Key heads among whose items the longest come first, at most: more do not even the load further, and have been replaced in the cache by
+/// queries and outputs before their next items.
+const MAX_CACHED_HEADS: u64 = 8;
 
 /// How many of `heads` query heads (over all batches) have keys and values that fit the L2 cache together; at least one
-/// key head's. `tile_bytes` are those of a key tile and its value tile.
+/// key head's, and at most those of eight. `tile_bytes` are those of a key tile and its value tile.
 pub const fn cached_heads(heads: u32, heads_per_key_head: u32, key_tiles: u32, tile_bytes: u32) -> u32 {
     let head_bytes = key_tiles as u64 * tile_bytes as u64;
     let key_heads = if head_bytes < CACHED_BYTES { CACHED_BYTES / head_bytes } else { 1 };
+    let key_heads = if key_heads < MAX_CACHED_HEADS { key_heads } else { MAX_CACHED_HEADS };
     let group = key_heads * heads_per_key_head as u64;
     if group < heads as u64 { group as u32 } else { heads }
 }
@@ -141,8 +147,9 @@ mod tests {
     #[test]
     fn groups_fit_the_cache() {
         let e4m3 = 2 * key_tile_bytes(128);
-        assert_eq!(cached_heads(512, 1, 8, e4m3), 128);
-        assert_eq!(cached_heads(16, 1, 8, e4m3), 16);
+        assert_eq!(cached_heads(512, 1, 8, e4m3), 8);
+        assert_eq!(cached_heads(4, 1, 8, e4m3), 4);
+        assert_eq!(cached_heads(16, 1, 256, e4m3), 4);
         assert_eq!(cached_heads(64, 8, 128, e4m3), 64);
         assert_eq!(cached_heads(64, 4, 1 << 22, e4m3), 4);
         assert_eq!(cached_heads(1, 1, 1, e4m3 / 2), 1);

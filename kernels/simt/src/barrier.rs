@@ -26,6 +26,14 @@ pub fn arrive(id: u32, threads: u32) {
     arch::barrier::arrive(id, threads)
 }
 
+/// Makes writes to global memory that are ordered before this, whoever made them, visible to bulk copies that this thread issues after it
+/// (`fence.proxy.async.global`).
+#[inline(always)]
+#[track_caller]
+pub fn fence_proxy_async_global() {
+    arch::barrier::fence_proxy_async_global()
+}
+
 /// Makes this thread's ordinary writes to shared memory visible to bulk copies and `wgmma` that are issued after a
 /// following barrier (`fence.proxy.async`).
 #[inline(always)]

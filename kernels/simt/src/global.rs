@@ -36,7 +36,7 @@ macro_rules! conditional_loads {
 
 macro_rules! written_loads {
     ($($load:ident $type:ty, $bytes:literal;)*) => { $(
-        #[doc = concat!("Loads ", $bytes, " bytes that this launch may have written (`ld.global`).")]
+        #[doc = concat!("Loads ", $bytes, " bytes that this launch, or one that overlaps it, may have written (`ld.global`).")]
         ///
         /// # Safety
         ///
@@ -93,6 +93,18 @@ pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
 pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
     // SAFETY: forwarded contract.
     unsafe { arch::global::fetch_add_acq_rel_u32(address, value) }
+}
+
+/// Adds `value` to a u32, and releases, at the scope of the GPU (`red.add.release.gpu`), as [`fetch_add_acq_rel_u32`] does.
+///
+/// # Safety
+///
+/// As [`fetch_add_u32`].
+#[inline(always)]
+#[track_caller]
+pub unsafe fn add_release_u32(address: u64, value: u32) {
+    // SAFETY: forwarded contract.
+    unsafe { arch::global::add_release_u32(address, value) }
 }
 
 /// Waits until a u32 has a value, and acquires what was released with it (`ld.acquire.gpu`, again and again).
@@ -173,6 +185,7 @@ conditional_loads! {
 written_loads! {
     load_written_u32 u32, "4";
     load_written_f32 f32, "4";
+    load_written_f32x2 [f32; 2], "8";
     load_written_u32x4 [u32; 4], "16";
 }
 

@@ -16,6 +16,12 @@ pub fn block_idx_x() -> u32 {
     arch::thread::block_idx_x()
 }
 
+/// The multiprocessor that runs the thread (`%smid`), of which others may have any numbers: only good for guesses about speed.
+#[inline(always)]
+pub fn multiprocessor() -> u32 {
+    arch::thread::multiprocessor()
+}
+
 /// Index of the block in the grid's second dimension.
 #[inline(always)]
 #[track_caller]

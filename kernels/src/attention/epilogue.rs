@@ -162,7 +162,7 @@ impl RowEnds {
         for index in 0..2 {
             if exists[index] && params.log_sum_exp_shift != 0 {
                 // SAFETY: the row is one of the head's.
-                shift[index] = unsafe { global::load_f32(shifts + 32 * index as u64) };
+                shift[index] = unsafe { global::load_written_f32(shifts + 32 * index as u64) };
             }
         }
         let mut sink = f32::NEG_INFINITY;

@@ -3,7 +3,7 @@
 use core::cmp::min;
 
 use sage_layout::params::AttentionParams;
-use sage_layout::tile::{CTA_QUERIES, KEY_TILE, WARPGROUP_ROWS};
+use sage_layout::tile::{CTA_QUERIES, KEY_CHUNK, KEY_TILE, WARPGROUP_ROWS};
 use sage_layout::visibility::Band;
 use simt::{global, math, shared, thread};
 
@@ -116,8 +116,19 @@ impl<S: Sequences> WorkItem<S> {
     /// The part of the item's key tiles that one of its warpgroups needs.
     #[inline(always)]
     pub fn warpgroup_key_tiles(&self, params: &AttentionParams, warpgroup: u32) -> KeyTiles {
-        let row = self.first_query + warpgroup * WARPGROUP_ROWS;
-        KeyTiles::of(params, self.sequence, [row, WARPGROUP_ROWS], KEY_TILE)
+        KeyTiles::of(params, self.sequence, self.warpgroup_rows(warpgroup), KEY_TILE)
+    }
+
+    /// The chunk after the last that one of its warpgroups sees anything of, if there is one.
+    #[inline(always)]
+    pub fn warpgroup_chunk_end(&self, params: &AttentionParams, warpgroup: u32) -> u32 {
+        KeyTiles::of(params, self.sequence, self.warpgroup_rows(warpgroup), KEY_CHUNK).end
+    }
+
+    /// The first of a warpgroup's queries, and how many there are.
+    #[inline(always)]
+    fn warpgroup_rows(&self, warpgroup: u32) -> [u32; 2] {
+        [self.first_query + warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS]
     }
 }
 

@@ -12,7 +12,7 @@ pub mod value;
 use sage_layout::params::{QuantizeParams, TensorView};
 use sage_layout::schedule::{Item, QUERY_TILES, RAGGED_QUERY_TILES, Work};
 use simt::global::CachePolicy;
-use simt::{global, math, thread};
+use simt::{global, grid, math, thread};
 
 use crate::element::Element;
 use crate::sequences::Sequences;
@@ -74,10 +74,16 @@ pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED:
     const VALUE: u32 = Work::Value as u32;
     // SAFETY: forwarded contract; items are of the call that the parameters describe.
     unsafe {
-        schedule::claim::<HEAD_DIM>(params);
+        grid::allow_dependents();
+        // attention has the others
+        if thread::multiprocessor() >= params.multiprocessors && thread::block_idx_x() != 0 {
+            return;
+        }
+        schedule::claim_first::<HEAD_DIM>(params);
         S::prepare::<HEAD_DIM>(params);
         loop {
             let (work, part) = schedule::share::<S, HEAD_DIM>(params);
+            schedule::tell_attention::<HEAD_DIM>(params);
             // every item claims the next one
             match work {
                 VALUE_STATISTICS if params.value_scale != 0 => {

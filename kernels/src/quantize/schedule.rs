@@ -2,8 +2,9 @@
 
 use sage_layout::kernel::QuantizeShared;
 use sage_layout::params::QuantizeParams;
+use sage_layout::schedule::Work;
 use sage_layout::schedule::counter::{self, Tensor};
-use simt::{global, shared, thread};
+use simt::{global, math, shared, thread};
 
 use super::{Find, Part, thread_of_item};
 use crate::sequences::Sequences;
@@ -11,8 +12,31 @@ use crate::sequences::Sequences;
 /// What [`share`] returns for work when there is none.
 const NOTHING_LEFT: u32 = u32::MAX;
 
+/// The same in place of the key head that the last item was of, if it was none that attention waits for.
+const NOTHING_FINISHED: u32 = u32::MAX;
+
+/// The thread that tells attention. Another one than those that claim and wait.
+const TELLING_THREAD: u32 = 64;
+
 /// The thread that waits for statistics. Not the first one, which waits for its claim at the same time.
 pub const WAITING_THREAD: u32 = 32;
+
+/// Claims a CTA's first item.
+///
+/// # Safety
+///
+/// As for [`claim`], before all others.
+#[inline(always)]
+pub unsafe fn claim_first<const HEAD_DIM: u32>(params: &QuantizeParams) {
+    let memory = QuantizeShared::new(HEAD_DIM);
+    if thread_of_item() == 0 {
+        // SAFETY: the places are this thread's until the first barrier, within the launch's shared memory.
+        unsafe {
+            shared::store_u32x4(shared::dynamic() + memory.item, [NOTHING_LEFT; 4]);
+            shared::store_u32(shared::dynamic() + memory.claim, claim_next(params));
+        }
+    }
+}
 
 /// Claims the next item for this CTA, in its first thread. Best between loads and their first use: the memory takes as long
 /// to answer.
@@ -31,13 +55,33 @@ pub unsafe fn claim<const HEAD_DIM: u32>(params: &QuantizeParams) {
     }
 }
 
+/// Tells attention that the item before the one at hand is done, if it waits for that.
+///
+/// # Safety
+///
+/// As the parameters say. All threads of the CTA call it, once after each [`share`], with a barrier before the next one.
+#[inline(always)]
+pub unsafe fn tell_attention<const HEAD_DIM: u32>(params: &QuantizeParams) {
+    if thread_of_item() == TELLING_THREAD {
+        // SAFETY: the place was written before the barrier in `share`, before which all threads also wrote what the item was about.
+        unsafe {
+            let head = shared::load_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).finished);
+            if head != NOTHING_FINISHED {
+                global::add_release_u32(params.quantized_items + 4 * head as u64, 1);
+            }
+        }
+    }
+}
+
 /// # Safety
 ///
 /// As the parameters say.
 #[inline(always)]
 unsafe fn claim_next(params: &QuantizeParams) -> u32 {
+    // opaque, or its address is kept in registers from one item to the next
+    let offset = math::opaque(4 * counter::QUANTIZE_CLAIMS as u32);
     // SAFETY: the counter is the launch's own.
-    unsafe { global::fetch_add_u32(params.counters + 4 * counter::QUANTIZE_CLAIMS, 1) }
+    unsafe { global::fetch_add_u32(params.counters + offset as u64, 1) }
 }
 
 /// Tells all threads of the CTA what its first thread claimed: what to do, with which tile.
@@ -52,6 +96,10 @@ pub unsafe fn share<S: Find, const HEAD_DIM: u32>(params: &QuantizeParams) -> (u
         // SAFETY: this thread wrote its claim. The item's place is within the launch's shared memory, and was read before
         // the barrier that every item has.
         unsafe {
+            let [work, head, ..] = shared::load_u32x4(place);
+            let is_quantized = (Work::Query as u32..=Work::Value as u32).contains(&work);
+            let finished = if is_quantized && params.quantized_items != 0 { head } else { NOTHING_FINISHED };
+            shared::store_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).finished, finished);
             let mut claim = shared::load_u32(shared::dynamic() + QuantizeShared::new(HEAD_DIM).claim);
             loop {
                 let Some(item) = S::claimed(params, claim) else {

@@ -127,3 +127,6 @@ pub fn fence_proxy_async() {
     });
     hesitate();
 }
+
+/// Copies read what earlier launches wrote.
+pub fn fence_proxy_async_global() {}

@@ -123,12 +123,16 @@ pub unsafe fn store_u32x4_hint(address: u64, value: [u32; 4], _: u64) {
 fn load_written<const BYTES: usize>(address: u64) -> [u8; BYTES] {
     let site = Location::caller();
     run(|cta| {
-        cta.atomics_allowed("ld.global", site)?;
+        // where blocks run in no certain order, others write nothing that this one may read
+        if cta.blocks == Blocks::Parallel {
+            return Ok(None);
+        }
         let mut bytes = [0; BYTES];
         cta.memory.load_written("ld.global", address, &mut bytes, site)?;
         cta.access_global("ld.global", (address, BYTES as u64), How::Load, site)?;
-        Ok(bytes)
+        Ok(Some(bytes))
     })
+    .unwrap_or_else(|| load(address))
 }
 
 #[track_caller]
@@ -142,20 +146,25 @@ pub unsafe fn load_written_f32(address: u64) -> f32 {
 }
 
 #[track_caller]
+pub unsafe fn load_written_f32x2(address: u64) -> [f32; 2] {
+    split(&load_written::<8>(address)).map(f32::from_bits)
+}
+
+#[track_caller]
 pub unsafe fn load_written_u32x4(address: u64) -> [u32; 4] {
     split(&load_written::<16>(address))
 }
 
-/// Adds atomically; releases and acquires if it `orders`.
-fn fetch_add(what: &str, (address, value): (u64, u32), orders: bool, site: Site) -> u32 {
+/// Adds atomically, and orders.
+fn fetch_add(what: &str, (address, value): (u64, u32), [acquires, releases]: [bool; 2], site: Site) -> u32 {
     let before = run(|cta| {
         cta.atomics_allowed(what, site)?;
-        if orders {
+        if acquires {
             cta.acquire(address);
         }
         let before = cta.memory.fetch_add(what, address, value, site)?;
         cta.access_global(what, (address, 4), How::AtomicAdd, site)?;
-        if orders {
+        if releases {
             cta.release(address);
         }
         Ok(before)
@@ -166,14 +175,21 @@ fn fetch_add(what: &str, (address, value): (u64, u32), orders: bool, site: Site)
 
 #[track_caller]
 pub unsafe fn fetch_add_u32(address: u64, value: u32) -> u32 {
-    fetch_add("atom.global.add", (address, value), false, Location::caller())
+    fetch_add("atom.global.add", (address, value), [false; 2], Location::caller())
 }
 
 #[track_caller]
 pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
     let site = Location::caller();
     let orders = !synchronises("atom.acq_rel", site);
-    fetch_add("atom.acq_rel.gpu.global.add", (address, value), orders, site)
+    fetch_add("atom.acq_rel.gpu.global.add", (address, value), [orders; 2], site)
+}
+
+#[track_caller]
+pub unsafe fn add_release_u32(address: u64, value: u32) {
+    let site = Location::caller();
+    let releases = !synchronises("red.release", site);
+    fetch_add("red.release.gpu.global.add", (address, value), [false, releases], site);
 }
 
 #[track_caller]

@@ -20,6 +20,7 @@ pub(crate) mod barrier;
 pub(crate) mod convert;
 pub(crate) mod copy;
 pub(crate) mod global;
+pub(crate) mod grid;
 pub(crate) mod math;
 pub(crate) mod mbarrier;
 pub(crate) mod mma;

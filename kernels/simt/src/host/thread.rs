@@ -23,6 +23,11 @@ pub fn block_idx_x() -> u32 {
     run(|cta| Ok(cta.block[0]))
 }
 
+/// As if each block had its own.
+pub fn multiprocessor() -> u32 {
+    block_idx_x()
+}
+
 pub fn block_idx_y() -> u32 {
     run(|cta| Ok(cta.block[1]))
 }

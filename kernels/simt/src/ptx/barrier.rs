@@ -22,3 +22,9 @@ pub fn fence_proxy_async() {
     // SAFETY: a fence touches nothing.
     unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) }
 }
+
+#[inline(always)]
+pub fn fence_proxy_async_global() {
+    // SAFETY: a fence touches nothing.
+    unsafe { asm!("fence.proxy.async.global;", options(nostack)) }
+}

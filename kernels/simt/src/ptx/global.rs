@@ -1,5 +1,6 @@
 //! Loads through `ld.global.nc` are `pure`: what they read does not change while a kernel runs, so the compiler may move or
-//! merge them. Others stay where they are.
+//! merge them. So are some of what was written before, which may move only as far as the next instruction that might write. Others stay where
+//! they are.
 
 use core::arch::asm;
 
@@ -113,6 +114,17 @@ pub unsafe fn load_written_f32(address: u64) -> f32 {
 }
 
 #[inline(always)]
+pub unsafe fn load_written_f32x2(address: u64) -> [f32; 2] {
+    let (a, b);
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe {
+        asm!("ld.global.v2.b32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg64) address,
+            options(pure, readonly, nostack))
+    }
+    [a, b]
+}
+
+#[inline(always)]
 pub unsafe fn load_written_u32x4(address: u64) -> [u32; 4] {
     let (a, b, c, d);
     // SAFETY: the caller's contract is the instruction's.
@@ -171,6 +183,12 @@ pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
             options(nostack))
     }
     before
+}
+
+#[inline(always)]
+pub unsafe fn add_release_u32(address: u64, value: u32) {
+    // SAFETY: the caller's contract is the instruction's.
+    unsafe { asm!("red.release.gpu.global.add.u32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) }
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ pub mod barrier;
 pub mod convert;
 pub mod copy;
 pub mod global;
+pub mod grid;
 pub mod math;
 pub mod mbarrier;
 pub mod mma;

@@ -5,6 +5,8 @@ unsafe extern "C" {
     safe fn tid_x() -> u32;
     #[link_name = "llvm.nvvm.read.ptx.sreg.ctaid.x"]
     safe fn ctaid_x() -> u32;
+    #[link_name = "llvm.nvvm.read.ptx.sreg.smid"]
+    safe fn smid() -> u32;
     #[link_name = "llvm.nvvm.read.ptx.sreg.ctaid.y"]
     safe fn ctaid_y() -> u32;
     #[link_name = "llvm.nvvm.read.ptx.sreg.ctaid.z"]
@@ -23,6 +25,11 @@ pub fn thread_idx_x() -> u32 {
 #[inline(always)]
 pub fn block_idx_x() -> u32 {
     ctaid_x()
+}
+
+#[inline(always)]
+pub fn multiprocessor() -> u32 {
+    smid()
 }
 
 #[inline(always)]

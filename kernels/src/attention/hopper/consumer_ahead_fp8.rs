@@ -14,7 +14,7 @@
 
 use core::cmp::{max, min};
 
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES};
+use sage_layout::tile::SEGMENT_TILES;
 use simt::math;
 use simt::wgmma::{self, E4m3, ValueAccumulator};
 
@@ -79,17 +79,21 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
                 let end = min(min(segment_end, flushed.saturating_add(params.tiles_per_flush)), tiles.end);
                 let [whole_end, masked_end] = tiles.runs(tile, end);
                 while tile < whole_end {
-                    ahead.step(consumer, [tile, tiles.end], None);
+                    ahead.step(consumer, [tile, tiles.end]);
                     tile += 1;
                 }
                 if tile < masked_end {
+                    ahead.multiply_pending(consumer, tile);
                     // opaque, or it is kept in registers through all tiles
                     let first_row = math::opaque(first_row);
                     let visible = VisibleKeys::new(params, item.sequence, first_row, consumer.warpgroup.lane);
+                    let chunk_end = item.warpgroup_chunk_end(params, consumer.warpgroup.index);
                     while tile < masked_end {
-                        ahead.step(consumer, [tile, tiles.end], Some(visible));
+                        consumer.step_masked(&mut ahead.state, [tile, tiles.end], chunk_end, visible);
+                        consumer.keep_row_sums(&mut ahead.state, tile);
                         tile += 1;
                     }
+                    ahead.pending_position = consumer.warpgroup.position;
                 }
                 if tile < end {
                     continue;
@@ -98,8 +102,7 @@ pub unsafe fn attend<E: Element, S: Sequences, const HEAD_DIM: u32, const REGIST
                 consumer.keep_row_sums(&mut ahead.state, tile.saturating_sub(2));
                 let is_full = tile - flushed == params.tiles_per_flush;
                 if is_full || tile == tiles.end {
-                    ahead.multiply_pending(consumer);
-                    consumer.keep_row_sums(&mut ahead.state, tile - 1);
+                    ahead.multiply_pending(consumer, tile);
                 }
                 if tile == tiles.end {
                     break;
@@ -127,17 +130,10 @@ where
         &mut self,
         consumer: &mut Consumer<HEAD_DIM, REGISTERS>,
         [tile, end]: [u32; 2],
-        mask: Option<VisibleKeys>,
     ) {
         let (current, pending) = (consumer.warpgroup.position, self.pending_position);
         consumer.warpgroup.position.advance();
         let next = consumer.warpgroup.position.only_if(tile + 1 < end, current);
-        let first_key = tile * KEY_TILE;
-        let visible = |first_key: u32| match mask {
-            Some(mask) => Visible::Some(mask.of_chunk(first_key)),
-            None => Visible::All,
-        };
-        let (first, second) = (visible(first_key), visible(first_key + KEY_CHUNK));
         let warpgroup = &consumer.warpgroup;
 
         // SAFETY: forwarded contract.
@@ -147,7 +143,7 @@ where
             warpgroup.multiply_query_key(&mut self.second_scores, warpgroup.key_chunk(current, 1));
             self.state.multiply_value(&self.pending, warpgroup.value_chunk(pending, 1));
             wgmma::commit();
-            let scores = self.state.chunk_scores(first);
+            let scores = self.state.chunk_scores(Visible::All);
             let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
             if saturated {
                 self.settle_second();
@@ -164,7 +160,7 @@ where
             warpgroup.multiply_query_key(&mut self.state.scores, warpgroup.key_chunk(next, 0));
             self.state.multiply_value(&probabilities, warpgroup.value_chunk(current, 0));
             wgmma::commit();
-            let scores = ChunkScores { scores: self.second_scores, scale: self.state.scale, visible: second };
+            let scores = ChunkScores { scores: self.second_scores, scale: self.state.scale, visible: Visible::All };
             let (mut probabilities, saturated) = self.state.softmax.probabilities(&scores);
             if saturated {
                 self.settle_first();
@@ -192,10 +188,13 @@ where
         wgmma::settle(&mut self.state.output);
     }
 
-    /// Multiplies the pending probabilities, so that there are none.
+    /// Multiplies the pending probabilities, if there are some, so that there are none before `tile`.
     #[inline(always)]
-    unsafe fn multiply_pending<const HEAD_DIM: u32>(&mut self, consumer: &Consumer<HEAD_DIM, REGISTERS>) {
+    unsafe fn multiply_pending<const HEAD_DIM: u32>(&mut self, consumer: &Consumer<HEAD_DIM, REGISTERS>, tile: u32) {
         let Consumer { warpgroup, .. } = consumer;
+        if self.pending_position.is_same_slot(warpgroup.position) {
+            return;
+        }
         // SAFETY: forwarded contract.
         unsafe {
             wgmma::fence();
@@ -205,6 +204,7 @@ where
             wgmma::settle(&mut self.state.output);
             self.state.empty_row_sums();
             warpgroup.release_tiles(self.pending_position);
+            consumer.keep_row_sums(&mut self.state, tile - 1);
         }
         (self.pending, self.pending_position) = (Probabilities::ZERO, warpgroup.position);
     }

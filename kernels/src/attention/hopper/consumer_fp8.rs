@@ -18,7 +18,7 @@ use core::cmp::min;
 use sage_layout::kernel::AttentionShared;
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::INT8_MAX;
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH};
+use sage_layout::tile::{CHUNKS_PER_TILE, KEY_CHUNK, KEY_TILE, SEGMENT_TILES, SEGMENTS_PER_FLUSH};
 use simt::wgmma::{self, Descriptor, E4m3, ValueAccumulator};
 use simt::{math, shared, warp};
 
@@ -213,18 +213,19 @@ where
                     let end = min((tile | last) + 1, tiles.end);
                     let [whole_end, masked_end] = if M::MODIFIES { [tile, end] } else { tiles.runs(tile, end) };
                     while tile < whole_end {
-                        self.step(&mut state, [tile, tiles.end], None);
+                        self.step(&mut state, [tile, tiles.end]);
                         tile += 1;
                     }
                     if tile < masked_end {
                         // opaque, or it is kept in registers through all tiles
                         let visible =
                             VisibleKeys::new(params, item.sequence, math::opaque(first_row), self.warpgroup.lane);
+                        let chunk_end = item.warpgroup_chunk_end(params, self.warpgroup.index);
                         while tile < masked_end {
                             if M::MODIFIES {
                                 self.step_modified::<M, S>(&mut state, item, tile, visible);
                             } else {
-                                self.step(&mut state, [tile, tiles.end], Some(visible));
+                                self.step_masked(&mut state, [tile, tiles.end], chunk_end, visible);
                             }
                             tile += 1;
                         }
@@ -275,23 +276,17 @@ where
         }
     }
 
-    /// One key tile, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the last,
-    /// before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
+    /// One key tile that all queries see whole, whose first 64 keys' scores are in `state.scores`; leaves the next tile's there. After the
+    /// last, before `end`, it leaves scores that nobody reads: that costs less than a second form of this loop.
     #[inline(always)]
-    unsafe fn step(&mut self, state: &mut State<REGISTERS>, [tile, end]: [u32; 2], mask: Option<VisibleKeys>) {
+    unsafe fn step(&mut self, state: &mut State<REGISTERS>, [tile, end]: [u32; 2]) {
         let current = self.warpgroup.position;
-        let first_key = tile * KEY_TILE;
-        let visible = |first_key: u32| match mask {
-            Some(mask) => Visible::Some(mask.of_chunk(first_key)),
-            None => Visible::All,
-        };
-        let (first, second) = (visible(first_key), visible(first_key + KEY_CHUNK));
         let value = self.warpgroup.value_chunk(current, 0);
 
         // SAFETY: see `attend`.
         unsafe {
             // chunk A; nothing is in flight
-            let scores = state.chunk_scores(first);
+            let scores = state.chunk_scores(Visible::All);
             let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
             if saturated {
                 self.rebase(state, &scores, &mut probabilities);
@@ -309,7 +304,7 @@ where
             let next = self.warpgroup.position.only_if(tile + 1 < end, current);
             self.warpgroup.wait_tiles(next);
             let next_key_scale = self.warpgroup.key_scale(next);
-            let scores = state.chunk_scores(second);
+            let scores = state.chunk_scores(Visible::All);
             let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
             wgmma::wait::<0>();
             wgmma::settle(&mut state.output);
@@ -325,6 +320,55 @@ where
             wgmma::wait::<0>();
             wgmma::settle(&mut state.scores);
             wgmma::settle(&mut state.output);
+            self.warpgroup.release_tiles(current);
+            state.scale = state.query_scale * next_key_scale;
+        }
+    }
+
+    /// One key tile of which some query does not see all, otherwise as [`step`](Self::step). Its chunks before `chunk_end` come one after the
+    /// other, with nothing in flight meanwhile; those behind it nobody sees. Such tiles are few, and this form of the loop is short.
+    ///
+    /// # Safety
+    ///
+    /// See [`new_state`](Self::new_state).
+    #[inline(always)]
+    pub unsafe fn step_masked(
+        &mut self,
+        state: &mut State<REGISTERS>,
+        [tile, end]: [u32; 2],
+        chunk_end: u32,
+        mask: VisibleKeys,
+    ) {
+        let current = self.warpgroup.position;
+        self.warpgroup.position.advance();
+        let next = self.warpgroup.position.only_if(tile + 1 < end, current);
+        let first_chunk = tile * CHUNKS_PER_TILE;
+        let last = min(chunk_end - first_chunk, CHUNKS_PER_TILE) - 1;
+        let mut next_key_scale = 0.0;
+        // SAFETY: see `attend`.
+        unsafe {
+            for chunk in 0..=last {
+                let visible = Visible::Some(mask.of_chunk((first_chunk + chunk) * KEY_CHUNK));
+                let scores = state.chunk_scores(visible);
+                let (mut probabilities, saturated) = state.softmax.probabilities(&scores);
+                if saturated {
+                    self.rebase(state, &scores, &mut probabilities);
+                }
+                let mut key = self.warpgroup.key_chunk(current, 1);
+                if chunk == last {
+                    self.warpgroup.wait_tiles(next);
+                    key = self.warpgroup.key_chunk(next, 0);
+                    next_key_scale = self.warpgroup.key_scale(next);
+                }
+                wgmma::fence();
+                self.warpgroup.multiply_query_key(&mut state.scores, key);
+                state.multiply_value(&probabilities, self.warpgroup.value_chunk(current, chunk));
+                wgmma::commit();
+                wgmma::wait::<0>();
+                wgmma::settle(&mut state.scores);
+                wgmma::settle(&mut state.output);
+                state.empty_row_sums();
+            }
             self.warpgroup.release_tiles(current);
             state.scale = state.query_scale * next_key_scale;
         }

@@ -7,7 +7,7 @@ use sage_layout::mask_tile::HIDDEN;
 use sage_layout::params::AttentionParams;
 use sage_layout::tile::{key_tile_bytes, query_tile_bytes, stored_head_dim};
 use simt::copy::bulk_to_shared;
-use simt::{math, shared, thread};
+use simt::{barrier, global, grid, math, shared, thread};
 
 use super::Values;
 use super::pipeline::{Position, Signal, Signals};
@@ -51,6 +51,11 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
         while index < params.items {
             let item = WorkItem::nth(params, index, memory.queries(), |place| S::of_cta(params, place));
             if item.is_there() {
+                if !S::RAGGED && params.quantized_items != 0 {
+                    let quantized = params.quantized_items + 4 * item.key_head as u64;
+                    global::wait_until_u32(quantized, params.items_of_key_head);
+                    barrier::fence_proxy_async_global();
+                }
                 let tiles = item.key_tiles(params, memory.queries());
                 let query_turn = min(tiles.count(), TILES_BEFORE_QUERY);
                 let first_tile =
@@ -96,5 +101,7 @@ pub unsafe fn produce<V: Values, S: Sequences>(params: &AttentionParams, base: u
         for warpgroup in 0..warpgroups {
             announce([NO_ITEM; 4], warpgroup, query_phase, 0);
         }
+        // whoever waits for this kernel waits for the quantizer too
+        grid::wait_for_prerequisite();
     }
 }

@@ -26,7 +26,7 @@ pub unsafe fn add_means<S: Sequences, const HEAD_DIM: u32>(
     let means = params.value_mean_codes + 4 * means;
     for group in 0..HEAD_DIM as usize / 8 {
         // SAFETY: means hold a row for each segment of each key head.
-        let mean = unsafe { global::load_f32x2(means + 32 * group as u64) };
+        let mean = unsafe { global::load_written_f32x2(means + 32 * group as u64) };
         for part in 0..4 {
             let sum = &mut output[4 * group + part];
             *sum = math::fma(row_sum[part / 2], mean[part % 2], *sum);
@@ -53,7 +53,8 @@ pub unsafe fn scales<S: Sequences, const HEAD_DIM: u32, const REGISTERS: usize>(
         // without keys there are no scales
         if !S::RAGGED || item.sequence.keys(0) != 0 {
             // SAFETY: scales hold a row for each key head.
-            [scales[2 * group], scales[2 * group + 1]] = unsafe { global::load_f32x2(address + 32 * group as u64) };
+            [scales[2 * group], scales[2 * group + 1]] =
+                unsafe { global::load_written_f32x2(address + 32 * group as u64) };
         }
     }
     scales
