@@ -198,8 +198,6 @@ impl Call<'_> {
             segments,
             sequences: self.sequences(),
             quantized_items: self.quantized_items(),
-            multiprocessors: if self.overlaps { self.quantizing_multiprocessors() } else { u32::MAX },
-            padding: 0,
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => QuantizeParams {
@@ -216,7 +214,7 @@ impl Call<'_> {
         };
         // a ragged batch's table is an item too
         let items = order.items + u32::from(resolved.is_ragged());
-        // all CTAs that the device runs at a time, or those that quantize would not lie together
+        // those too that leave their multiprocessor to attention
         let resident = self.multiprocessors * self.quantizer.min_blocks();
         launch(self.quantizer.family(), [items.min(resident), 1, 1], params.into())
     }

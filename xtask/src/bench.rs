@@ -13,8 +13,8 @@ pub struct Arguments {
     /// Fewer lengths, bursts and calls
     #[arg(long)]
     quick: bool,
-    /// Measure only what has this in its name, such as gpu/d128/causal/16384/attention/int8-fp8; of several, all must
-    /// match
+    /// Measure only what has this in its name, such as gpu/d128/causal/16384/attention/int8-fp8, or one of several texts: int8|torch; if
+    /// given more than once, all must match
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
     /// Folder for results and charts [default: target/bench]

@@ -10,8 +10,8 @@ pub struct Arguments {
     /// Fewer lengths, bursts and calls
     #[arg(long)]
     pub quick: bool,
-    /// Measure only what has this in its name, such as gpu/d128/causal/16384/attention/int8-fp8; of several, all must
-    /// match
+    /// Measure only what has this in its name, such as gpu/d128/causal/16384/attention/int8-fp8, or one of several texts: int8|torch; if
+    /// given more than once, all must match
     #[arg(long, value_name = "TEXT")]
     pub filter: Vec<String>,
     /// Folder for results and charts
@@ -31,7 +31,7 @@ pub struct Arguments {
 impl Arguments {
     /// Whether the filters let a measurement of this name through.
     pub fn want(&self, name: &str) -> bool {
-        self.filter.iter().all(|filter| name.contains(filter.as_str()))
+        self.filter.iter().all(|filter| filter.split('|').any(|text| name.contains(text)))
     }
 
     /// Makes the folder for results. To be called before anything is measured in vain.
@@ -84,5 +84,7 @@ mod tests {
         assert_eq!(count(&["--filter", "d128/full"]), 1);
         assert_eq!(count(&["--filter", "causal", "--filter", "quantization"]), 1);
         assert_eq!(count(&["--filter", "cpu"]), 0);
+        assert_eq!(count(&["--filter", "cpu|full|quantization"]), 2);
+        assert_eq!(count(&["--filter", "full|causal", "--filter", "attention"]), 2);
     }
 }

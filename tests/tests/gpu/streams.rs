@@ -33,6 +33,38 @@ fn twenty_repeats_are_bit_equal() -> Result<(), Error> {
     Ok(())
 }
 
+/// Calls that are long enough for attention to begin before everything is quantized: with inputs that change, so that it would show if
+/// attention read what the call before had left; and as a graph.
+#[test]
+fn attention_that_begins_early_waits_for_its_operands() -> Result<(), Error> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (index, options) in
+        modes().into_iter().flat_map(|mode| [mode, AttentionOptions { mask: Mask::Causal, ..mode }]).enumerate()
+    {
+        let [heads, head_dim] = [[16, 128], [32, 64]][index % 2];
+        let problem = AttentionProblem::new(LAYOUTS[0], DTYPES[0], [8, heads, 1024, head_dim]);
+        let inputs = [14, 15].map(|seed| Inputs::<f16>::random(&problem, seed));
+        let mut call = Call::new(gpu, &problem, &options, &inputs[0])?;
+        let mut expected = Vec::new();
+        for inputs in &inputs {
+            call.set_inputs(inputs)?;
+            call.enqueue_in_steps()?;
+            expected.push(call.outputs()?);
+        }
+        for turn in 0..6 {
+            call.set_inputs(&inputs[turn % 2])?;
+            call.enqueue()?;
+            assert!(call.outputs()? == expected[turn % 2], "turn {turn}, {options:?}");
+        }
+        let graph = Graph::capture(gpu, &mut call)?;
+        for _ in 0..2 {
+            graph.launch(gpu, &mut call)?;
+        }
+        assert!(call.outputs()? == expected[1], "as a graph, {options:?}");
+    }
+    Ok(())
+}
+
 /// The attention kernel leaves its counter of claimed items as it found it. Three items a multiprocessor, so that most
 /// are claimed; and too few for that.
 #[test]
