@@ -198,6 +198,8 @@ impl Call<'_> {
             segments,
             sequences: self.sequences(),
             quantized_items: self.quantized_items(),
+            multiprocessors: self.quantizing_multiprocessors(),
+            padding: 0,
         };
         let params = match workspace.values {
             Values::Fp8 { codes, scale, inverse_scale, mean, mean_codes } => QuantizeParams {

@@ -63,6 +63,9 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         key_tiles: 1,
         segments: 1,
         sequences: SequencesParams::default(),
+        quantized_items: 0,
+        multiprocessors: 0,
+        padding: 0,
     }
 }
 

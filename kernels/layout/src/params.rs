@@ -192,8 +192,12 @@ pub struct QuantizeParams {
     /// each of `[batch · key heads]`, it has for each of `[key heads][sequences]`.
     pub sequences: SequencesParams,
     /// u32 `[batch · key heads]`, 0 before the launch: how many of a head's items, other than of statistics, are done, for an attention kernel
-    /// that runs at the same time, to which CTAs leave every other multiprocessor; 0 if there is none.
+    /// that runs at the same time; 0 if there is none.
     pub quantized_items: Address,
+    /// Multiprocessors that quantize then: those with lower numbers. CTAs on others leave them to attention, but for the first CTA.
+    pub multiprocessors: u32,
+    /// Nothing.
+    pub padding: u32,
 }
 
 /// A tensor of the caller with an element for each score: `[batch, query head, query, key]`. Strides count elements.
@@ -538,7 +542,7 @@ const _: () = {
     assert!(size_of::<PrepareParams>() == 112 && offset_of!(PrepareParams, sequences) == 96);
     assert!(size_of::<SequencesParams>() == 72 && offset_of!(SequencesParams, count) == 40);
     assert!(size_of::<Order>() == 72 && align_of::<Order>() == 8);
-    assert!(size_of::<QuantizeParams>() == 512 && offset_of!(QuantizeParams, query_codes) == 208);
+    assert!(size_of::<QuantizeParams>() == 520 && offset_of!(QuantizeParams, query_codes) == 208);
     assert!(offset_of!(QuantizeParams, order) == 312 && offset_of!(QuantizeParams, heads_per_key_head) == 384);
     assert!(offset_of!(QuantizeParams, sequences) == 432);
     assert!(size_of::<Band>() == 8 && align_of::<Band>() == 4);

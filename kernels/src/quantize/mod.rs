@@ -75,7 +75,7 @@ pub unsafe fn quantize<E: Element, S: Find, const HEAD_DIM: u32, const SMOOTHED:
     // SAFETY: forwarded contract; items are of the call that the parameters describe.
     unsafe {
         grid::allow_dependents();
-        let is_attentions = !thread::multiprocessor().is_multiple_of(2);
+        let is_attentions = thread::multiprocessor() >= params.multiprocessors;
         if params.quantized_items != 0 && is_attentions && thread::block_idx_x() != 0 {
             return;
         }
