@@ -406,6 +406,7 @@ mod tests {
                     seen.push(counter::segments_of(tensor, head, segments));
                     seen.extend((0..segments).map(|segment| counter::tiles_of(tensor, head, segments, segment)));
                 }
+                seen.push(counter::quantized_of(head, heads, segments));
             }
             assert_eq!(seen.iter().max(), Some(&(counter::count(heads, segments) - 1)));
             seen.sort_unstable();
