@@ -356,6 +356,12 @@ impl PreparedPlan {
     }
 }
 
+/// What the driver takes for a kernel's one parameter.
+fn arguments(function: Function, params: &Params) -> [*mut c_void; 1] {
+    debug_assert!(params.are_of(function.kernel.family()));
+    [params.as_ptr().cast_mut().cast()]
+}
+
 /// Enqueues a kernel.
 ///
 /// # Safety
@@ -367,8 +373,7 @@ pub(crate) unsafe fn launch_kernel(
     grid: [u32; 3],
     params: &Params,
 ) -> Result<(), Error> {
-    debug_assert!(params.are_of(function.kernel.family()));
-    let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
+    let mut arguments = arguments(function, params);
     // SAFETY: the kernel has one parameter, of the family's type, which the driver copies before it returns.
     unsafe {
         cuda!(cuLaunchKernel(
@@ -398,8 +403,7 @@ unsafe fn launch_overlapping_kernel(
     grid: [u32; 3],
     params: &Params,
 ) -> Result<(), Error> {
-    debug_assert!(params.are_of(function.kernel.family()));
-    let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
+    let mut arguments = arguments(function, params);
     let mut attribute = LaunchAttribute { id: PROGRAMMATIC_STREAM_SERIALIZATION, padding: 0, value: 1, rest: [0; 15] };
     let configuration = LaunchConfiguration {
         grid,

@@ -34,8 +34,8 @@ pub struct LaunchAttribute {
 pub const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 
 unsafe extern "C" {
-    pub fn cuDriverGetVersion(version: *mut c_int) -> u32;
     pub fn cuInit(flags: c_uint) -> u32;
+    pub fn cuDriverGetVersion(version: *mut c_int) -> u32;
     pub fn cuGetErrorString(code: u32, text: *mut *const c_char) -> u32;
 
     pub fn cuDeviceGetCount(count: *mut c_int) -> u32;

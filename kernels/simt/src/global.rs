@@ -95,7 +95,7 @@ pub unsafe fn fetch_add_acq_rel_u32(address: u64, value: u32) -> u32 {
     unsafe { arch::global::fetch_add_acq_rel_u32(address, value) }
 }
 
-/// Adds `value` to a u32, and releases, at the scope of the GPU (`red.add.release.gpu`), as [`fetch_add_acq_rel_u32`] does.
+/// Adds `value` to a u32, and releases, at the scope of the GPU (`red.release.gpu.add`), as [`fetch_add_acq_rel_u32`] does.
 ///
 /// # Safety
 ///

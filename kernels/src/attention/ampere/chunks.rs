@@ -4,15 +4,12 @@ use sage_layout::fragment;
 use sage_layout::kernel::{MmaShared, mma_warps};
 use sage_layout::params::AttentionParams;
 use sage_layout::swizzle::{self, CHUNK_BYTES};
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE};
+use sage_layout::tile::{CHUNKS_PER_TILE, KEY_CHUNK, KEY_TILE};
 use simt::{mma, warp};
 
 use super::codes::Codes;
 use super::instructions::Instructions;
 use super::product::Values;
-
-/// Chunks of a key tile.
-const CHUNKS_PER_TILE: u32 = KEY_TILE / KEY_CHUNK;
 
 /// A thread's part of the copies.
 #[derive(Clone, Copy)]

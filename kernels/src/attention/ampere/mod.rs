@@ -30,7 +30,9 @@ use sage_layout::kernel::{MmaShared, mma_blocks};
 use sage_layout::params::AttentionParams;
 use sage_layout::scale::{KEY_SCALES_PER_TILE, QUERY_SCALES_PER_TILE, QUERY_SCALES_PER_WARP};
 use sage_layout::swizzle;
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, MAX_HEAD_DIM, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS};
+use sage_layout::tile::{
+    CHUNKS_PER_TILE, KEY_CHUNK, KEY_TILE, MAX_HEAD_DIM, MMA_QUERIES, SEGMENT_KEYS, WARP_ROWS, WARPGROUP_ROWS,
+};
 use simt::{global, math, shared, thread, warp};
 
 use crate::attention::epilogue::{self, RowEnds};
@@ -51,8 +53,7 @@ const STEP_BYTES: u32 = 32;
 /// Largest number of steps of Q·Kᵀ, and of blocks of eight channels: those of head dimension 256. Others use as many as they have.
 const STEPS: usize = (MAX_HEAD_DIM / STEP_BYTES) as usize;
 const CHANNEL_BLOCKS: usize = (MAX_HEAD_DIM / 8) as usize;
-/// Chunks of a key tile, and of a segment of keys.
-const TILE_CHUNKS: u32 = KEY_TILE / KEY_CHUNK;
+/// Chunks of a segment of keys.
 const SEGMENT_CHUNKS: u32 = SEGMENT_KEYS / KEY_CHUNK;
 
 type InstructionsOf<A> = <<A as Accumulator>::Product as Product>::Instructions;
@@ -167,8 +168,8 @@ unsafe fn shown_from<M: Modifier, S: Sequences>(
         return chunk;
     }
     // SAFETY: forwarded contract.
-    while chunk < end && unsafe { Shown::of_tile::<M, S>(params, item, MMA_QUERIES, chunk / TILE_CHUNKS).nothing } {
-        chunk = (chunk / TILE_CHUNKS + 1) * TILE_CHUNKS;
+    while chunk < end && unsafe { Shown::of_tile::<M, S>(params, item, MMA_QUERIES, chunk / CHUNKS_PER_TILE).nothing } {
+        chunk = (chunk / CHUNKS_PER_TILE + 1) * CHUNKS_PER_TILE;
     }
     min(chunk, end)
 }
@@ -422,7 +423,7 @@ impl<'a, A: Accumulator, C: Codes, M: Modifier, S: Sequences, const HEAD_DIM: u3
             return Shown { nothing: false, everything: true };
         }
         // SAFETY: forwarded contract.
-        unsafe { Shown::of_tile::<M, S>(self.params, self.item(), MMA_QUERIES, chunk / TILE_CHUNKS) }
+        unsafe { Shown::of_tile::<M, S>(self.params, self.item(), MMA_QUERIES, chunk / CHUNKS_PER_TILE) }
     }
 
     /// Scores of the `group`-th 16 keys of a part and of a row block, as the softmax takes them.

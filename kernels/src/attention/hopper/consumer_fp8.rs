@@ -325,8 +325,8 @@ where
         }
     }
 
-    /// One key tile of which some query does not see all, otherwise as [`step`](Self::step). Its chunks before `chunk_end` come one after the
-    /// other, with nothing in flight meanwhile; those behind it nobody sees. Such tiles are few, and this form of the loop is short.
+    /// One key tile of which some query does not see all, otherwise as `step`. Its chunks before `chunk_end` come one after the other, with
+    /// nothing in flight meanwhile; those behind it nobody sees. Such tiles are few, and this form of the loop is short.
     ///
     /// # Safety
     ///
@@ -395,7 +395,7 @@ where
             self.warpgroup.wait_tiles(position);
             state.scale = state.query_scale * self.warpgroup.key_scale(position);
             // not unrolled: modifiers are much code
-            for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
+            for chunk in 0..math::opaque(CHUNKS_PER_TILE) {
                 self.warpgroup.query_key(&mut state.scores, self.warpgroup.key_chunk(position, chunk));
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = state.chunk_scores(Visible::Some(mask.of_chunk(first_key)));

@@ -5,7 +5,7 @@
 
 use core::marker::PhantomData;
 
-use sage_layout::tile::{KEY_CHUNK, KEY_TILE, VALUE_ROW_BYTES};
+use sage_layout::tile::{CHUNKS_PER_TILE, KEY_CHUNK, KEY_TILE, VALUE_ROW_BYTES};
 use sage_layout::value_tile;
 use simt::math;
 use simt::wgmma::{self, Descriptor, ValueAccumulator};
@@ -222,7 +222,7 @@ impl<const REGISTERS: usize, const SUMS: usize> State<REGISTERS, SUMS> {
             warpgroup.wait_tiles(position);
             self.scale = self.query_scale * warpgroup.key_scale(position);
             // not unrolled: modifiers are much code
-            for chunk in 0..math::opaque(KEY_TILE / KEY_CHUNK) {
+            for chunk in 0..math::opaque(CHUNKS_PER_TILE) {
                 warpgroup.query_key(&mut self.scores, warpgroup.key_chunk(position, chunk));
                 let first_key = tile * KEY_TILE + chunk * KEY_CHUNK;
                 let scores = self.chunk_scores(Visible::Some(mask.of_chunk(first_key)));
