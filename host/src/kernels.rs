@@ -22,15 +22,15 @@ use sage_layout::params::{
     ScoreView, SequencesParams, TensorView,
 };
 use sage_layout::scale;
-use sage_layout::schedule::{Order, QUERY_TILES, RAGGED_QUERY_TILES, TilesPerHead, counter};
+use sage_layout::schedule::{ItemsPerHead, Order, QUERY_TILES, RAGGED_QUERY_TILES, counter};
 use sage_layout::tile;
 
 /// How many statistics items lie between a head's last and what depends on it, so that nobody waits for them: as many as are among the
 /// two items that each of `resident` CTAs has at a time, the one at hand and the one that it claimed; and a tenth more. With more, less of
 /// what is read twice is still in the L2 cache. Measured (`docs/performance.md`): where two fifths of the items are statistics, .85 to .95 of the
 /// CTAs are best on an H200 (64 channels: 1); where a third were, .75 were on an H100. Other shares were not measured.
-fn lag(resident: u32, tiles: &TilesPerHead) -> u32 {
-    let [statistics, others] = [tiles.statistics(), tiles.quantization()].map(u64::from);
+fn lag(resident: u32, per_head: &ItemsPerHead) -> u32 {
+    let [statistics, others] = [per_head.statistics(), per_head.quantization()].map(u64::from);
     let in_flight = 2 * resident as u64 * statistics / (statistics + others).max(1);
     (in_flight + in_flight / 10) as u32
 }
@@ -159,8 +159,8 @@ impl Call<'_> {
 
         let resident = self.quantizing_multiprocessors() * self.quantizer.min_blocks();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
-        let tiles = self.items_of_key_head(operands);
-        let order = Order::new(key_heads, tiles, lag(resident, &tiles));
+        let per_head = self.items_of_key_head(operands);
+        let order = Order::new(key_heads, per_head, lag(resident, &per_head));
         let params = QuantizeParams {
             query,
             key,
@@ -221,12 +221,12 @@ impl Call<'_> {
     }
 
     /// What the quantizer does for each key head, for some of the operands.
-    fn items_of_key_head(&self, operands: &[Operand]) -> TilesPerHead {
+    fn items_of_key_head(&self, operands: &[Operand]) -> ItemsPerHead {
         let resolved = &self.plan.resolved;
         let Places { query_tiles, key_tiles, .. } = resolved.places();
         let query_items = query_tiles.div_ceil(if resolved.is_ragged() { RAGGED_QUERY_TILES } else { QUERY_TILES });
         let of = |operand, tiles| if operands.contains(&operand) { tiles } else { 0 };
-        TilesPerHead {
+        ItemsPerHead {
             key_statistics: if resolved.options.smooth_k { of(Operand::Key, key_tiles) } else { 0 },
             value_statistics: match self.plan.workspace.values {
                 Values::Fp8 { .. } => of(Operand::Value, key_tiles),
@@ -545,6 +545,17 @@ mod tests {
     use super::*;
     use crate::options::{AttentionOptions, PvMode, Rotary, RotaryPairs};
     use crate::tensor::{AttentionProblem, TensorLayout};
+
+    /// What was measured as best, or near it, and nothing where nothing waits.
+    #[test]
+    fn statistics_are_ahead_by_what_is_in_flight() {
+        let e4m3 = ItemsPerHead { key_statistics: 8, value_statistics: 8, query: 8, key: 8, value: 8 };
+        let sixteen_bits = ItemsPerHead { value_statistics: 0, ..e4m3 };
+        let values_alone = ItemsPerHead { key_statistics: 0, query: 0, key: 0, ..sixteen_bits };
+        assert_eq!(lag(528, &e4m3), 464);
+        assert_eq!(lag(528, &sixteen_bits), 290);
+        assert_eq!(lag(528, &values_alone), 0);
+    }
 
     /// Queries and keys are rotated once: before the quantizer, or by it.
     #[test]

@@ -3,7 +3,7 @@
 use sage_kernels::entry::launch;
 use sage_layout::kernel::Kernel;
 use sage_layout::params::{QuantizeParams, RotaryParams, SequencesParams, Strides, TensorView};
-use sage_layout::schedule::{Order, QUERY_TILES, TilesPerHead, counter};
+use sage_layout::schedule::{ItemsPerHead, Order, QUERY_TILES, counter};
 use simt::host::{Kind, Memory, Options, Schedule};
 
 const CHANNELS: u32 = 64;
@@ -29,8 +29,8 @@ fn params(memory: &mut Memory) -> QuantizeParams {
     };
     let (query, key, value) = (tensor("query"), tensor("key"), tensor("value"));
     let mut allocate = |name, bytes| memory.allocate(name, bytes);
-    let tiles =
-        TilesPerHead { key_statistics: 1, value_statistics: 1, query: 3u32.div_ceil(QUERY_TILES), key: 1, value: 1 };
+    let per_head =
+        ItemsPerHead { key_statistics: 1, value_statistics: 1, query: 3u32.div_ceil(QUERY_TILES), key: 1, value: 1 };
     QuantizeParams {
         query,
         key,
@@ -50,7 +50,7 @@ fn params(memory: &mut Memory) -> QuantizeParams {
         value_mean_codes: allocate("value_mean_codes", 64 * 4),
         log_sum_exp_shift: allocate("log_sum_exp_shift", 192 * 4),
         counters: allocate("counters", 4 * counter::count(1, 1) as usize),
-        order: Order::new(1, tiles, 0),
+        order: Order::new(1, per_head, 0),
         heads_per_key_head: 1,
         granularity: 3,
         softmax_scale: 1.0,
@@ -95,7 +95,7 @@ fn parameters_must_be_the_kernels() {
 fn statistics_that_nobody_takes() {
     let mut memory = Memory::new();
     let params = params(&mut memory);
-    let tiles = TilesPerHead { key_statistics: 0, ..params.order.tiles };
-    let without = QuantizeParams { order: Order::new(1, tiles, 0), ..params };
+    let per_head = ItemsPerHead { key_statistics: 0, ..params.order.per_head };
+    let without = QuantizeParams { order: Order::new(1, per_head, 0), ..params };
     assert_eq!(kind(Kernel::QuantizeD64F16, [3, 1, 1], without, &memory), Some(Kind::Deadlock));
 }

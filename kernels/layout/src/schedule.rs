@@ -50,7 +50,7 @@ pub const RAGGED_QUERY_TILES: u32 = 1;
 /// Items of each key head: tiles of keys and values, and of queries [`QUERY_TILES`] or [`RAGGED_QUERY_TILES`] each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct TilesPerHead {
+pub struct ItemsPerHead {
     /// Key tiles that statistics are taken of: all or none.
     pub key_statistics: u32,
     /// Value tiles that statistics are taken of: all or none.
@@ -63,7 +63,7 @@ pub struct TilesPerHead {
     pub value: u32,
 }
 
-impl TilesPerHead {
+impl ItemsPerHead {
     /// Those of statistics.
     pub const fn statistics(&self) -> u32 {
         self.key_statistics + self.value_statistics
@@ -87,7 +87,7 @@ impl TilesPerHead {
 #[repr(C)]
 pub struct Order {
     /// What there is to do for each head.
-    pub tiles: TilesPerHead,
+    pub per_head: ItemsPerHead,
     /// Statistics items in all.
     pub statistics: u32,
     /// All items.
@@ -107,19 +107,19 @@ pub struct Order {
 impl Order {
     /// The order for `heads` key heads; at least `lag` statistics items lie between a head's last and the first
     /// quantization that depends on it, if there are as many.
-    pub const fn new(heads: u32, tiles: TilesPerHead, lag: u32) -> Self {
-        let statistics = heads * tiles.statistics();
-        let quantization = heads * tiles.quantization();
-        let lead = tiles.of_head() + lag + ROUNDING;
+    pub const fn new(heads: u32, per_head: ItemsPerHead, lag: u32) -> Self {
+        let statistics = heads * per_head.statistics();
+        let quantization = heads * per_head.quantization();
+        let lead = per_head.of_head() + lag + ROUNDING;
         Self {
-            tiles,
+            per_head,
             statistics,
             items: statistics + quantization,
             lead: if lead < statistics { lead } else { statistics },
             statistics_share: share(statistics, statistics + quantization),
-            query_share: share(tiles.query, tiles.quantization()),
-            statistics_of_head: Divisor::new(tiles.statistics()),
-            quantization_of_head: Divisor::new(tiles.quantization()),
+            query_share: share(per_head.query, per_head.quantization()),
+            statistics_of_head: Divisor::new(per_head.statistics()),
+            quantization_of_head: Divisor::new(per_head.quantization()),
         }
     }
 
@@ -133,7 +133,7 @@ impl Order {
         // of the items before, so many are queries'
         let queries = if is_statistics { 0 } else { part(index, self.query_share) };
         let is_query = !is_statistics && part(index + 1, self.query_share) > queries;
-        let keys = if is_statistics { self.tiles.key_statistics } else { self.tiles.key };
+        let keys = if is_statistics { self.per_head.key_statistics } else { self.per_head.key };
         let tile = index - queries;
         let (is_key, tile) = if tile < keys { (true, tile) } else { (false, tile - keys) };
         let work = match (is_query, is_statistics, is_key) {
@@ -277,19 +277,19 @@ mod tests {
             [(true, true), (false, true), (true, false), (false, false)].map(|statistics| (shape, statistics))
         });
         let each = parts.map(|((heads, key, query), (key_statistics, value_statistics))| {
-            let tiles = TilesPerHead {
+            let all = ItemsPerHead {
                 key_statistics: if key_statistics { key } else { 0 },
                 value_statistics: if value_statistics { key } else { 0 },
                 query,
                 key,
                 value: key,
             };
-            let none = TilesPerHead { key_statistics: 0, value_statistics: 0, query: 0, key: 0, value: 0 };
-            let queries = TilesPerHead { query, ..none };
-            let keys = TilesPerHead { key_statistics: tiles.key_statistics, key, ..none };
-            let values = TilesPerHead { value_statistics: tiles.value_statistics, value: key, ..none };
-            [tiles, queries, keys, values]
-                .map(|tiles| [0, 1, 10, 264].map(|lag| (heads, Order::new(heads, tiles, lag))))
+            let none = ItemsPerHead { key_statistics: 0, value_statistics: 0, query: 0, key: 0, value: 0 };
+            let queries = ItemsPerHead { query, ..none };
+            let keys = ItemsPerHead { key_statistics: all.key_statistics, key, ..none };
+            let values = ItemsPerHead { value_statistics: all.value_statistics, value: key, ..none };
+            [all, queries, keys, values]
+                .map(|per_head| [0, 1, 10, 264].map(|lag| (heads, Order::new(heads, per_head, lag))))
         });
         each.flatten().flatten()
     }
@@ -303,7 +303,7 @@ mod tests {
                 assert!(head < heads && seen.insert((work as u32, head, tile), index).is_none());
             }
             assert_eq!(order.nth(order.items), None);
-            let TilesPerHead { key_statistics, value_statistics, query, key, value } = order.tiles;
+            let ItemsPerHead { key_statistics, value_statistics, query, key, value } = order.per_head;
             for (work, tiles) in [key_statistics, value_statistics, query, key, value].into_iter().enumerate() {
                 assert!((0..heads).all(|head| (0..tiles).all(|tile| seen.contains_key(&(work as u32, head, tile)))));
             }
@@ -314,19 +314,19 @@ mod tests {
     #[test]
     fn statistics_come_first() {
         for (_, order) in orders() {
-            let lag = order.lead.saturating_sub(order.tiles.of_head() + ROUNDING);
+            let lag = order.lead.saturating_sub(order.per_head.of_head() + ROUNDING);
             let mut statistics = 0;
             for index in 0..order.items {
                 let Item { work, head, .. } = order.nth(index).expect("an item at every index");
-                let keys = head * order.tiles.statistics() + order.tiles.key_statistics;
+                let keys = head * order.per_head.statistics() + order.per_head.key_statistics;
                 let needed = match work {
                     Work::KeyStatistics | Work::ValueStatistics => {
                         statistics += 1;
                         continue;
                     }
                     // the mean of the keys, for the log-sum-exp
-                    Work::Query | Work::Key if order.tiles.key_statistics > 0 => keys,
-                    Work::Value if order.tiles.value_statistics > 0 => keys + order.tiles.value_statistics,
+                    Work::Query | Work::Key if order.per_head.key_statistics > 0 => keys,
+                    Work::Value if order.per_head.value_statistics > 0 => keys + order.per_head.value_statistics,
                     _ => 0,
                 };
                 let expected = if needed == 0 { 0 } else { (needed + lag).min(order.statistics) };
@@ -354,7 +354,7 @@ mod tests {
                     Work::Query => None,
                 };
                 if let Some(first) = reread {
-                    assert!(statistics - first <= order.lead + order.tiles.of_head() + ROUNDING);
+                    assert!(statistics - first <= order.lead + order.per_head.of_head() + ROUNDING);
                 }
             }
         }
@@ -376,22 +376,22 @@ mod tests {
 
     #[test]
     fn items_of_the_largest_calls_have_an_index() {
-        let tiles = TilesPerHead {
+        let per_head = ItemsPerHead {
             key_statistics: (1 << 28) - 1,
             value_statistics: (1 << 28) - 1,
             query: 3 * ((1 << 28) - 1),
             key: (1 << 28) - 1,
             value: (1 << 28) - 1,
         };
-        let order = Order::new(1, tiles, 264);
+        let order = Order::new(1, per_head, 264);
         for index in (0..order.items).step_by(9973).chain([order.items - 1]) {
             let Item { work, head, tile } = order.nth(index).expect("an item");
             let tiles = match work {
-                Work::KeyStatistics => tiles.key_statistics,
-                Work::ValueStatistics => tiles.value_statistics,
-                Work::Query => tiles.query,
-                Work::Key => tiles.key,
-                Work::Value => tiles.value,
+                Work::KeyStatistics => per_head.key_statistics,
+                Work::ValueStatistics => per_head.value_statistics,
+                Work::Query => per_head.query,
+                Work::Key => per_head.key,
+                Work::Value => per_head.value,
             };
             assert!(head == 0 && tile < tiles, "{index}: {work:?} {head} {tile}");
         }

@@ -290,7 +290,7 @@ pub unsafe fn quantize_query<
             // without keys, there is no mean
             if !S::RAGGED || sequence.keys(0) != 0 {
                 // unless an earlier launch took them
-                if params.order.tiles.key_statistics != 0 {
+                if params.order.per_head.key_statistics != 0 {
                     wait_for_statistics(params, Tensor::Key, key_head, sequence);
                 }
                 let row = sequence.row(key_head, &params.sequences);
