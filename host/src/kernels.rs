@@ -157,10 +157,10 @@ impl Call<'_> {
         }
         let [query, key, value] = self.inputs();
 
-        let resident = self.quantizing_multiprocessors() * self.quantizer.min_blocks();
+        let quantizing = self.quantizing_multiprocessors();
         let Places { key_heads, query_tiles, key_tiles, segments, .. } = resolved.places();
         let per_head = self.items_of_key_head(operands);
-        let order = Order::new(key_heads, per_head, lag(resident, &per_head));
+        let order = Order::new(key_heads, per_head, lag(quantizing * self.quantizer.min_blocks(), &per_head));
         let params = QuantizeParams {
             query,
             key,
@@ -197,7 +197,7 @@ impl Call<'_> {
             segments,
             sequences: self.sequences(),
             quantized_items: self.quantized_items(),
-            multiprocessors: self.quantizing_multiprocessors(),
+            multiprocessors: quantizing,
             padding: 0,
         };
         let params = match workspace.values {

@@ -15,8 +15,6 @@ use sageattention::{
     Unsupported, attend_quantized, quantize_key, quantize_query, quantize_value,
 };
 
-const CAUSAL: Mask = Mask::CausalAligned(CausalAlign::BottomRight);
-
 fn plan<T: Element>(problem: AttentionProblem, options: AttentionOptions) -> AttentionPlan {
     AttentionPlan::new(AttentionProblem { dtype: T::DTYPE, ..problem }, options).expect("a valid call")
 }
@@ -104,10 +102,11 @@ fn the_kernels_do_the_same_in_any_order() {
 #[test]
 fn attention_waits_for_what_the_quantizer_counts() {
     let of = |pv_mode| AttentionOptions { pv_mode, ..Default::default() };
+    let causal = Mask::CausalAligned(CausalAlign::BottomRight);
     let rotary = Rotary { dim: 32, pairs: RotaryPairs::HalfSplit, positions: 300, query_offset: 0, key_offset: 0 };
     for (index, (head_dim, options)) in [
         (64, of(PvMode::Fp8)),
-        (128, AttentionOptions { mask: CAUSAL, return_lse: true, ..of(PvMode::Fp8) }),
+        (128, AttentionOptions { mask: causal, return_lse: true, ..of(PvMode::Fp8) }),
         (96, AttentionOptions { smooth_k: false, ..of(PvMode::Fp8) }),
         (256, of(PvMode::Fp8)),
         (64, of(PvMode::F16)),

@@ -346,13 +346,9 @@ impl PreparedPlan {
     ///
     /// As for [`enqueue_quantization`](Self::enqueue_quantization), for all operands; they are quantized, and the counters 0.
     pub(super) unsafe fn enqueue_attention(&self, call: &Call, stream: *mut c_void) -> Result<(), Error> {
+        let launch = if call.overlaps { launch_overlapping_kernel } else { launch_kernel };
         // SAFETY: forwarded contract, and as above.
-        call.attend(|family, grid, params| unsafe {
-            match call.overlaps {
-                true => launch_overlapping_kernel(self.kernels.of(family), stream, grid, &params),
-                false => launch_kernel(self.kernels.of(family), stream, grid, &params),
-            }
-        })
+        call.attend(|family, grid, params| unsafe { launch(self.kernels.of(family), stream, grid, &params) })
     }
 }
 

@@ -155,7 +155,7 @@ pub unsafe fn load_written_u32x4(address: u64) -> [u32; 4] {
     split(&load_written::<16>(address))
 }
 
-/// Adds atomically, and orders.
+/// Adds atomically; acquires before and releases after it, if it is to.
 fn fetch_add(what: &str, (address, value): (u64, u32), [acquires, releases]: [bool; 2], site: Site) -> u32 {
     let before = run(|cta| {
         cta.atomics_allowed(what, site)?;
